@@ -1,0 +1,33 @@
+"""What every test runs under: eight CPU devices, no network, one compilation cache."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).resolve().parent.parent
+_DEVICES = "--xla_force_host_platform_device_count"
+
+# jax reads these when it is imported, so they are set here, before any test module is.
+# Subprocesses started by tests inherit them.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real data and checkpoints named by PROMPTEOL_DATA; skips without it."""
+    folder = os.environ.get("PROMPTEOL_DATA")
+    if not folder:
+        pytest.skip(
+            "PROMPTEOL_DATA is unset: it names the folder of real data and checkpoints"
+        )
+    path = Path(folder)
+    if not path.is_dir():
+        pytest.fail(f"PROMPTEOL_DATA={folder} is not a folder")
+    return path
