@@ -112,10 +112,6 @@ def _byte_level_bpe() -> tokenizers.Tokenizer:
 
 def _merges() -> list[tuple[str, str]]:
     """The chains of all words, each merge once: a word's own beginnings come before it."""
-    whole = (
-        [_SPACE + word for word in WORDS]
-        + [_SPACE + mark for mark in ':"']
-        + list(OPENINGS)
-    )
+    whole = [_SPACE + word for word in WORDS] + [_SPACE + mark for mark in ':"'] + list(OPENINGS)
     chains = ((word[:end], word[end]) for word in whole for end in range(1, len(word)))
     return list(dict.fromkeys(chains))
