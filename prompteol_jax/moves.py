@@ -1,0 +1,83 @@
+"""The weight table of a model family: which tensor of a file becomes which leaf, and how.
+
+One row names a tensor, a leaf, and how the axes go from one to the other:
+
+    Move("layers.{l}.self_attn.q_proj.weight", "block.attention.q.w", "(N H) D -> D N H")
+
+Layers 0 to L-2 of a `block.` leaf are stacked at `blocks.`, layer L-1 stands alone at `last.`.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Shaped
+
+
+class Move(NamedTuple):
+    """One row of a family's weight table."""
+
+    source: str  # name in the file, "{l}" for the layer number
+    target: str  # path of the leaf, "block." for one leaf per layer
+    dims: str  # axes in the file -> axes of the leaf; joined axes in parentheses, row-major
+
+
+class Sources(NamedTuple):
+    """The tensors of a file that make up one leaf, in the order they are stacked."""
+
+    names: tuple[str, ...]
+    stacked: bool
+    dims: str
+
+
+def expand(moves: Sequence[Move], L: int) -> dict[str, Sources]:
+    """The sources of every leaf of a model of `L` layers; with one layer, `blocks.` has none."""
+    leaves: dict[str, Sources] = {}
+    for source, target, dims in moves:
+        if not target.startswith("block."):
+            leaves[target] = Sources((source,), False, dims)
+            continue
+        names = tuple(source.replace("{l}", str(layer)) for layer in range(L))
+        leaf = target.removeprefix("block.")
+        leaves[f"blocks.{leaf}"] = Sources(names[:-1], True, dims)
+        leaves[f"last.{leaf}"] = Sources(names[-1:], False, dims)
+    return leaves
+
+
+def arrange(
+    array: Shaped[np.ndarray, "..."], dims: str, sizes: Mapping[str, int]
+) -> Shaped[np.ndarray, "..."]:
+    """Split, reorder and join axes as `dims` says, without a copy wherever strides allow it."""
+    source, target = parse(dims)
+    axes = [axis for group in source for axis in group]
+    split = array.reshape([sizes[axis] for axis in axes])
+    order = [axes.index(axis) for group in target for axis in group]
+    return split.transpose(order).reshape(lengths(target, sizes))
+
+
+def reverse(dims: str) -> str:
+    """The pattern of the way back."""
+    source, target = dims.split("->")
+    return f"{target.strip()} -> {source.strip()}"
+
+
+Axes = tuple[tuple[str, ...], ...]
+
+
+@functools.cache
+def parse(dims: str) -> tuple[Axes, Axes]:
+    """The axes of file and leaf, as groups of letters joined in one axis."""
+    sides = [re.findall(r"\(([^()]*)\)|(\w+)", side) for side in dims.split("->")]
+    groups = [tuple(tuple((a or b).split()) for a, b in side) for side in sides]
+    letters = [sorted(axis for group in side for axis in group) for side in groups]
+    if len(groups) != 2 or letters[0] != letters[1] or len(set(letters[0])) < len(letters[0]):
+        raise ValueError(f"{dims!r} does not name the same axes once on each side of '->'.")
+    return groups[0], groups[1]
+
+
+def lengths(side: Axes, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of one side of a pattern."""
+    return tuple(math.prod(sizes[axis] for axis in group) for group in side)

@@ -1,0 +1,145 @@
+"""Safetensors files as read-only mapped views.
+
+The format is eight bytes of header length, a JSON header, and raw bytes. Only the header is read
+until a view is used, and every length and offset in it is checked against the file first.
+"""
+
+import collections
+import json
+import math
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+SAFETENSORS_DTYPES: Final[Mapping[str, np.dtype]] = {
+    "BOOL": np.dtype(np.bool_),
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "U16": np.dtype(np.uint16),
+    "I16": np.dtype(np.int16),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "U32": np.dtype(np.uint32),
+    "I32": np.dtype(np.int32),
+    "F32": np.dtype(np.float32),
+    "U64": np.dtype(np.uint64),
+    "I64": np.dtype(np.int64),
+    "F64": np.dtype(np.float64),
+}
+
+_HEADER_LIMIT: Final = 100_000_000  # bytes; the safetensors format allows no longer header
+
+
+def open_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Map every tensor of a safetensors file.
+
+    Raises: FileNotFoundError; ValueError naming file and tensor where the header does not describe
+        the file exactly (truncated, overlapping, unknown dtype, wrong byte count).
+    """
+    raw = map_bytes(path)
+    header, start = _safetensors_header(path, raw)
+    data = raw[start:]
+    spans = {name: _safetensors_span(path, name, entry) for name, entry in header.items()}
+    end = 0
+    for name, span in sorted(spans.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if span.end > data.size:
+            raise ValueError(
+                f"{path}: tensor {name!r} ends at byte {start + span.end}, but the file has only "
+                f"{raw.size}: it is truncated. Copy or download it again."
+            )
+        if span.begin != end:
+            fault = "overlaps another tensor" if span.begin < end else "follows unused bytes"
+            raise ValueError(f"{path}: tensor {name!r} {fault}: the file is corrupt.")
+        end = span.end
+    if end != data.size:
+        raise ValueError(f"{path}: {data.size - end} bytes after the last tensor: corrupt file.")
+    return {
+        name: data[span.begin : span.end].view(span.dtype).reshape(span.shape)
+        for name, span in spans.items()
+    }
+
+
+class _Span(NamedTuple):
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def _safetensors_header(path: Path, raw: np.ndarray) -> tuple[dict[str, Any], int]:
+    if raw.size < 8:
+        raise ValueError(f"{path}: {raw.size} bytes are too few for a safetensors file.")
+    (length,) = struct.unpack("<Q", raw[:8].tobytes())
+    if length > min(raw.size - 8, _HEADER_LIMIT):
+        raise ValueError(
+            f"{path}: the header claims {length} bytes of a file of {raw.size}: truncated, or not "
+            "a safetensors file. Copy or download it again."
+        )
+    try:
+        text = raw[8 : 8 + length].tobytes().decode()
+        header = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: the safetensors header is not valid JSON: {error}.") from error
+    if not isinstance(header, dict):
+        raise ValueError(f"{path}: the safetensors header is not a JSON object.")
+    header.pop("__metadata__", None)
+    return header, 8 + length
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = collections.Counter(name for name, _ in pairs)
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise ValueError(f"{twice[0]!r} occurs twice")
+    return dict(pairs)
+
+
+def _safetensors_span(path: Path, name: str, entry: Any) -> _Span:
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise ValueError(f"{path}: tensor {name!r} lacks dtype, shape or data_offsets.")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not are_naturals(shape) or not are_naturals(offsets) or len(offsets) != 2:
+        raise ValueError(f"{path}: tensor {name!r} has shape {shape} at bytes {offsets}.")
+    if entry["dtype"] not in SAFETENSORS_DTYPES:
+        raise ValueError(
+            f"{path}: tensor {name!r} has dtype {entry['dtype']!r}; readable are "
+            f"{', '.join(SAFETENSORS_DTYPES)}."
+        )
+    dtype = SAFETENSORS_DTYPES[entry["dtype"]]
+    begin, end = offsets
+    needed = math.prod(shape) * dtype.itemsize
+    if end - begin != needed:
+        raise ValueError(
+            f"{path}: tensor {name!r} of shape {tuple(shape)} and dtype {entry['dtype']} needs "
+            f"{needed} bytes, the header gives it {end - begin}."
+        )
+    return _Span(dtype, tuple(shape), begin, end)
+
+
+def are_naturals(values: Any) -> bool:
+    """Whether `values` is a list or tuple of integers >= 0, as shapes and offsets must be."""
+    return isinstance(values, list | tuple) and all(type(v) is int and v >= 0 for v in values)
+
+
+def map_bytes(path: Path) -> np.ndarray:
+    """The bytes of a file, mapped read-only.
+
+    Raises: FileNotFoundError; ValueError where the file is empty, or a Git LFS pointer instead of
+        its content.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the file is empty. Copy or download it again.")
+    raw = np.asarray(np.memmap(path, np.uint8, mode="r"))
+    if raw[:64].tobytes().startswith(b"version https://git-lfs"):
+        raise ValueError(
+            f"{path}: a Git LFS pointer, not the file itself. Run `git lfs pull` in its repository."
+        )
+    return raw
