@@ -15,7 +15,8 @@ import numpy as np
 from prompteol_jax.moves import Move, Sources, arrange, expand, lengths, parse
 
 FLOAT_TYPES: Final = ("float16", "bfloat16", "float32", "float64")
-_TILE: Final = 1 << 18  # items copied at once: source and target of a transposition stay in cache
+_TILE_ROWS: Final = 256
+_TILE: Final = 256 * _TILE_ROWS  # items copied at once
 _LISTED: Final = 20  # names an error prints before it only counts
 
 
@@ -186,9 +187,12 @@ def copy_finite(target: np.ndarray, source: np.ndarray, name: str) -> None:
 
 
 def _tiles(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
-    if not shape:
+    """Blocks over the first two axes, small enough that a transposition stays in cache."""
+    if len(shape) < 2:
         yield ()
         return
-    rows = max(1, _TILE // max(1, math.prod(shape[1:])))
-    for start in range(0, shape[0], rows):
-        yield (slice(start, start + rows),)
+    rows, columns, *rest = shape
+    width = max(1, _TILE // (_TILE_ROWS * max(1, math.prod(rest))))
+    for row in range(0, rows, _TILE_ROWS):
+        for column in range(0, columns, width):
+            yield slice(row, row + _TILE_ROWS), slice(column, column + width)
