@@ -1,0 +1,178 @@
+"""Model families by name, and decoders from and to Hugging Face folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from prompteol_jax import axes, hf, nn
+from prompteol_jax.models import llama, opt
+from prompteol_jax.models.decoder import Decoder
+
+Config = opt.OptConfig | llama.LlamaConfig
+FAMILIES: Final[Mapping[str, tuple[type, ModuleType]]] = MappingProxyType(
+    {"opt": (opt.OptConfig, opt), "llama": (llama.LlamaConfig, llama)}
+)
+
+
+class Raw(nnx.Module):
+    """In the place of the final norm where an inner layer is asked for: nothing."""
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        return x_BTD
+
+
+def read_config(folder: Path) -> Config:
+    """Read `config.json` of a Hugging Face folder.
+
+    Raises: FileNotFoundError without one; ValueError for another family or any field that is not
+        understood, by name.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no config.json: it is not a model folder")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    name = fields.get("model_type")
+    if name not in FAMILIES:
+        raise ValueError(
+            f"{path}: model_type = {name!r} is not supported; supported: {sorted(FAMILIES)}"
+        )
+    return FAMILIES[name][0].from_hf(fields)
+
+
+def resolve_layer(layer: int | None, L: int) -> int | None:
+    """Count blocks to run for `hidden_states[layer]`; None for the last, which the final norm follows.
+
+    Raises: ValueError where there is no such layer; the embedding itself, layer 0, is none.
+    """
+    if layer is None:
+        return None
+    blocks = layer + L + 1 if layer < 0 else layer
+    if not 1 <= blocks <= L:
+        raise ValueError(f"layer {layer} does not exist: allowed are 1 to {L}, or -1 to {-L}")
+    return None if blocks == L else blocks
+
+
+def abstract_decoder(
+    config: Config, mesh: Mesh, *, dtype: Any, weight_dtype: Any = None, layers: int | None = None,
+    rules: Mapping[str, str] = axes.RULES,
+) -> Decoder:
+    """Describe a decoder: placeholders with shape, dtype and sharding in the place of arrays.
+
+    Args:
+        dtype: of activations; weight_dtype: of matrices, `dtype` by default.
+        layers: blocks to keep, for the raw hidden state behind them; None for the whole model.
+    """
+    make = nn.Placeholders(config.sizes, weight_dtype or dtype, mesh, rules)
+    _, family = FAMILIES[config.family]
+    depth = config.L if layers is None else layers
+    return Decoder(
+        stem=family.Stem(config, make),
+        blocks=family.Block(config, make.stacked(depth - 1)),
+        last=family.Block(config, make),
+        finish=Raw() if layers is not None else family.Finish(config, make),
+        dtype=dtype,
+    )
+
+
+def leaves(model: nnx.Module) -> dict[str, Any]:
+    """The arrays, or their placeholders, of a module by dotted path."""
+    flat = nnx.to_flat_state(nnx.state(model))
+    return {".".join(map(str, path)): leaf.get_value() for path, leaf in flat}
+
+
+def fill(model: Decoder, arrays: Mapping[str, Any]) -> Decoder:
+    """Put arrays in the place of the placeholders of the same paths."""
+    graph, state = nnx.split(model)
+    flat = [
+        (path, leaf.replace(arrays[".".join(map(str, path))]))
+        for path, leaf in nnx.to_flat_state(state)
+    ]
+    return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def load_decoder(
+    folder: Path, config: Config, mesh: Mesh, *, dtype: Any, weight_dtype: Any = None,
+    layers: int | None = None, rules: Mapping[str, str] = axes.RULES,
+) -> Decoder:
+    """Load a Hugging Face folder onto a mesh, each process reading what it holds.
+
+    Raises: hf.WeightMismatch that lists every missing, unexpected and misshapen tensor.
+    """
+    _, family = FAMILIES[config.family]
+    shape = partial(abstract_decoder, config, mesh, dtype=dtype, weight_dtype=weight_dtype)
+    model = shape(layers=layers, rules=rules)
+    whole, moves = weight_table(config, shape()), weight_table(config, model)
+    unread = [re.escape(move.source) for move in whole if move not in moves]
+    arrays = hf.read_weights(
+        hf.open_tensors(folder),
+        moves,
+        leaves(model),
+        config.sizes,
+        layers=layers or config.L,
+        ignore=(*family.IGNORED, *unread),
+        alias=family.ALIAS if config.tied else {},
+    )
+    return fill(model, arrays)
+
+
+def weight_table(config: Config, model: Decoder) -> tuple[hf.Move, ...]:
+    """The rows of the family's weight table whose weights this model has."""
+    _, family = FAMILIES[config.family]
+    present = leaves(model)
+    return tuple(
+        move for move in family.WEIGHTS if re.sub(r"^block\.", "last.", move.target) in present
+    )
+
+
+def random_decoder(config: Config, mesh: Mesh, key: jax.Array, *, dtype: Any) -> Decoder:
+    """Draw a decoder at random: matrices normal with deviation 0.02, norms one, biases zero."""
+    model = abstract_decoder(config, mesh, dtype=dtype, weight_dtype=jnp.float32)
+    places = leaves(model)
+    out = {path: place.sharding for path, place in places.items()}
+
+    def draw() -> dict[str, jax.Array]:
+        keys = dict(zip(places, jax.random.split(key, len(places)), strict=True))
+        return {path: _initial(path, keys[path], place) for path, place in places.items()}
+
+    return fill(model, jax.jit(draw, out_shardings=out)())
+
+
+def _initial(path: str, key: jax.Array, place: jax.ShapeDtypeStruct) -> jax.Array:
+    if path.endswith(".scale"):
+        return jnp.ones(place.shape, place.dtype)
+    if path.endswith((".b", ".bias")):
+        return jnp.zeros(place.shape, place.dtype)
+    return 0.02 * jax.random.normal(key, place.shape, place.dtype)
+
+
+def save_decoder(folder: Path, config: Config, model: Decoder, *, dtype: str) -> None:
+    """Write a Hugging Face folder that transformers loads: config.json and safetensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    moves = weight_table(config, model)
+    hf.write_weights(
+        folder, leaves(model), moves, config.sizes, dtype=dtype, rename=lambda name: f"model.{name}"
+    )
+    fields = {**config.to_hf(), "dtype": dtype}
+    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def replace_dropout(config: Config, rate: float | None) -> Config:
+    """Set the model's own dropout of training; None keeps the checkpoint's."""
+    if rate is None or config.family != "opt":
+        return config
+    return dataclasses.replace(config, dropout=rate)

@@ -1,0 +1,154 @@
+"""The alphabet of axes, and where each of them lies on a mesh.
+
+One letter means the same everywhere: in config fields, in the names of arrays (`x_BTD`), in einsum
+equations (`"BTD,NHD->BTNH"`), in annotations, in the weight tables and in the sharding table below.
+
+    B  sentences or rows of a batch        V  vocabulary
+    T  tokens in a row                     L  decoder layers
+    C  cached tokens of a shared prefix    R  LoRA rank
+    D  residual width                      E  OPT word-embedding width where it is not D
+    N  query heads                         P  learned positions, or the longest prompt
+    K  key/value heads                     S  sentences that end in a row
+    H  head width                          A  alternatives scored per anchor
+    F  feed-forward width                  G  query heads per key/value head
+    Q  queries of one attention call
+
+A mesh has two axes: `data` cuts the batch, `model` cuts heads, feed-forward width and vocabulary.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+RULES: Final[Mapping[str, str]] = MappingProxyType(
+    {"B": "data", "N": "model", "K": "model", "F": "model", "V": "model"}
+)
+FSDP_RULES: Final[Mapping[str, str]] = MappingProxyType({**RULES, "D": "data"})
+AXES: Final = ("data", "model")
+
+
+def parse_mesh(text: str) -> tuple[int, int]:
+    """Read `"4x2"` as 4 devices along data times 2 along model.
+
+    Raises: ValueError where the text has another form or a size below 1.
+    """
+    match = re.fullmatch(r"(\d+)x(\d+)", text.strip())
+    sizes = tuple(int(n) for n in match.groups()) if match else (0, 0)
+    if min(sizes) < 1:
+        raise ValueError(
+            f"mesh {text!r} is not DATAxMODEL, two whole numbers from 1 up: try 1x1, 8x1 or 4x2"
+        )
+    return sizes
+
+
+def make_mesh(shape: tuple[int, int]) -> Mesh:
+    """Lay the first `data * model` devices out as a mesh.
+
+    Raises: ValueError where there are fewer devices; the message names meshes that would fit.
+    """
+    data, model = shape
+    have = len(jax.devices())
+    if data * model > have:
+        fits = ", ".join(f"{have // m}x{m}" for m in _divisors(have))
+        raise ValueError(
+            f"mesh {data}x{model} needs {data * model} devices, found {have} "
+            f"({jax.devices()[0].platform}). Use {fits}, or more devices."
+        )
+    devices = jax.devices()[: data * model]
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def check_mesh(sizes: Mapping[str, int], shape: tuple[int, int], *, batch: int | None = None) -> None:
+    """Refuse a mesh that the model or the batch cannot be cut to.
+
+    Key/value heads fewer than the model axis are replicated in groups, so there it is enough that
+    one divides the other.
+
+    Raises: ValueError that lists every misfit and names meshes of as many devices that would fit.
+    """
+    misfits = _misfits(sizes, shape, batch)
+    if not misfits:
+        return
+    devices = shape[0] * shape[1]
+    meshes = [(devices // m, m) for m in _divisors(devices)]
+    fits = [f"{d}x{m}" for d, m in meshes if not _misfits(sizes, (d, m), batch)]
+    advice = f"Meshes of {devices} devices that fit: {', '.join(fits)}." if fits else (
+        f"No mesh of {devices} devices fits; 1x1 always does."
+    )
+    raise ValueError(f"mesh {shape[0]}x{shape[1]} does not fit: {'; '.join(misfits)}. {advice}")
+
+
+def _misfits(sizes: Mapping[str, int], shape: tuple[int, int], batch: int | None) -> list[str]:
+    data, model = shape
+    found = [
+        f"{letter} = {sizes[letter]} ({meaning}) is not a multiple of model = {model}"
+        for letter, meaning in (("N", "query heads"), ("F", "feed-forward width"))
+        if sizes[letter] % model
+    ]
+    heads = sizes.get("K", sizes["N"])
+    if heads % model and model % heads:
+        found.append(f"K = {heads} (key/value heads) and model = {model} do not divide each other")
+    if batch is not None and batch % data:
+        found.append(f"B = {batch} (batch) is not a multiple of data = {data}")
+    return found
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def spec(
+    dims: str, shape: tuple[int, ...], mesh: Mesh, rules: Mapping[str, str] = RULES
+) -> PartitionSpec:
+    """Give every letter of `dims` its mesh axis, from the left.
+
+    An axis that its mesh axis does not divide stays whole, and so does a vector: cutting it would
+    save nothing. A mesh axis is given once.
+    """
+    taken: list[str | None] = []
+    for letter, size in zip(dims, shape, strict=True):
+        axis = rules.get(letter)
+        fits = axis is not None and size % mesh.shape[axis] == 0 and axis not in taken
+        taken.append(axis if fits else None)
+    if len(dims.lstrip("L")) == 1 and dims != "B":
+        return PartitionSpec(*[None] * len(dims))
+    return PartitionSpec(*taken)
+
+
+def sharding(
+    dims: str, shape: tuple[int, ...], mesh: Mesh, rules: Mapping[str, str] = RULES
+) -> NamedSharding:
+    """Say where an array of these axes lives on the mesh."""
+    return NamedSharding(mesh, spec(dims, shape, mesh, rules))
+
+
+def constrain(x: jax.Array, dims: str) -> jax.Array:
+    """Pin an activation to the layout of the table, under the mesh set by `jax.set_mesh`.
+
+    Without a mesh in context this is the identity.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(dims, x.shape, mesh))
+
+
+def spread_heads(x: jax.Array) -> jax.Array:
+    """Repeat the heads of `[..., K, H]` where K is less than the model axis, one copy a device group.
+
+    Groups of devices then hold the head that their queries need, and only that.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    model = 1 if mesh.empty else mesh.shape["model"]
+    heads = x.shape[-2]
+    if model <= heads or model % heads:
+        return x
+    dims = "BTKH" if x.ndim == 4 else "CKH"
+    return constrain(jnp.repeat(x, model // heads, axis=-2), dims)

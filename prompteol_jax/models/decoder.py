@@ -1,0 +1,169 @@
+"""The decoder that every family shares: embed, scan the blocks, and finish one token a sentence.
+
+    ids_BT -> stem -> [block 0 .. L-2, scanned] -> last block, queries of the last tokens only -> finish
+
+The last block is held apart because only a sentence's last token is wanted from it: keys and values
+are computed for every token, queries and all that follows for one. No language-model head is run.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from prompteol_jax import attention, axes, nn
+
+Remat = Literal["none", "dots", "full"]
+
+
+class Rows(NamedTuple):
+    """Token rows, right-padded; what fills the padding never matters.
+
+    Attributes:
+        ids_BT: token ids, the shared prefix left out.
+        last_BS: places of the last tokens of the S sentences of each row.
+        start_BT: in packed rows, the place of the first token of each token's own sentence.
+    """
+
+    ids_BT: Int[Array, "B T"]
+    last_BS: Int[Array, "B S"]
+    start_BT: Int[Array, "B T"] | None = None
+
+
+class KVCache(NamedTuple):
+    """Keys and values of a prefix, without a batch axis: L-1 layers stacked, and the last one."""
+
+    blocks: tuple[Float[Array, "L C K H"], Float[Array, "L C K H"]]
+    last: tuple[Float[Array, "C K H"], Float[Array, "C K H"]]
+
+    @property
+    def length(self) -> int:
+        """Tokens in the prefix."""
+        return self.last[0].shape[0]
+
+
+class View(NamedTuple):
+    """What a block sees of its surroundings, the same in every layer."""
+
+    mask_BQT: Array
+    angles: Any = None  # of every token's place: LLaMA's cosines and sines
+    query_BQ: Array | None = None  # None: every token is a query
+
+    def queries(self, x: jax.Array) -> jax.Array:
+        """Take the rows' query tokens out of `[B, T, ...]`."""
+        if self.query_BQ is None:
+            return x
+        index = self.query_BQ.reshape(self.query_BQ.shape + (1,) * (x.ndim - 2))
+        return jnp.take_along_axis(x, index, axis=1)
+
+    def query_angles(self) -> Any:
+        """The angles of the queries' places."""
+        if self.query_BQ is None:
+            return self.angles
+        wide = (jnp.broadcast_to(a, (len(self.query_BQ), *a.shape[1:])) for a in self.angles)
+        return tuple(self.queries(a) for a in wide)
+
+
+class Decoder(nnx.Module):
+    """A decoder-only language model without its head.
+
+    Args:
+        stem: ids, places, keys -> x_BTD in the compute dtype; has `angles(place)`.
+        blocks: blocks 0 .. L-2, their arrays stacked along a leading axis.
+        last: block L-1; the same class as `blocks`.
+        finish: x_BSD -> z_BSD, final norm and projection; the identity for an inner layer.
+        dtype: of activations.
+    """
+
+    def __init__(
+        self, stem: nnx.Module, blocks: nnx.Module, last: nnx.Module, finish: nnx.Module, dtype: Any
+    ):
+        self.stem = stem
+        self.blocks = blocks
+        self.last = last
+        self.finish = finish
+        self.dtype = jnp.dtype(dtype)
+
+    def __call__(
+        self,
+        rows: Rows,
+        cache: KVCache | None = None,
+        key_B: Key[Array, "B"] | None = None,
+        *,
+        remat: Remat = "none",
+    ) -> Float[Array, "B S D"]:
+        """Final hidden states of the sentences' last tokens, float32.
+
+        Args:
+            key_B: one dropout key a row; None switches all dropout off.
+            remat: what the backward pass recomputes: nothing, all but matrix products, or all.
+        """
+        T = rows.ids_BT.shape[1]
+        x_BTD, _, view = self._trunk(rows, cache, key_B, remat)
+        mask_BQT = attention.visible(T, rows.last_BS, rows.start_BT)
+        view = view._replace(mask_BQT=mask_BQT, query_BQ=rows.last_BS)
+        prefix = None if cache is None else cache.last
+        x_BSD, _ = self.last(x_BTD, view, prefix, nn.fold_keys(key_B, self._depth))
+        return self.finish(x_BSD).astype(jnp.float32)
+
+    def mean(self, rows: Rows) -> Float[Array, "B D"]:
+        """Mean of the final hidden states of a row's tokens, one whole prompt a row, float32."""
+        x_BTD, _, view = self._trunk(rows, None, None, "none")
+        x_BTD, _ = self.last(x_BTD, view, None, None)
+        z_BTD = self.finish(x_BTD).astype(jnp.float32)
+        real_BT = jnp.arange(z_BTD.shape[1]) <= rows.last_BS
+        summed_BD = jnp.where(real_BT[..., None], z_BTD, 0).sum(1)
+        return summed_BD / (rows.last_BS + 1)
+
+    def prefill(
+        self,
+        ids_C: Int[Array, "C"],
+        key_B: Key[Array, "1"] | None = None,
+        *,
+        remat: Remat = "none",
+    ) -> KVCache:
+        """Keys and values of a prefix, to be shared by every row that continues it.
+
+        Its dropout masks are drawn once and shared likewise.
+        """
+        rows = Rows(ids_C[None], jnp.zeros((1, 1), jnp.int32))
+        x_BTD, kv, view = self._trunk(rows, None, key_B, remat)
+        k_BTKH, v_BTKH = self.last.keys_values(x_BTD, view, nn.fold_keys(key_B, self._depth))
+        return KVCache((kv[0][:, 0], kv[1][:, 0]), (k_BTKH[0], v_BTKH[0]))
+
+    @property
+    def _depth(self) -> int:
+        return jax.tree.leaves(self.blocks)[0].shape[0]
+
+    def _trunk(
+        self, rows: Rows, cache: KVCache | None, key_B: jax.Array | None, remat: Remat
+    ) -> tuple[jax.Array, tuple, View]:
+        """Run all blocks but the last over every token; also their keys and values."""
+        T = rows.ids_BT.shape[1]
+        offset = 0 if cache is None else cache.length
+        place_BT = jnp.arange(T)[None]
+        place_BT = offset + (place_BT if rows.start_BT is None else place_BT - rows.start_BT)
+        x_BTD = self.stem(rows.ids_BT, place_BT, nn.fold_keys(key_B, self._depth + 1))
+        x_BTD = axes.constrain(x_BTD.astype(self.dtype), "BTD")
+        view = View(attention.visible(T, None, rows.start_BT), self.stem.angles(place_BT))
+
+        @partial(_rematerialised, remat)
+        def layer(x_BTD: jax.Array, xs: tuple) -> tuple[jax.Array, tuple]:
+            block, prefix, index = xs
+            return block(x_BTD, view, prefix, nn.fold_keys(key_B, index))
+
+        prefixes = None if cache is None else cache.blocks
+        x_BTD, kv = jax.lax.scan(layer, x_BTD, (self.blocks, prefixes, jnp.arange(self._depth)))
+        return x_BTD, kv, view
+
+
+def _rematerialised(remat: Remat, layer: Any) -> Any:
+    if remat == "none":
+        return layer
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return jax.checkpoint(layer, policy=policy, prevent_cse=False)

@@ -1,0 +1,286 @@
+"""LLaMA 1, 2 and 3 (Touvron et al. 2023; Llama Team 2024): RMSNorm, RoPE, SwiGLU, grouped heads.
+
+Everything that is peculiar to the family is here: config, modules, weight table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from prompteol_jax import attention, axes, hf, nn
+from prompteol_jax.models.decoder import View
+from prompteol_jax.models.fields import Fields
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rope:
+    """How fast each pair of a head turns.
+
+    Attributes:
+        scaling: `"default"`, `"linear"` (all frequencies over `factor`) or `"llama3"` (low ones only).
+    """
+
+    theta: float = 10000.0
+    scaling: str = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_positions: int = 8192
+
+    def inverse_frequencies(self, H: int) -> np.ndarray:
+        """Radians a place for each of the H/2 pairs, float32.
+
+        Source: transformers' modeling_rope_utils.py for the two kinds of scaling.
+        """
+        frequency = 1.0 / self.theta ** (np.arange(0, H, 2, dtype=np.float32) / np.float32(H))
+        frequency = frequency.astype(np.float32)
+        if self.scaling == "linear":
+            return (frequency / self.factor).astype(np.float32)
+        if self.scaling == "llama3":
+            return self._llama3(frequency)
+        return frequency
+
+    def _llama3(self, frequency: np.ndarray) -> np.ndarray:
+        wavelength = 2 * math.pi / frequency
+        turns = self.original_positions / wavelength  # full turns within the first training length
+        smooth = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        smooth = np.clip(smooth, 0.0, 1.0)
+        return ((1 - smooth) * frequency / self.factor + smooth * frequency).astype(np.float32)
+
+    @classmethod
+    def from_hf(cls, f: Fields) -> Self:
+        """Read `rope_theta` and `rope_scaling`, or `rope_parameters` as transformers 5 writes them."""
+        given = dict(f.take("rope_parameters", None) or f.take("rope_scaling", None) or {})
+        f.ignore("rope_scaling")
+        theta = f.take("rope_theta", None) or given.pop("rope_theta", None) or 10000.0
+        given.pop("rope_theta", None)
+        kinds = {given.pop(k) for k in ("rope_type", "type") if k in given} or {"default"}
+        kind = kinds.pop()
+        allowed = {
+            "default": (),
+            "linear": ("factor",),
+            "llama3": (
+                "factor",
+                "low_freq_factor",
+                "high_freq_factor",
+                "original_max_position_embeddings",
+            ),
+        }
+        if kinds or kind not in allowed:
+            f.wrong(f"rope_scaling of type {kind!r} is not supported; supported: {list(allowed)}")
+            return cls(theta=theta)
+        if set(given) != set(allowed[kind]):
+            f.wrong(f"rope_scaling {kind!r} takes {list(allowed[kind])}, found {sorted(given)}")
+            return cls(theta=theta)
+        if "original_max_position_embeddings" in given:
+            given["original_positions"] = given.pop("original_max_position_embeddings")
+        return cls(theta=float(theta), scaling=kind, **given)
+
+    def to_hf(self) -> dict[str, Any]:
+        """The `rope_parameters` field of transformers 5."""
+        fields: dict[str, Any] = {"rope_type": self.scaling, "rope_theta": self.theta}
+        if self.scaling != "default":
+            fields["factor"] = self.factor
+        if self.scaling == "llama3":
+            fields["low_freq_factor"] = self.low_freq_factor
+            fields["high_freq_factor"] = self.high_freq_factor
+            fields["original_max_position_embeddings"] = self.original_positions
+        return fields
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+    """The shape of a LLaMA model; P is the longest prompt."""
+
+    family: ClassVar[str] = "llama"
+    L: int
+    D: int
+    N: int
+    K: int
+    H: int
+    F: int
+    V: int
+    P: int
+    norm_eps: float = 1e-6
+    rope: Rope = Rope()
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    tied: bool = False
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Length of every axis letter."""
+        return {c: getattr(self, c) for c in "LDNKHFVP"}
+
+    @property
+    def width(self) -> int:
+        """Width of a sentence's vector."""
+        return self.D
+
+    @property
+    def dropout(self) -> float:
+        """LLaMA has no dropout of its own."""
+        return 0.0
+
+    @classmethod
+    def from_hf(cls, fields: Mapping[str, Any]) -> Self:
+        """Read the fields of a `config.json`.
+
+        Raises: ValueError that names every field that is missing, unknown or out of range.
+        """
+        f = Fields(fields)
+        f.expect("hidden_act", "silu")
+        f.expect("pretraining_tp", *range(1, 65))  # a way to split products, equal but for rounding
+        f.expect("attention_dropout", 0.0)
+        D, N = f.integer("hidden_size"), f.integer("num_attention_heads")
+        K = f.integer("num_key_value_heads", N)
+        if fields.get("head_dim") is None:
+            f.require_multiple("hidden_size", "num_attention_heads")
+        f.require_multiple("num_attention_heads", "num_key_value_heads")
+        config = dict(
+            D=D,
+            N=N,
+            K=K,
+            H=f.integer("head_dim", D // N or 1),
+            L=f.integer("num_hidden_layers"),
+            F=f.integer("intermediate_size"),
+            V=f.integer("vocab_size"),
+            P=f.integer("max_position_embeddings", 2048),
+            norm_eps=f.take("rms_norm_eps", 1e-6),
+            rope=Rope.from_hf(f),
+            attention_bias=f.take("attention_bias", False),
+            mlp_bias=f.take("mlp_bias", False),
+            tied=f.take("tie_word_embeddings", False),
+        )
+        f.finish()
+        return cls(**config)
+
+    def to_hf(self) -> dict[str, Any]:
+        """Fields of the `config.json` that transformers reads back as this model."""
+        return {
+            "model_type": "llama",
+            "architectures": ["LlamaForCausalLM"],
+            "hidden_act": "silu",
+            "hidden_size": self.D,
+            "num_hidden_layers": self.L,
+            "num_attention_heads": self.N,
+            "num_key_value_heads": self.K,
+            "head_dim": self.H,
+            "intermediate_size": self.F,
+            "vocab_size": self.V,
+            "max_position_embeddings": self.P,
+            "rms_norm_eps": self.norm_eps,
+            "rope_parameters": self.rope.to_hf(),
+            "attention_bias": self.attention_bias,
+            "mlp_bias": self.mlp_bias,
+            "tie_word_embeddings": self.tied,
+        }
+
+
+class Stem(nnx.Module):
+    """Word embedding, and the angles by which heads turn."""
+
+    def __init__(self, config: LlamaConfig, make: nn.Placeholders):
+        self.tokens = make.matrix("VD")
+        self.rope = config.rope
+        self.H = config.H
+
+    def __call__(self, ids_BT: jax.Array, place_BT: jax.Array, key_B: jax.Array | None) -> jax.Array:
+        return self.tokens[...][ids_BT]
+
+    def angles(self, place_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Cosines and sines of every token's place."""
+        return attention.rotary_angles(place_BT, jnp.asarray(self.rope.inverse_frequencies(self.H)))
+
+    def logits(self, z_BD: jax.Array) -> jax.Array:
+        """Scores of the next token where the head is tied to the embedding."""
+        return nn.dot("BD,VD->BV", z_BD.astype(self.tokens.dtype), self.tokens[...])
+
+
+class Block(nnx.Module):
+    """Attention and gated feed-forward, each behind a norm and beside a residual."""
+
+    def __init__(self, config: LlamaConfig, make: nn.Placeholders):
+        self.attention_norm = nn.RMSNorm(make, eps=config.norm_eps)
+        self.q = nn.Linear("BTD,NHD->BTNH", make, bias=config.attention_bias)
+        self.k = nn.Linear("BTD,KHD->BTKH", make, bias=config.attention_bias)
+        self.v = nn.Linear("BTD,KHD->BTKH", make, bias=config.attention_bias)
+        self.o = nn.Linear("BTNH,DNH->BTD", make, bias=config.attention_bias)
+        self.mlp_norm = nn.RMSNorm(make, eps=config.norm_eps)
+        self.gate = nn.Linear("BTD,FD->BTF", make, bias=config.mlp_bias)
+        self.up = nn.Linear("BTD,FD->BTF", make, bias=config.mlp_bias)
+        self.down = nn.Linear("BTF,DF->BTD", make, bias=config.mlp_bias)
+
+    def __call__(
+        self, x_BTD: jax.Array, view: View, prefix: tuple | None, key_B: jax.Array | None
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """The block's output for the view's queries, and the keys and values of every token."""
+        keys = [nn.fold_keys(key_B, i) for i in range(7)]
+        y_BTD = self.attention_norm(x_BTD)
+        kv = self._keys_values(y_BTD, view, keys)
+        x_BQD, y_BQD = view.queries(x_BTD), view.queries(y_BTD)
+        q_BQNH = attention.rotate(self.q(y_BQD, keys[0]), view.query_angles())
+        q_BQNH = axes.constrain(q_BQNH, "BQNH")
+        y_BQNH = attention.attend(q_BQNH, *kv, view.mask_BQT, prefix)
+        x_BQD = axes.constrain(x_BQD + self.o(y_BQNH, keys[3]), "BQD")
+        y_BQD = self.mlp_norm(x_BQD)
+        y_BQF = jax.nn.silu(self.gate(y_BQD, keys[4])) * self.up(y_BQD, keys[5])
+        y_BQF = axes.constrain(y_BQF, "BQF")
+        return axes.constrain(x_BQD + self.down(y_BQF, keys[6]), "BQD"), kv
+
+    def keys_values(
+        self, x_BTD: jax.Array, view: View, key_B: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Keys and values alone, for the last layer of a prefix."""
+        keys = [nn.fold_keys(key_B, i) for i in range(3)]
+        return self._keys_values(self.attention_norm(x_BTD), view, keys)
+
+    def _keys_values(
+        self, y_BTD: jax.Array, view: View, keys: list
+    ) -> tuple[jax.Array, jax.Array]:
+        k_BTKH = attention.rotate(self.k(y_BTD, keys[1]), view.angles)
+        v_BTKH = self.v(y_BTD, keys[2])
+        return axes.constrain(k_BTKH, "BTKH"), axes.constrain(v_BTKH, "BTKH")
+
+
+class Finish(nnx.Module):
+    """The final norm."""
+
+    def __init__(self, config: LlamaConfig, make: nn.Placeholders):
+        self.norm = nn.RMSNorm(make, eps=config.norm_eps)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        return self.norm(x_BTD)
+
+
+def _linear(source: str, target: str, dims: str) -> tuple[hf.Move, hf.Move]:
+    out = dims.split(" -> ")[0].removesuffix(" D") if dims.startswith("(") else dims.split(" ")[0]
+    return (
+        hf.Move(f"layers.{{l}}.{source}.weight", f"block.{target}.w", dims),
+        hf.Move(f"layers.{{l}}.{source}.bias", f"block.{target}.b", f"{out} -> {out.strip('()')}"),
+    )
+
+
+WEIGHTS: Final[tuple[hf.Move, ...]] = (
+    hf.Move("embed_tokens.weight", "stem.tokens", "V D -> V D"),
+    hf.Move("layers.{l}.input_layernorm.weight", "block.attention_norm.scale", "D -> D"),
+    *_linear("self_attn.q_proj", "q", "(N H) D -> N H D"),
+    *_linear("self_attn.k_proj", "k", "(K H) D -> K H D"),
+    *_linear("self_attn.v_proj", "v", "(K H) D -> K H D"),
+    *_linear("self_attn.o_proj", "o", "D (N H) -> D N H"),
+    hf.Move("layers.{l}.post_attention_layernorm.weight", "block.mlp_norm.scale", "D -> D"),
+    *_linear("mlp.gate_proj", "gate", "F D -> F D"),
+    *_linear("mlp.up_proj", "up", "F D -> F D"),
+    *_linear("mlp.down_proj", "down", "D F -> D F"),
+    hf.Move("norm.weight", "finish.norm.scale", "D -> D"),
+)
+ALIAS: Final = {"embed_tokens.weight": "lm_head.weight"}
+IGNORED: Final = (r"lm_head\.weight", r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq")

@@ -1,0 +1,174 @@
+"""Layers that know their axes: one einsum equation says contraction, shape, layout and LoRA cut.
+
+Modules hold placeholders (`jax.ShapeDtypeStruct` with a sharding) when they are built and arrays
+once they are filled, so the same classes describe a model and are one. They are plain pytrees:
+`jax.jit`, `jax.grad` and `jax.lax.scan` apply to them directly.
+
+Matrices are kept in the model's dtype, vectors (norm scales and biases) in float32. Products take
+operands of the activations' dtype and accumulate in float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from prompteol_jax import axes
+
+
+class Weight(nnx.Param):
+    """A weight of the base model; its metadata `dims` names its axes."""
+
+
+class Lora(nnx.Param):
+    """A factor of a low-rank update; always float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Placeholders:
+    """Makes the parameters of modules under construction.
+
+    Attributes:
+        sizes: the length of every axis letter.
+        dtype: of matrices.
+        layers: length of a leading axis L, for blocks that are scanned; None without one.
+    """
+
+    sizes: Mapping[str, int]
+    dtype: Any
+    mesh: Mesh
+    rules: Mapping[str, str] = dataclasses.field(default_factory=lambda: axes.RULES)
+    layers: int | None = None
+
+    def stacked(self, layers: int) -> Placeholders:
+        """Make parameters of `layers` layers at once."""
+        return dataclasses.replace(self, layers=layers)
+
+    def matrix(self, dims: str) -> Weight:
+        """A placeholder in the model's dtype."""
+        return self._parameter(Weight, dims, self.dtype)
+
+    def vector(self, dims: str) -> Weight:
+        """A placeholder in float32, for norm scales and biases."""
+        return self._parameter(Weight, dims, jnp.float32)
+
+    def lora(self, dims: str, rank: int) -> Lora:
+        """A float32 placeholder of a low-rank factor."""
+        return dataclasses.replace(self, sizes={**self.sizes, "R": rank})._parameter(
+            Lora, dims, jnp.float32
+        )
+
+    def _parameter(self, kind: type[nnx.Param], dims: str, dtype: Any) -> nnx.Param:
+        shape = tuple(self.sizes[letter] for letter in dims)
+        if self.layers is not None:
+            dims, shape = "L" + dims, (self.layers, *shape)
+        place = axes.sharding(dims, shape, self.mesh, self.rules)
+        return kind(jax.ShapeDtypeStruct(shape, dtype, sharding=place), dims=dims)
+
+
+class Linear(nnx.Module):
+    """An affine map named by its equation, such as `"BTD,NHD->BTNH"`, with an optional LoRA update."""
+
+    def __init__(self, equation: str, make: Placeholders, *, bias: bool = False):
+        x_dims, w_dims, y_dims = split_equation(equation)
+        self.equation = equation
+        self.w = make.matrix(w_dims)
+        self.b = make.vector("".join(c for c in y_dims if c not in x_dims)) if bias else None
+        self.lora = None
+
+    def __call__(self, x: jax.Array, key_B: jax.Array | None = None) -> jax.Array:
+        """Apply the map in `x.dtype`; `key_B` holds one dropout key a row, None where all is fixed."""
+        y = dot(self.equation, x, self.w[...].astype(x.dtype))
+        if self.b is not None:
+            y = y + self.b[...]
+        if self.lora is not None:
+            y = y + self.lora(x, key_B)
+        return y.astype(x.dtype)
+
+
+def split_equation(equation: str) -> tuple[str, str, str]:
+    """Split `"BTD,FD->BTF"` into the axes of input, weight and output."""
+    operands, y_dims = equation.split("->")
+    x_dims, w_dims = operands.split(",")
+    return x_dims, w_dims, y_dims
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def dot(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
+    """Contract two operands of one dtype, accumulating in float32; the result is float32.
+
+    The gradient's products also take operands of that dtype: left to itself, differentiation would
+    multiply float32 cotangents, at a fraction of the speed.
+    """
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return jnp.einsum(equation, x, w, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _dot_forward(equation: str, x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple]:
+    return dot(equation, x, w), (x, w)
+
+
+def _dot_backward(equation: str, operands: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, w = operands
+    x_dims, w_dims, y_dims = split_equation(equation)
+    dy = dy.astype(x.dtype)
+    dx = dot(f"{y_dims},{w_dims}->{x_dims}", dy, w)
+    dw = dot(f"{x_dims},{y_dims}->{w_dims}", x, dy)
+    return dx.astype(x.dtype), dw.astype(w.dtype)
+
+
+dot.defvjp(_dot_forward, _dot_backward)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation with scale and bias, statistics in float32."""
+
+    def __init__(self, make: Placeholders, *, eps: float = 1e-5):
+        self.scale = make.vector("D")
+        self.bias = make.vector("D")
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        y = centred * jax.lax.rsqrt(variance + self.eps) * self.scale[...] + self.bias[...]
+        return y.astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation with a scale, statistics in float32."""
+
+    def __init__(self, make: Placeholders, *, eps: float):
+        self.scale = make.vector("D")
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        y = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
+        return (y * self.scale[...]).astype(x.dtype)
+
+
+def dropout(x: jax.Array, key_B: jax.Array | None, rate: float) -> jax.Array:
+    """Zero entries with probability `rate` and scale up the rest; the identity without keys.
+
+    Every row draws from a key of its own, so its mask does not depend on how the batch is cut.
+    """
+    if key_B is None or rate == 0.0:
+        return x
+    draw = partial(jax.random.bernoulli, p=1.0 - rate, shape=x.shape[1:])
+    return jnp.where(jax.vmap(draw)(key_B), x / (1.0 - rate), 0).astype(x.dtype)
+
+
+def fold_keys(key_B: jax.Array | None, data: int | jax.Array) -> jax.Array | None:
+    """Derive the rows' keys for one place in the model; None stays None."""
+    if key_B is None:
+        return None
+    return jax.vmap(lambda key: jax.random.fold_in(key, data))(key_B)
