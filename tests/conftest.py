@@ -24,9 +24,7 @@ def data() -> Path:
     """The folder of real data and checkpoints named by PROMPTEOL_DATA; skips without it."""
     folder = os.environ.get("PROMPTEOL_DATA")
     if not folder:
-        pytest.skip(
-            "PROMPTEOL_DATA is unset: it names the folder of real data and checkpoints"
-        )
+        pytest.skip("PROMPTEOL_DATA is unset: it names the folder of real data and checkpoints")
     path = Path(folder)
     if not path.is_dir():
         pytest.fail(f"PROMPTEOL_DATA={folder} is not a folder")

@@ -1,0 +1,285 @@
+"""Checkpoints of a run that are either complete and unaltered, or not there.
+
+Orbax writes the arrays, in the background, and reads them onto any mesh; it neither notices a
+flipped byte nor tells an empty folder from a step. So a step is written under another name, sealed
+by a manifest of its leaves and of the checksums of its files, and takes its number in one rename:
+
+    10.saving/          orbax writes here, then the manifest is added
+    10.replaced/        the former 10, between the two renames that replace it
+    10/                 a step: a folder named by its number that holds a manifest
+
+Whatever the instant of a kill, the steps committed before it are intact.
+"""
+
+import functools
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import PyTree
+from orbax.checkpoint import v1 as ocp
+
+from train import manifest
+
+_SAVING: Final = ".saving"
+_REPLACED: Final = ".replaced"
+_LISTED: Final = 20  # items of a list shown in an error
+_UNSTORABLE: Final = ("uint2", "uint4")  # types orbax 0.12 cannot write
+
+_log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """The numbered checkpoints of one run, saved in the background and verified when restored.
+
+    Args:
+        folder: made by the first save. Only one run at a time may save into it.
+        keep: number of newest steps kept.
+    Raises: ValueError if `keep` is less than 1.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 2) -> None:
+        if keep < 1:
+            raise ValueError(f"keep={keep}: at least 1 checkpoint must be kept.")
+        self._folder = Path(folder).resolve()
+        self._keep = keep
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        # Failures are raised by `wait`; orbax logs the traceback of each of its threads as well.
+        logging.getLogger("absl").addFilter(_is_not_orbax_error)
+        if jax.process_index() == 0:
+            _bring_back_replaced(self._folder)
+
+    def save(self, step: int, state: PyTree, meta: Mapping[str, Any]) -> None:
+        """Saves `state` and `meta` as `step`; returns once the arrays are copied from the devices.
+
+        Waits for a save that is still running. Committing a step replaces the one of the same
+        number and deletes later ones, which belong to a course that the run has left.
+
+        Args:
+            state: jax arrays; they may be donated as soon as this returns.
+            meta: what JSON can hold, without NaN and infinities.
+        Raises: ValueError if `state` or `meta` cannot be saved; RuntimeError if the save before
+            this one failed in the background.
+        """
+        self.wait()
+        if step < 0:
+            raise ValueError(f"Step {step}: a step is 0 or more.")
+        leaves = _named_leaves(state)
+        _check_savable(leaves)
+        content = {"step": int(step), "meta": _plain(meta), "leaves": _described(leaves)}
+        staging = self._folder / f"{step}{_SAVING}"
+        if jax.process_index() == 0:
+            _sweep(self._folder)
+        written = ocp.save_async(staging, _with_elements(leaves))
+        self._pending = self._thread.submit(self._commit, written.result, staging, content)
+
+    def steps(self) -> list[int]:
+        """Lists the committed steps, oldest first; `restore` verifies their files."""
+        return _steps(self._folder)
+
+    def restore(self, like: PyTree, step: int | None = None) -> tuple[int, PyTree, dict[str, Any]]:
+        """Restores `(step, state, meta)`, of the newest undamaged step unless one is asked for.
+
+        Args:
+            like: arrays or `jax.ShapeDtypeStruct`s of the structure, shapes and types that were
+                saved. Each leaf arrives with the sharding it has here, whatever it was saved with.
+            step: must be restored: damaged, it is an error, not a reason to take an older one.
+        Raises: FileNotFoundError if there is no such step; ValueError naming the damaged files if
+            no candidate is intact, or the leaves if `like` is not what was saved.
+        """
+        self.wait()
+        chosen = _agree(functools.partial(self._newest_intact, step))
+        folder = self._folder / str(chosen)
+        content = manifest.read(folder)
+        leaves = _named_leaves(like)
+        _check_same(chosen, content["leaves"], _described(leaves))
+        targets = {name: _target(leaf) for name, leaf in leaves.items()}
+        loaded = ocp.load(folder, _with_elements(targets))
+        arrays = [loaded[name] if name in loaded else _empty(x) for name, x in targets.items()]
+        return (chosen, jax.tree.unflatten(jax.tree.structure(like), arrays), content["meta"])
+
+    def wait(self) -> None:
+        """Waits for a save that is still running.
+
+        Raises: RuntimeError if it failed; earlier steps are untouched then.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            pending.result()
+        except Exception as error:
+            raise RuntimeError(
+                f"The last checkpoint could not be written to {self._folder}: {_reason(error)}. "
+                f"Complete steps: {_listed(self.steps())}. Free space or mend the folder, "
+                "then resume."
+            ) from error
+
+    def close(self) -> None:
+        """Waits for a save that is still running and ends the background thread."""
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+    def _newest_intact(self, step: int | None) -> int:
+        steps = _steps(self._folder)
+        if not steps or (step is not None and step not in steps):
+            wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
+            raise FileNotFoundError(
+                f"No complete {wanted} in {self._folder}; complete steps: {_listed(steps)}."
+            )
+        damaged = []
+        for candidate in reversed(steps) if step is None else [step]:
+            problems = manifest.damage(self._folder / str(candidate))
+            if not problems:
+                return candidate
+            damaged.append(f"step {candidate}: {_listed(problems)}")
+            _log.warning("Damaged checkpoint in %s, %s", self._folder, damaged[-1])
+        raise ValueError(
+            f"Damaged checkpoint in {self._folder}, {'; '.join(damaged)}. "
+            f"Steps there: {_listed(steps)}. Restore another step or delete the damaged ones."
+        )
+
+    def _commit(
+        self, finish: Callable[[], object], staging: Path, content: Mapping[str, Any]
+    ) -> None:
+        # On process 0 this returns when every process has written its part.
+        finish()
+        if jax.process_index() != 0:
+            return
+        manifest.write(staging, content)
+        step = content["step"]
+        final, former = self._folder / str(step), self._folder / f"{step}{_REPLACED}"
+        if final.exists():
+            final.rename(former)
+        staging.rename(final)
+        manifest.sync(self._folder)
+        shutil.rmtree(former, ignore_errors=True)
+        steps = _steps(self._folder)
+        kept = [s for s in steps if s <= step][-self._keep :]
+        for folder in (self._folder / str(s) for s in steps if s not in kept):
+            # Without its manifest it is no step, even if the deletion is cut short.
+            (folder / manifest.NAME).unlink()
+            shutil.rmtree(folder)
+
+
+def _named_leaves(tree: PyTree) -> dict[str, Any]:
+    pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in pairs}
+
+
+def _with_elements(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    # Orbax refuses empty arrays, such as the stacked blocks of a one-layer model.
+    return {name: leaf for name, leaf in leaves.items() if leaf.size}
+
+
+def _described(leaves: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        name: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for name, leaf in leaves.items()
+    }
+
+
+def _check_savable(leaves: Mapping[str, Any]) -> None:
+    bad = [f"{n} is {type(x).__name__}" for n, x in leaves.items() if not isinstance(x, jax.Array)]
+    bad += [f"{n} is {x.dtype}" for n, x in leaves.items() if str(x.dtype) in _UNSTORABLE]
+    if bad:
+        raise ValueError(
+            f"A checkpoint holds jax arrays of any type but {', '.join(_UNSTORABLE)}: "
+            f"{_listed(bad)}. Convert them first."
+        )
+    if not _with_elements(leaves):
+        raise ValueError("The state to save has no elements; a checkpoint needs at least one.")
+
+
+def _check_same(step: int, saved: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+    misfits = [f"{n} is not in the checkpoint" for n in wanted if n not in saved]
+    misfits += [f"{n} is only in the checkpoint" for n in saved if n not in wanted]
+    misfits += [
+        f"{n} is {saved[n]} in the checkpoint and {described} here"
+        for n, described in wanted.items()
+        if saved.get(n, described) != described
+    ]
+    if misfits:
+        raise ValueError(
+            f"Checkpoint {step} is not of this run: {_listed(misfits)}. "
+            "Resume with the settings it was saved with, or use another folder."
+        )
+
+
+def _plain(meta: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return json.loads(json.dumps(dict(meta), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Checkpoint meta must be plain JSON without NaN: {error}; given {dict(meta)}."
+        ) from error
+
+
+def _target(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _empty(target: jax.ShapeDtypeStruct) -> jax.Array:
+    return jax.device_put(np.zeros(target.shape, target.dtype), target.sharding)
+
+
+def _agree(choose: Callable[[], int]) -> int:
+    """Lets process 0 choose the step for all processes."""
+    if jax.process_count() == 1:
+        return choose()
+    chosen, failure = -1, None
+    if jax.process_index() == 0:
+        try:
+            chosen = choose()
+        except (OSError, ValueError) as error:
+            failure = error
+    chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
+    if chosen < 0:
+        raise failure or FileNotFoundError("Process 0 found no checkpoint; see its error.")
+    return chosen
+
+
+def _steps(folder: Path) -> list[int]:
+    found = [p.parent.name for p in folder.glob(f"*/{manifest.NAME}")]
+    return sorted(int(name) for name in found if name.isdecimal() and str(int(name)) == name)
+
+
+def _bring_back_replaced(folder: Path) -> None:
+    for former in folder.glob(f"*{_REPLACED}"):
+        final = former.with_name(former.name.removesuffix(_REPLACED))
+        if not final.exists():
+            former.rename(final)
+
+
+def _sweep(folder: Path) -> None:
+    """Deletes what killed saves left behind; no save may be running."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in [*folder.glob(f"*{_SAVING}*"), *folder.glob(f"*{_REPLACED}")]:
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
+
+
+def _is_not_orbax_error(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR or "orbax" not in record.pathname
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _listed(items: Sequence[Any]) -> str:
+    shown = ", ".join(map(str, items[:_LISTED])) or "none"
+    return shown + (f" and {len(items) - _LISTED} more" if len(items) > _LISTED else "")

@@ -1,0 +1,95 @@
+"""Folders that carry the size and SHA-256 of each of their files, and so notice any change.
+
+The manifest is a JSON file written after everything else, whole or not at all: a folder without one
+is unfinished. It holds what the caller gives, `files`, and the SHA-256 of the two.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+NAME: Final = "manifest.json"
+
+
+def write(folder: Path, content: Mapping[str, Any]) -> None:
+    """Seals a folder: everything in it is on disk before its manifest appears.
+
+    Raises: OSError if the disk refuses.
+    """
+    files = {name: _sealed(folder / name) for name in _files(folder)}
+    body = {**content, "files": files}
+    temporary = folder.with_name(f"{folder.name}-{NAME}")
+    temporary.write_text(json.dumps({**body, "sha256": _digest(body)}, indent=1) + "\n")
+    sync(temporary)
+    temporary.rename(folder / NAME)
+    for path in (folder, *(p for p in folder.rglob("*") if p.is_dir())):
+        sync(path)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Reads the manifest of a folder.
+
+    Raises: FileNotFoundError if there is none; ValueError if it is not what was written.
+    """
+    text = (folder / NAME).read_bytes()
+    try:
+        body = json.loads(text)
+        digest = body.pop("sha256")
+        intact = digest == _digest(body)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        intact = False
+    if not intact:
+        raise ValueError(f"{NAME} is not what was written")
+    return body
+
+
+def damage(folder: Path) -> list[str]:
+    """Lists what differs between the files of a folder and its manifest; empty if it is intact.
+
+    Raises: FileNotFoundError if there is no manifest.
+    """
+    try:
+        listed = read(folder)["files"]
+    except ValueError as error:
+        return [str(error)]
+    found = _files(folder)
+    problems = [f"{name} is missing" for name in listed if name not in found]
+    problems += [f"{name} does not belong to it" for name in found if name not in listed]
+    for name in (name for name in found if name in listed):
+        size = (folder / name).stat().st_size
+        if size != listed[name]["bytes"]:
+            problems.append(f"{name} has {size} bytes instead of {listed[name]['bytes']}")
+        elif _sha256(folder / name) != listed[name]["sha256"]:
+            problems.append(f"{name} is not what was written")
+    return problems
+
+
+def sync(path: Path) -> None:
+    """Returns once a file, or the names in a folder, would survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _files(folder: Path) -> list[str]:
+    paths = (p for p in folder.rglob("*") if not p.is_dir())
+    return sorted(n for p in paths if (n := p.relative_to(folder).as_posix()) != NAME)
+
+
+def _sealed(path: Path) -> dict[str, Any]:
+    sync(path)
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
