@@ -5,17 +5,19 @@ weight table of the family. Writing goes the same table backwards.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 
 from prompteol_jax.moves import Move, Sources, arrange, expand, lengths, parse, reverse
-from prompteol_jax.tensor_files import open_safetensors
+from prompteol_jax.tensor_files import open_safetensors, shorten
 from prompteol_jax.torch_files import open_bin
-from prompteol_jax.weights import WeightMismatch, copy_finite, read_weights, shorten
+from prompteol_jax.weights import WeightMismatch, copy_finite, read_weights
 
 __all__ = [
     "Move",
@@ -93,7 +95,7 @@ def write_weights(
     moves: Sequence[Move],
     sizes: Mapping[str, int],
     *,
-    dtype: np.dtype | type,
+    dtype: DTypeLike,
     rename: Callable[[str], str],
     max_shard_bytes: float = 5e9,
 ) -> None:
@@ -159,7 +161,7 @@ def _plan(
     shards: list[list[_Part]] = [[]]
     room = max_bytes
     for target, (names, stacked, dims) in sources.items():
-        items = int(np.prod(lengths(parse(dims)[0], sizes), dtype=int))
+        items = math.prod(lengths(parse(dims)[0], sizes))
         for layer, name in enumerate(names):
             if shards[-1] and items * itemsize > room:
                 shards.append([])

@@ -33,6 +33,7 @@ SAFETENSORS_DTYPES: Final[Mapping[str, np.dtype]] = {
     "F64": np.dtype(np.float64),
 }
 
+_LISTED: Final = 20  # names an error prints before it only counts
 _HEADER_LIMIT: Final = 100_000_000  # bytes; the safetensors format allows no longer header
 
 
@@ -143,3 +144,9 @@ def map_bytes(path: Path) -> np.ndarray:
             f"{path}: a Git LFS pointer, not the file itself. Run `git lfs pull` in its repository."
         )
     return raw
+
+
+def shorten(names: Sequence[str]) -> str:
+    """The names in one line, the first of them where there are many."""
+    rest = f", and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + rest

@@ -13,11 +13,11 @@ import jax
 import numpy as np
 
 from prompteol_jax.moves import Move, Sources, arrange, expand, lengths, parse
+from prompteol_jax.tensor_files import shorten
 
 FLOAT_TYPES: Final = ("float16", "bfloat16", "float32", "float64")
 _TILE_ROWS: Final = 256
 _TILE: Final = 256 * _TILE_ROWS  # items copied at once
-_LISTED: Final = 20  # names an error prints before it only counts
 
 
 class WeightMismatch(ValueError):
@@ -37,12 +37,6 @@ class WeightMismatch(ValueError):
             f"the checkpoint does not fit the model:{listed}\n"
             "Check that config.json and the weight files belong together and are complete."
         )
-
-
-def shorten(names: Sequence[str]) -> str:
-    """The names in one line, the first of them where there are many."""
-    rest = f", and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + rest
 
 
 def read_weights(
