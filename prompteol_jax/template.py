@@ -13,7 +13,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-
 _AROUND: Final = ("prefix", "suffix")
 
 

@@ -10,6 +10,8 @@ from typing import Final
 
 import tokenizers
 
+from prompteol_jax.tokenizer import Tokenizer
+
 _OPENINGS = """
 This A An The Some Two Three One There It He She They We You His Her Their Our My Many Several Every
 Each No Nobody Someone People In On At Near Outside Inside While After
@@ -80,18 +82,15 @@ together today yesterday tomorrow now soon again always often rarely very too we
 
 OPENINGS: Final = tuple(_OPENINGS.split())
 WORDS: Final = tuple(_WORDS.split())
-VOCABULARY_SIZE: Final = (
-    2432  # rows of the tiny model's embedding: 2424 symbols, padded to 19 x 128
-)
+# Rows of the tiny model's embedding: 2424 symbols, padded to 19 x 128.
+VOCABULARY_SIZE: Final = 2432
 BOS: Final = "</s>"  # id 2, as in OPT
 _SPECIAL: Final = ("<s>", "<pad>", BOS, "<unk>")
 _SPACE: Final = "\u0120"  # byte 0x20 in the byte-level alphabet
 
 
-def tiny_tokenizer():
+def tiny_tokenizer() -> Tokenizer:
     """Build the tokenizer; the same ids on every machine and in every process."""
-    from prompteol_jax.tokens import Tokenizer
-
     return Tokenizer(_byte_level_bpe(), bos_id=_SPECIAL.index(BOS))
 
 

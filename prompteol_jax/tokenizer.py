@@ -1,0 +1,253 @@
+"""A tokenizer reduced to what PromptEOL needs, read from a checkpoint folder and checked there.
+
+transformers finds the pieces but leaves traps. A LLaMA folder without tokenizer_config.json loses the
+space before the first word; early LLaMA conversions have empty special tokens or a wrong BOS; some
+OPT conversions put no BOS at all. So the class is chosen by the files that are there, BOS is put first
+here and not by the backend, and a vocabulary that is recognised must give known ids for a known text.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import tokenizers
+from jaxtyping import Int32
+
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
+
+class Tokenizer:
+    """A tokenizer as PromptEOL uses it: BOS first, no EOS, no padding, no truncation.
+
+    Unpaired surrogates, which Python makes of invalid UTF-8, count as U+FFFD. Several threads may
+    use one tokenizer at once; the work is done outside Python's global lock.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        bos_id: int,
+        decode: Callable[[list[int]], str] | None = None,
+    ):
+        """Wrap a backend, whose own special tokens are not used; `decode` replaces its decoding."""
+        backend.no_padding()
+        backend.no_truncation()
+        self.backend = backend
+        self.bos_id = bos_id
+        self._decode = decode or _plain_decode(backend)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """One more than the largest id, added tokens included."""
+        return 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hexadecimal digest of the tokenizer's whole definition."""
+        return hashlib.sha256(f"{self.bos_id} {self.backend.to_str()}".encode()).hexdigest()
+
+    def ids(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return the int32 ids of each text, BOS first."""
+        return [np.array([self.bos_id, *ids], np.int32) for ids in self._bare(texts)]
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Return where in the text each id but BOS comes from, as (start, end) in characters."""
+        return self.backend.encode(paired(text), add_special_tokens=False).offsets
+
+    def decode(self, ids: Sequence[int] | Int32[np.ndarray, " T"]) -> str:
+        """Return the text of the ids, without the BOS that `ids` puts first."""
+        numbers = [int(number) for number in ids]
+        return self._decode(numbers[1:] if numbers[:1] == [self.bos_id] else numbers)
+
+    def cut(self, texts: Sequence[str], max_tokens: int) -> list[str]:
+        """Return each text cut to its first `max_tokens` ids, BOS not counted, and decoded again.
+
+        Short texts make the same round trip, as in the original's training; it may change them.
+        """
+        return [self._decode(ids[:max_tokens]) for ids in self._bare(texts)]
+
+    def _bare(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        valid = [paired(text) for text in texts]
+        encoded = self.backend.encode_batch_fast(valid, add_special_tokens=False)
+        return (encoding.ids for encoding in encoded)
+
+
+def _plain_decode(backend: tokenizers.Tokenizer) -> Callable[[list[int]], str]:
+    return lambda ids: backend.decode(ids, skip_special_tokens=False)
+
+
+def paired(text: str) -> str:
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+
+
+class _Known(NamedTuple):
+    """A vocabulary, recognised by some of its entries, and the ids it must give."""
+
+    name: str
+    entries: dict[str, int]
+    text: str
+    ids: list[int]
+
+
+_KNOWN: Final = (
+    _Known(
+        "OPT",
+        {"Hello": 31414, "\u0120my": 127, "\u0120dog": 2335, "\u0120cute": 11962},
+        "Hello, my dog is cute",
+        [2, 31414, 6, 127, 2335, 16, 11962],
+    ),
+    _Known(
+        "LLaMA 1 and 2",
+        {"\u2581Hello": 15043, "\u2581world": 3186},
+        "Hello world",
+        [1, 15043, 3186],
+    ),
+    _Known(
+        "LLaMA 3",
+        {"Hello": 9906, "\u0120world": 1917, "<|begin_of_text|>": 128000},
+        "Hello world",
+        [128000, 9906, 1917],
+    ),
+)
+
+# The files that define a tokenizer, the most complete definition first, and the class that reads
+# them: AutoTokenizer would choose by tokenizer_config.json, which may be missing or say otherwise.
+_READERS: Final = {
+    ("tokenizer.json",): "PreTrainedTokenizerFast",
+    ("tokenizer.model",): "LlamaTokenizer",
+    ("vocab.json", "merges.txt"): "GPT2Tokenizer",
+}
+
+
+def load_tokenizer(folder: Path, *, vocab_size: int | None = None) -> Tokenizer:
+    """Read the tokenizer of a checkpoint folder and check it.
+
+    Args:
+        vocab_size: rows of the model's embedding, which no id may exceed.
+    Raises: FileNotFoundError if the folder holds no tokenizer; ValueError naming everything that is
+        wrong with it: an unreadable file, BOS missing or broken, ids that are not those of a known
+        vocabulary or that the model does not have.
+    """
+    read = _read(folder)
+    backend = read.backend_tokenizer
+    bos_id = read.bos_token_id
+    prepended = backend.encode("").ids
+    if bos_id is None and len(prepended) == 1:
+        (bos_id,) = prepended
+    if bos_id is None:
+        raise ValueError(
+            f"{folder}: the tokenizer has no BOS token, with which every prompt must begin; "
+            "name it as bos_token in tokenizer_config.json"
+        )
+    tokenizer = Tokenizer(backend, bos_id=bos_id, decode=read.decode)
+    problems = [
+        *_foreign_frame(tokenizer, read.eos_token_id),
+        *_wrong_ids(tokenizer),
+        *_too_large(tokenizer, vocab_size),
+    ]
+    if bos_id == read.unk_token_id and bos_id != read.eos_token_id:
+        problems.append(f"its BOS, id {bos_id}, is its unknown token")
+    if problems:
+        raise ValueError(
+            f"{folder}: the tokenizer does not fit: {'; '.join(problems)}. Correct "
+            "tokenizer_config.json (bos_token, eos_token, unk_token) or take the tokenizer files "
+            "of the original checkpoint"
+        )
+    return tokenizer
+
+
+def _read(folder: Path) -> Any:
+    present = [files for files in _READERS if all((folder / file).is_file() for file in files)]
+    if not present:
+        raise FileNotFoundError(
+            f"{folder} holds no tokenizer: needed is "
+            f"{' or '.join(' with '.join(files) for files in _READERS)}"
+        )
+    empty = _empty_special_tokens(folder)
+    if empty:
+        raise ValueError(
+            f"{folder}: {', '.join(empty)} empty, as in early LLaMA conversions; for LLaMA 1 and 2 "
+            'write bos_token "<s>", eos_token "</s>", unk_token "<unk>"'
+        )
+    import transformers
+
+    reader = getattr(transformers, _READERS[present[0]])
+    try:
+        with _stdout_to_stderr():
+            return reader.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the readers raise anything, plain Exception included
+        raise ValueError(
+            f"{folder}: {' and '.join(present[0])} cannot be read as a tokenizer: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _empty_special_tokens(folder: Path) -> list[str]:
+    empty = []
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if not (folder / name).is_file():
+            continue
+        try:
+            fields = json.loads((folder / name).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{folder / name} is not JSON: {error}") from None
+        for token in ("bos_token", "eos_token", "unk_token"):
+            value = fields.get(token)
+            if (value.get("content") if isinstance(value, dict) else value) == "":
+                empty.append(f"{token} in {name}")
+    return empty
+
+
+@contextlib.contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Send what transformers prints while it reads to stderr: stdout may be somebody's data."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _foreign_frame(tokenizer: Tokenizer, eos_id: int | None) -> list[str]:
+    """What the backend would put around a text must be BOS before and at most EOS after it."""
+    framed = tokenizer.backend.encode("a").ids
+    bare = tokenizer.backend.encode("a", add_special_tokens=False).ids
+    before, after = ([], [tokenizer.bos_id]), ([], [eos_id])
+    if framed in [start + bare + end for start in before for end in after]:
+        return []
+    return [f"it frames the ids {bare} as {framed}, where only BOS {tokenizer.bos_id} is expected"]
+
+
+def _wrong_ids(tokenizer: Tokenizer) -> list[str]:
+    entry = tokenizer.backend.token_to_id
+    problems = []
+    for known in _KNOWN:
+        if all(entry(text) == number for text, number in known.entries.items()):
+            (found,) = tokenizer.ids([known.text])
+            if found.tolist() != known.ids:
+                problems.append(
+                    f"its vocabulary is {known.name}'s, where {known.text!r} is {known.ids}, "
+                    f"but here {found.tolist()}"
+                )
+    return problems
+
+
+def _too_large(tokenizer: Tokenizer, vocab_size: int | None) -> list[str]:
+    if vocab_size is None or tokenizer.vocab_size <= vocab_size:
+        return []
+    entry = tokenizer.backend.id_to_token(tokenizer.vocab_size - 1)
+    largest = f"{tokenizer.vocab_size - 1} ({entry!r})"
+    return [f"its largest id is {largest}, but the model's embedding has {vocab_size} rows"]
