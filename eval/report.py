@@ -29,17 +29,20 @@ h2 { font-size: 1.2rem; margin: 2rem 0 .6rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: 0; }
 dt, figcaption { color: var(--quiet); }
 dd { margin: 0; }
+p { margin: .6rem 0; color: var(--quiet); max-width: 44rem; }
 .table { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left;
   white-space: nowrap; }
 th { font-weight: 600; background: var(--band); }
+td:not(.number) { white-space: normal; }
 .number { text-align: right; }
+.long { min-width: 16rem; }
 figure { margin: 0; }
-figcaption { font-size: .9rem; text-align: center; }
+figcaption { font-size: .9rem; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr));
   gap: 1.2rem; }
-svg { display: block; width: 100%; height: auto; margin: auto; fill: currentColor; }
+svg { display: block; width: 100%; height: auto; fill: currentColor; }
 svg * { stroke-linejoin: round; stroke-linecap: butt; }
 svg text { font-family: inherit !important; }
 """
@@ -49,20 +52,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Renders a table that scrolls inside its own box; columns of numbers are right-aligned."""
     for row in rows:
         if len(row) != len(header):
-            raise ValueError(
-                f"a row of {len(row)} cells under a header of {len(header)}: {row!r}"
-            )
-    numeric = [
-        all(_is_number(cell) for cell in column) for column in zip(*rows, strict=True)
-    ]
-    numeric = numeric or [False] * len(header)
+            raise ValueError(f"a row of {len(row)} cells under a header of {len(header)}: {row!r}")
+    marks = [_mark(column) for column in zip(*rows, strict=True)] or [""] * len(header)
 
     def line(tag: str, cells: Sequence[object]) -> str:
-        marks = (' class="number"' if right else "" for right in numeric)
         pieces = zip(marks, cells, strict=True)
-        return "".join(
-            f"<{tag}{mark}>{html.escape(str(cell))}</{tag}>" for mark, cell in pieces
-        )
+        return "".join(f"<{tag}{mark}>{html.escape(str(cell))}</{tag}>" for mark, cell in pieces)
 
     body = "".join(f"<tr>{line('td', row)}</tr>\n" for row in rows)
     head = f"<thead><tr>{line('th', header)}</tr></thead>"
@@ -80,9 +75,7 @@ def figure(figure: "Figure", caption: str) -> str:
     buffer = io.StringIO()
     # A fixed salt gives equal figures equal bytes; text stays text, to be searched and scaled.
     with matplotlib.rc_context({"svg.hashsalt": "report", "svg.fonttype": "none"}):
-        figure.savefig(
-            buffer, format="svg", transparent=True, metadata={"Date": None}, dpi=150
-        )
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None}, dpi=150)
     width_px = round(96 * figure.get_size_inches()[0])
     drawing = _inline(buffer.getvalue(), caption, width_px)
     return f"<figure>{drawing}<figcaption>{html.escape(caption)}</figcaption></figure>"
@@ -94,10 +87,7 @@ def grid(pieces: Sequence[str]) -> str:
 
 
 def write_page(
-    path: str | Path,
-    title: str,
-    summary: Mapping[str, Any],
-    sections: Sequence[tuple[str, str]],
+    path: str | Path, title: str, summary: Mapping[str, Any], sections: Sequence[tuple[str, str]]
 ) -> None:
     """Writes a page: its title, a summary of names and values, and sections of heading and HTML.
 
@@ -122,6 +112,13 @@ def write_page(
     path.write_text(page, encoding="utf-8")
 
 
+def _mark(column: Sequence[object]) -> str:
+    """Returns the attribute that lays out a column: numbers right, long texts wrapped."""
+    if all(_is_number(cell) for cell in column):
+        return ' class="number"'
+    return ' class="long"' if max(len(str(cell)) for cell in column) > 40 else ""
+
+
 def _is_number(cell: object) -> bool:
     """Tells whether a cell reads as a number; an empty cell or a dash does not spoil a column."""
     try:
@@ -134,9 +131,7 @@ def _is_number(cell: object) -> bool:
 def _inline(svg: str, caption: str, width_px: int) -> str:
     """Turns a stand-alone SVG file into an element that shares a page with others."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(
-        r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL
-    )
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     viewbox = re.search(r'viewBox="[^"]*"', svg)[0]
     label = html.escape(caption)
     svg = re.sub(
@@ -151,11 +146,5 @@ def _inline(svg: str, caption: str, width_px: int) -> str:
     scope = "f" + hashlib.sha256(svg.encode()).hexdigest()[:8]
     svg = re.sub(r'\bid="', f'id="{scope}-', svg)
     svg = re.sub(r"url\(#", f"url(#{scope}-", svg)
-    svg = re.sub(
-        r'xlink:href="(#?)', lambda m: f'href="{"#" + scope + "-" if m[1] else ""}', svg
-    )
-    return (
-        svg.replace("#000000", "currentColor")
-        .replace("#ffffff", "var(--paper)")
-        .strip()
-    )
+    svg = re.sub(r'xlink:href="(#?)', lambda m: f'href="{"#" + scope + "-" if m[1] else ""}', svg)
+    return svg.replace("#000000", "currentColor").replace("#ffffff", "var(--paper)").strip()

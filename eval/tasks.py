@@ -18,13 +18,7 @@ YEARS: Final = {
     "STS13": ("FNWN", "headlines", "OnWN"),
     "STS14": ("deft-forum", "deft-news", "headlines", "images", "OnWN", "tweet-news"),
     "STS15": ("answers-forums", "answers-students", "belief", "headlines", "images"),
-    "STS16": (
-        "answer-answer",
-        "headlines",
-        "plagiarism",
-        "postediting",
-        "question-question",
-    ),
+    "STS16": ("answer-answer", "headlines", "plagiarism", "postediting", "question-question"),
 }
 
 
@@ -41,10 +35,7 @@ class Table(NamedTuple):
 
 TABLES: Final = {
     "STSBenchmark": Table(
-        {
-            "test": "STS/STSBenchmark/sts-test.csv",
-            "dev": "STS/STSBenchmark/sts-dev.csv",
-        },
+        {"test": "STS/STSBenchmark/sts-test.csv", "dev": "STS/STSBenchmark/sts-dev.csv"},
         text_a=5,
         text_b=6,
         gold=4,
@@ -72,8 +63,8 @@ class Pairs:
     """Sentence pairs with gold similarities; `dropped` counts pairs left out for want of gold."""
 
     name: str
-    texts_a: tuple[str, ...]
-    texts_b: tuple[str, ...]
+    texts_a: Sequence[str]
+    texts_b: Sequence[str]
     gold: Float64[np.ndarray, " n"]
     dropped: int = 0
 
@@ -118,9 +109,7 @@ def read_tasks(
     problems: list[str] = []
     tasks = tuple(_read_task(root, name, split, problems) for name in names)
     if problems:
-        raise ValueError(
-            f"{len(problems)} problems in {root}:\n  " + _shortened(problems)
-        )
+        raise ValueError(f"{len(problems)} problems in {root}:\n  " + _shortened(problems))
     return tasks
 
 
@@ -138,9 +127,7 @@ def _check_names(names: Sequence[str], split: str) -> tuple[str, ...]:
 
 def _downstream(folder: Path) -> Path:
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"no folder {folder}; give SentEval's `downstream` folder"
-        )
+        raise FileNotFoundError(f"no folder {folder}; give SentEval's `downstream` folder")
     for root in (folder, folder / "downstream"):
         if (root / "STS").is_dir() or (root / "SICK").is_dir():
             return root
@@ -163,11 +150,7 @@ def _files(root: Path, name: str, split: str) -> list[Path]:
     if name in TABLES:
         return [root / TABLES[name].files[split]]
     year = root / "STS" / f"{name}-en-test"
-    return [
-        year / f"STS.{kind}.{subset}.txt"
-        for subset in YEARS[name]
-        for kind in ("input", "gs")
-    ]
+    return [year / f"STS.{kind}.{subset}.txt" for subset in YEARS[name] for kind in ("input", "gs")]
 
 
 def _read_task(root: Path, name: str, split: str, problems: list[str]) -> Task:
@@ -179,9 +162,7 @@ def _read_task(root: Path, name: str, split: str, problems: list[str]) -> Task:
     return Task(name, tuple(_read_year(*subset, problems) for subset in subsets))
 
 
-def _read_year(
-    name: str, input_file: Path, gold_file: Path, problems: list[str]
-) -> Pairs:
+def _read_year(name: str, input_file: Path, gold_file: Path, problems: list[str]) -> Pairs:
     """Reads the pairs of one file and their gold of another; an empty gold line drops its pair."""
     golds = dict(_lines(gold_file, problems))
     rows, dropped, count = [], 0, 0
@@ -191,17 +172,13 @@ def _read_year(
         fields = line.split("\t")
         gold = golds.get(number, "").strip()
         if len(fields) != 2:
-            problems.append(
-                f"{place}: {len(fields)} tab-separated fields, expected 2 sentences"
-            )
+            problems.append(f"{place}: {len(fields)} tab-separated fields, expected 2 sentences")
         elif gold:
             rows.append((place, *fields, f"{gold_file}:{number}", gold))
         else:
             dropped += 1
     if count != len(golds):
-        problems.append(
-            f"{input_file}: {count} pairs, but {len(golds)} lines in {gold_file.name}"
-        )
+        problems.append(f"{input_file}: {count} pairs, but {len(golds)} lines in {gold_file.name}")
     return _pairs(name, input_file, rows, 0.0, dropped, problems)
 
 
@@ -215,9 +192,7 @@ def _read_table(file: Path, name: str, table: Table, problems: list[str]) -> Pai
         place = f"{file}:{number}"
         fields = line.split("\t")
         if len(fields) < width:
-            problems.append(
-                f"{place}: {len(fields)} tab-separated fields, expected {width}"
-            )
+            problems.append(f"{place}: {len(fields)} tab-separated fields, expected {width}")
         else:
             texts = fields[table.text_a], fields[table.text_b]
             rows.append((place, *texts, place, fields[table.gold].strip()))
@@ -241,9 +216,7 @@ def _pairs(
             problems.append(f"{place}: an empty sentence")
         score = _number(gold)
         if not least <= score <= MOST:
-            problems.append(
-                f"{gold_place}: gold {gold!r}, expected {least:g} to {MOST:g}"
-            )
+            problems.append(f"{gold_place}: gold {gold!r}, expected {least:g} to {MOST:g}")
         kept.append((text_a, text_b, score))
     texts_a, texts_b, golds = zip(*kept, strict=True) if kept else ((), (), ())
     if len(set(golds)) < 2:
