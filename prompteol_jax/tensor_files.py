@@ -107,7 +107,7 @@ def _safetensors_span(path: Path, name: str, entry: Any) -> _Span:
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not are_naturals(shape) or not are_naturals(offsets) or len(offsets) != 2:
         raise ValueError(f"{path}: tensor {name!r} has shape {shape} at bytes {offsets}.")
-    if entry["dtype"] not in SAFETENSORS_DTYPES:
+    if str(entry["dtype"]) not in SAFETENSORS_DTYPES:
         raise ValueError(
             f"{path}: tensor {name!r} has dtype {entry['dtype']!r}; readable are "
             f"{', '.join(SAFETENSORS_DTYPES)}."

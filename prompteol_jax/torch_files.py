@@ -6,9 +6,11 @@ tensor's storage, offset and strides are checked before a view is made.
 """
 
 import collections
+import io
 import pickle
 import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -41,33 +43,21 @@ def open_bin(path: Path) -> dict[str, np.ndarray]:
         format before PyTorch 1.6, and for anything compressed, truncated or out of bounds.
     """
     raw = tensor_files.map_bytes(path)
+    entries, root, pickled = _archive(path, raw)
     try:
-        with zipfile.ZipFile(path) as archive:
-            entries = {entry.filename: entry for entry in archive.infolist()}
-            root = _archive_root(path, entries)
-            order = entries.get(f"{root}byteorder")
-            if order is not None and archive.read(order) != b"little":
-                raise ValueError(f"{path}: written on a big-endian machine; save it again.")
-            pickled = archive.open(entries[f"{root}data.pkl"])
-            state = _StateUnpickler(path, pickled).load()
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path}: {_not_a_zip(raw)}") from error
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        TypeError,
-        AttributeError,
-        IndexError,
-    ) as error:
-        raise ValueError(f"{path}: not a readable state dict: {error}.") from error
-    except (KeyError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"{path}: corrupt archive: {error}.") from error
+        state = _StateUnpickler(io.BytesIO(pickled)).load()
+    except Exception as error:  # a damaged pickle can end in any exception
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path}: not a readable state dict: {reason}.") from error
     _refuse_other_values(path, state)
     storages: dict[str, np.ndarray] = {}
     for name, tensor in state.items():
         key = tensor.storage.key
         if key not in storages:
-            storages[key] = _entry_bytes(path, name, raw, entries.get(f"{root}data/{key}"))
+            entry = entries.get(f"{root}data/{key}")
+            if entry is None:
+                raise ValueError(f"{path}: the storage of tensor {name!r} is not in the archive.")
+            storages[key] = _entry_bytes(path, raw, entry)
     return {
         name: _strided_view(path, name, tensor, storages[tensor.storage.key])
         for name, tensor in state.items()
@@ -90,10 +80,6 @@ class _Tensor(NamedTuple):
 class _StateUnpickler(pickle.Unpickler):
     """Unpickler of state dicts: globals off its list are an error, tensors become records."""
 
-    def __init__(self, path: Path, file: Any) -> None:
-        super().__init__(file)
-        self._path = path
-
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
@@ -104,9 +90,9 @@ class _StateUnpickler(pickle.Unpickler):
             return self._parameter
         if module == "torch" and name in TORCH_DTYPES:
             return TORCH_DTYPES[name]
-        raise ValueError(
-            f"{self._path}: refused, its pickle asks for {module}.{name}, which a file of tensors "
-            "does not need and which could run code. Use a safetensors file."
+        raise pickle.UnpicklingError(
+            f"refused, it asks for {module}.{name}, which a file of tensors does not need and "
+            "which could run code; use a safetensors file"
         )
 
     def persistent_load(self, pid: Any) -> _Storage:
@@ -139,17 +125,32 @@ class _StateUnpickler(pickle.Unpickler):
         return tensor
 
 
-def _archive_root(path: Path, entries: Mapping[str, zipfile.ZipInfo]) -> str:
-    pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
-    if len(pickles) != 1:
-        raise ValueError(f"{path}: a zip file, but not one that torch.save wrote (no data.pkl).")
+def _archive(path: Path, raw: np.ndarray) -> tuple[dict[str, zipfile.ZipInfo], str, bytes]:
+    """The archive's entries, the prefix of their names, and the pickle."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            entries = {entry.filename: entry for entry in file.infolist()}
+    except Exception as error:  # damage can end in any exception
+        raise ValueError(f"{path}: {_not_a_zip(raw)}") from error
     packed = [name for name, entry in entries.items() if entry.compress_type or entry.flag_bits & 1]
     if packed:
         raise ValueError(
             f"{path}: entry {packed[0]!r} is compressed or encrypted; torch.save writes plain "
             "entries. Unpack the archive and save it again with torch.save."
         )
-    return pickles[0].removesuffix("data.pkl")
+    pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise ValueError(f"{path}: a zip file, but not one that torch.save wrote (no data.pkl).")
+    root = pickles[0].removesuffix("data.pkl")
+    order = entries.get(f"{root}byteorder")
+    if order is not None and _entry_bytes(path, raw, order).tobytes() != b"little":
+        raise ValueError(
+            f"{path}: its byte order is not little-endian; save it again on x86 or ARM."
+        )
+    pickled = _entry_bytes(path, raw, entries[pickles[0]]).tobytes()
+    if zlib.crc32(pickled) != entries[pickles[0]].CRC:
+        raise ValueError(f"{path}: the checksum of its pickle is wrong: the file is corrupt.")
+    return entries, root, pickled
 
 
 def _not_a_zip(raw: np.ndarray) -> str:
@@ -178,11 +179,7 @@ def _refuse_other_values(path: Path, state: Any) -> None:
         )
 
 
-def _entry_bytes(
-    path: Path, name: str, raw: np.ndarray, entry: zipfile.ZipInfo | None
-) -> np.ndarray:
-    if entry is None:
-        raise ValueError(f"{path}: the storage of tensor {name!r} is not in the archive.")
+def _entry_bytes(path: Path, raw: np.ndarray, entry: zipfile.ZipInfo) -> np.ndarray:
     # The local header repeats the name and may carry other padding than the central directory.
     header = raw[entry.header_offset : entry.header_offset + 30].tobytes()
     if len(header) < 30 or header[:4] != b"PK\x03\x04":
