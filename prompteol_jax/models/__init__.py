@@ -139,9 +139,12 @@ def weight_table(config: Config, model: Decoder) -> tuple[hf.Move, ...]:
     )
 
 
-def random_decoder(config: Config, mesh: Mesh, key: jax.Array, *, dtype: Any) -> Decoder:
+def random_decoder(
+    config: Config, mesh: Mesh, key: jax.Array, *, dtype: Any, weight_dtype: Any = None,
+    layers: int | None = None,
+) -> Decoder:
     """Draw a decoder at random: matrices normal with deviation 0.02, norms one, biases zero."""
-    model = abstract_decoder(config, mesh, dtype=dtype, weight_dtype=jnp.float32)
+    model = abstract_decoder(config, mesh, dtype=dtype, weight_dtype=weight_dtype, layers=layers)
     places = leaves(model)
     out = {path: place.sharding for path, place in places.items()}
 
@@ -169,6 +172,17 @@ def save_decoder(folder: Path, config: Config, model: Decoder, *, dtype: str) ->
     )
     fields = {**config.to_hf(), "dtype": dtype}
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def read_head(folder: Path, config: Config, mesh: Mesh, *, dtype: Any) -> jax.Array:
+    """Read a language-model head that is not tied to the embedding."""
+    move = hf.Move("lm_head.weight", "head", "V D -> V D")
+    shape = (config.V, config.D)
+    place = axes.sharding("VD", shape, mesh)
+    leaf = jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+    tensors = hf.open_tensors(folder)
+    head = {name: tensor for name, tensor in tensors.items() if name == move.source}
+    return hf.read_weights(head, (move,), {"head": leaf}, config.sizes, layers=config.L)["head"]
 
 
 def replace_dropout(config: Config, rate: float | None) -> Config:

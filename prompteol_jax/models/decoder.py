@@ -108,7 +108,7 @@ class Decoder(nnx.Module):
         mask_BQT = attention.visible(T, rows.last_BS, rows.start_BT)
         view = view._replace(mask_BQT=mask_BQT, query_BQ=rows.last_BS)
         prefix = None if cache is None else cache.last
-        x_BSD, _ = self.last(x_BTD, view, prefix, nn.fold_keys(key_B, self._depth))
+        x_BSD, _ = self.last(x_BTD, view, prefix, nn.fold_keys(key_B, self._scanned))
         return self.finish(x_BSD).astype(jnp.float32)
 
     def mean(self, rows: Rows) -> Float[Array, "B D"]:
@@ -133,11 +133,16 @@ class Decoder(nnx.Module):
         """
         rows = Rows(ids_C[None], jnp.zeros((1, 1), jnp.int32))
         x_BTD, kv, view = self._trunk(rows, None, key_B, remat)
-        k_BTKH, v_BTKH = self.last.keys_values(x_BTD, view, nn.fold_keys(key_B, self._depth))
+        k_BTKH, v_BTKH = self.last.keys_values(x_BTD, view, nn.fold_keys(key_B, self._scanned))
         return KVCache((kv[0][:, 0], kv[1][:, 0]), (k_BTKH[0], v_BTKH[0]))
 
     @property
-    def _depth(self) -> int:
+    def depth(self) -> int:
+        """Blocks that the model runs."""
+        return self._scanned + 1
+
+    @property
+    def _scanned(self) -> int:
         return jax.tree.leaves(self.blocks)[0].shape[0]
 
     def _trunk(
@@ -148,7 +153,7 @@ class Decoder(nnx.Module):
         offset = 0 if cache is None else cache.length
         place_BT = jnp.arange(T)[None]
         place_BT = offset + (place_BT if rows.start_BT is None else place_BT - rows.start_BT)
-        x_BTD = self.stem(rows.ids_BT, place_BT, nn.fold_keys(key_B, self._depth + 1))
+        x_BTD = self.stem(rows.ids_BT, place_BT, nn.fold_keys(key_B, self._scanned + 1))
         x_BTD = axes.constrain(x_BTD.astype(self.dtype), "BTD")
         view = View(attention.visible(T, None, rows.start_BT), self.stem.angles(place_BT))
 
@@ -158,7 +163,7 @@ class Decoder(nnx.Module):
             return block(x_BTD, view, prefix, nn.fold_keys(key_B, index))
 
         prefixes = None if cache is None else cache.blocks
-        x_BTD, kv = jax.lax.scan(layer, x_BTD, (self.blocks, prefixes, jnp.arange(self._depth)))
+        x_BTD, kv = jax.lax.scan(layer, x_BTD, (self.blocks, prefixes, jnp.arange(self._scanned)))
         return x_BTD, kv, view
 
 

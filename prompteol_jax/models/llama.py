@@ -200,10 +200,6 @@ class Stem(nnx.Module):
         """Cosines and sines of every token's place."""
         return attention.rotary_angles(place_BT, jnp.asarray(self.rope.inverse_frequencies(self.H)))
 
-    def logits(self, z_BD: jax.Array) -> jax.Array:
-        """Scores of the next token where the head is tied to the embedding."""
-        return nn.dot("BD,VD->BV", z_BD.astype(self.tokens.dtype), self.tokens[...])
-
 
 class Block(nnx.Module):
     """Attention and gated feed-forward, each behind a norm and beside a residual."""

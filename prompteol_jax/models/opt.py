@@ -134,10 +134,6 @@ class Stem(nnx.Module):
     def angles(self, place_BT: jax.Array) -> None:
         """OPT turns nothing."""
 
-    def logits(self, z_BE: jax.Array) -> jax.Array:
-        """Scores of the next token, from the tied head."""
-        return nn.dot("BE,VE->BV", z_BE.astype(self.tokens.dtype), self.tokens[...])
-
 
 class Block(nnx.Module):
     """Attention and feed-forward, each with a residual and a norm before it (350m: behind it)."""

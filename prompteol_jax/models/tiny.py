@@ -1,4 +1,4 @@
-"""The tokenizer of `--model tiny`: a byte-level BPE over everyday English, built in code.
+"""The model `tiny`: a random OPT and a byte-level BPE over everyday English, built in code.
 
 Every word of WORDS is one token where a space precedes it, every word of OPENINGS is one without a
 space. Any other text falls back to the longest known beginning and then to single bytes, so that
@@ -10,6 +10,7 @@ from typing import Final
 
 import tokenizers
 
+from prompteol_jax.models.opt import OptConfig
 from prompteol_jax.tokenizer import Tokenizer
 
 _OPENINGS = """
@@ -85,6 +86,9 @@ WORDS: Final = tuple(_WORDS.split())
 # Rows of the tiny model's embedding: 2424 symbols, padded to 19 x 128.
 VOCABULARY_SIZE: Final = 2432
 BOS: Final = "</s>"  # id 2, as in OPT
+NAME: Final = "tiny"
+SEED: Final = 0
+CONFIG: Final = OptConfig(L=2, D=128, N=4, F=512, V=VOCABULARY_SIZE, P=512, E=128)
 _SPECIAL: Final = ("<s>", "<pad>", BOS, "<unk>")
 _SPACE: Final = "\u0120"  # byte 0x20 in the byte-level alphabet
 

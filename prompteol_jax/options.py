@@ -1,0 +1,46 @@
+"""The flags that every command shares, from one dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from prompteol_jax.embedder import Embedder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model encodes, how and where."""
+
+    model: str
+    """A Hugging Face folder, a hub name such as facebook/opt-2.7b, or `tiny` (random weights)."""
+    adapter: str | None = None
+    """A PEFT folder or hub name, or the folder of a training run."""
+    template: str = "eol"
+    """A template's name (eol, eol-icl-2.7b, ...) or file."""
+    mesh: str = "1x1"
+    """DATAxMODEL: devices along each axis; a CPU simulates what it lacks."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Of activations and weights; bfloat16 for encode, float32 for evaluation by default."""
+    layer: int | None = None
+    """Take hidden_states[LAYER], negative from the end; the last one, after its norm, by default."""
+    pooling: Literal["last", "mean"] = "last"
+    """The last token's state, or the mean over all tokens of the prompt."""
+    batch_tokens: int | None = None
+    """Tokens computed at once over all devices; chosen for the device by default."""
+
+    def load(self, default_dtype: str) -> Embedder:
+        """Load the model; see `Embedder.from_pretrained` for errors."""
+        from prompteol_jax.embedder import Embedder
+
+        return Embedder.from_pretrained(
+            self.model,
+            adapter=self.adapter,
+            template=self.template,
+            mesh=self.mesh,
+            dtype=self.dtype or default_dtype,
+            layer=self.layer,
+            pooling=self.pooling,
+            batch_tokens=self.batch_tokens,
+        )

@@ -1,0 +1,85 @@
+"""A model by name: config, tokenizer and weights on a mesh, with an adapter where one is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from prompteol_jax import adapters, axes, hub, models
+from prompteol_jax.models import tiny
+from prompteol_jax.models.decoder import Decoder
+from prompteol_jax.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A decoder with all that belongs to it.
+
+    Attributes:
+        folder: where its files lie; None for `tiny`, which is made in code.
+    """
+
+    name: str
+    folder: Path | None
+    config: models.Config
+    tokenizer: Tokenizer
+    decoder: Decoder
+    mesh: Mesh
+
+
+def load_pretrained(
+    name: str,
+    mesh: Mesh,
+    *,
+    dtype: Any,
+    weight_dtype: Any = None,
+    adapter: str | None = None,
+    layer: int | None = None,
+    base_dropout: float | None = None,
+    rules: Mapping[str, str] = axes.RULES,
+) -> Pretrained:
+    """Load `tiny`, a Hugging Face folder or a hub name onto a mesh.
+
+    Args:
+        dtype: of activations; weight_dtype: of matrices, `dtype` by default.
+        adapter: a PEFT folder or hub name, or the folder of a training run.
+        layer: run up to `hidden_states[layer]` only, which is then returned raw.
+        base_dropout: the model's own dropout of training, instead of its config's.
+    Raises: ValueError, FileNotFoundError or OSError, before any weight is read, for whatever does
+        not fit; hf.WeightMismatch where the weights do not.
+    """
+    adapter_folder = None if adapter is None else find_adapter(adapter)
+    if adapter_folder is not None:
+        adapters.read_adapter_config(adapter_folder)
+    folder = None if name == tiny.NAME else hub.local_folder(name)
+    config = tiny.CONFIG if folder is None else models.read_config(folder)
+    config = models.replace_dropout(config, base_dropout)
+    axes.check_mesh(config.sizes, (mesh.shape["data"], mesh.shape["model"]))
+    layers = models.resolve_layer(layer, config.L)
+    if folder is None:
+        tokenizer = tiny.tiny_tokenizer()
+        key = jax.random.key(tiny.SEED)
+        decoder = models.random_decoder(
+            config, mesh, key, dtype=dtype, weight_dtype=weight_dtype, layers=layers
+        )
+    else:
+        tokenizer = load_tokenizer(folder, vocab_size=config.V)
+        decoder = models.load_decoder(
+            folder, config, mesh, dtype=dtype, weight_dtype=weight_dtype, layers=layers, rules=rules
+        )
+    if adapter_folder is not None:
+        decoder = adapters.load_adapter(decoder, config, adapter_folder, mesh)
+    return Pretrained(name, folder, config, tokenizer, decoder, mesh)
+
+
+def find_adapter(name: str) -> Path:
+    """Find an adapter by folder, training run or hub name."""
+    for folder in (Path(name), Path(name) / "adapter"):
+        if (folder / "adapter_config.json").is_file():
+            return folder
+    return hub.local_folder(name, kind="adapter")
