@@ -2,19 +2,13 @@
 
 Orbax writes the arrays, in the background, and reads them onto any mesh; it neither notices a
 flipped byte nor tells an empty folder from a step. So a step is written under another name, sealed
-by a manifest of its leaves and of the checksums of its files, and takes its number in one rename:
-
-    10.saving/          orbax writes here, then the manifest is added
-    10.replaced/        the former 10, between the two renames that replace it
-    10/                 a step: a folder named by its number that holds a manifest
-
-Whatever the instant of a kill, the steps committed before it are intact.
+by a manifest of its leaves and of the checksums of its files, and takes its number in one rename
+(`train.steps`). Whatever the instant of a kill, the steps committed before it are intact.
 """
 
 import functools
 import json
 import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -26,10 +20,8 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
-from train import manifest
+from train import manifest, steps
 
-_SAVING: Final = ".saving"
-_REPLACED: Final = ".replaced"
 _LISTED: Final = 20  # items of a list shown in an error
 _UNSTORABLE: Final = ("uint2", "uint4")  # types orbax 0.12 cannot write
 
@@ -55,7 +47,7 @@ class Checkpoints:
         # Failures are raised by `wait`; orbax logs the traceback of each of its threads as well.
         logging.getLogger("absl").addFilter(_is_not_orbax_error)
         if jax.process_index() == 0:
-            _bring_back_replaced(self._folder)
+            steps.recover(self._folder)
 
     def save(self, step: int, state: PyTree, meta: Mapping[str, Any]) -> None:
         """Saves `state` and `meta` as `step`; returns once the arrays are copied from the devices.
@@ -75,15 +67,15 @@ class Checkpoints:
         leaves = _named_leaves(state)
         _check_savable(leaves)
         content = {"step": int(step), "meta": _plain(meta), "leaves": _described(leaves)}
-        staging = self._folder / f"{step}{_SAVING}"
+        staging = steps.staging(self._folder, step)
         if jax.process_index() == 0:
-            _sweep(self._folder)
+            steps.sweep(self._folder)
         written = ocp.save_async(staging, _with_elements(leaves))
         self._pending = self._thread.submit(self._commit, written.result, staging, content)
 
     def steps(self) -> list[int]:
         """Lists the committed steps, oldest first; `restore` verifies their files."""
-        return _steps(self._folder)
+        return steps.committed(self._folder)
 
     def restore(self, like: PyTree, step: int | None = None) -> tuple[int, PyTree, dict[str, Any]]:
         """Restores `(step, state, meta)`, of the newest undamaged step unless one is asked for.
@@ -104,7 +96,7 @@ class Checkpoints:
         targets = {name: _target(leaf) for name, leaf in leaves.items()}
         loaded = ocp.load(folder, _with_elements(targets))
         arrays = [loaded[name] if name in loaded else _empty(x) for name, x in targets.items()]
-        return (chosen, jax.tree.unflatten(jax.tree.structure(like), arrays), content["meta"])
+        return chosen, jax.tree.unflatten(jax.tree.structure(like), arrays), content["meta"]
 
     def wait(self) -> None:
         """Waits for a save that is still running.
@@ -131,14 +123,14 @@ class Checkpoints:
             self._thread.shutdown()
 
     def _newest_intact(self, step: int | None) -> int:
-        steps = _steps(self._folder)
-        if not steps or (step is not None and step not in steps):
+        present = self.steps()
+        if not present or (step is not None and step not in present):
             wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
             raise FileNotFoundError(
-                f"No complete {wanted} in {self._folder}; complete steps: {_listed(steps)}."
+                f"No complete {wanted} in {self._folder}; complete steps: {_listed(present)}."
             )
         damaged = []
-        for candidate in reversed(steps) if step is None else [step]:
+        for candidate in reversed(present) if step is None else [step]:
             problems = manifest.damage(self._folder / str(candidate))
             if not problems:
                 return candidate
@@ -146,7 +138,7 @@ class Checkpoints:
             _log.warning("Damaged checkpoint in %s, %s", self._folder, damaged[-1])
         raise ValueError(
             f"Damaged checkpoint in {self._folder}, {'; '.join(damaged)}. "
-            f"Steps there: {_listed(steps)}. Restore another step or delete the damaged ones."
+            f"Steps there: {_listed(present)}. Restore another step or delete the damaged ones."
         )
 
     def _commit(
@@ -157,19 +149,7 @@ class Checkpoints:
         if jax.process_index() != 0:
             return
         manifest.write(staging, content)
-        step = content["step"]
-        final, former = self._folder / str(step), self._folder / f"{step}{_REPLACED}"
-        if final.exists():
-            final.rename(former)
-        staging.rename(final)
-        manifest.sync(self._folder)
-        shutil.rmtree(former, ignore_errors=True)
-        steps = _steps(self._folder)
-        kept = [s for s in steps if s <= step][-self._keep :]
-        for folder in (self._folder / str(s) for s in steps if s not in kept):
-            # Without its manifest it is no step, even if the deletion is cut short.
-            (folder / manifest.NAME).unlink()
-            shutil.rmtree(folder)
+        steps.publish(self._folder, content["step"], keep=self._keep)
 
 
 def _named_leaves(tree: PyTree) -> dict[str, Any]:
@@ -189,8 +169,11 @@ def _described(leaves: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _check_savable(leaves: Mapping[str, Any]) -> None:
-    bad = [f"{n} is {type(x).__name__}" for n, x in leaves.items() if not isinstance(x, jax.Array)]
-    bad += [f"{n} is {x.dtype}" for n, x in leaves.items() if str(x.dtype) in _UNSTORABLE]
+    bad = [
+        f"{name} is {x.dtype if isinstance(x, jax.Array) else type(x).__name__}"
+        for name, x in leaves.items()
+        if not isinstance(x, jax.Array) or str(x.dtype) in _UNSTORABLE
+    ]
     if bad:
         raise ValueError(
             f"A checkpoint holds jax arrays of any type but {', '.join(_UNSTORABLE)}: "
@@ -247,28 +230,6 @@ def _agree(choose: Callable[[], int]) -> int:
     if chosen < 0:
         raise failure or FileNotFoundError("Process 0 found no checkpoint; see its error.")
     return chosen
-
-
-def _steps(folder: Path) -> list[int]:
-    found = [p.parent.name for p in folder.glob(f"*/{manifest.NAME}")]
-    return sorted(int(name) for name in found if name.isdecimal() and str(int(name)) == name)
-
-
-def _bring_back_replaced(folder: Path) -> None:
-    for former in folder.glob(f"*{_REPLACED}"):
-        final = former.with_name(former.name.removesuffix(_REPLACED))
-        if not final.exists():
-            former.rename(final)
-
-
-def _sweep(folder: Path) -> None:
-    """Deletes what killed saves left behind; no save may be running."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in [*folder.glob(f"*{_SAVING}*"), *folder.glob(f"*{_REPLACED}")]:
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-        else:
-            leftover.unlink()
 
 
 def _is_not_orbax_error(record: logging.LogRecord) -> bool:

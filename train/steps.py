@@ -1,0 +1,65 @@
+"""Folders of the steps of a run, each named by its number; none of them is ever half there.
+
+10.saving/          being written
+10.replaced/        the former 10, between the two renames that replace it
+8.deleted/          being deleted
+10/                 a step: a folder named by its number that holds a manifest
+"""
+
+import shutil
+from pathlib import Path
+from typing import Final
+
+from train import manifest
+
+_SAVING: Final = ".saving"
+_REPLACED: Final = ".replaced"
+_DELETED: Final = ".deleted"
+
+
+def committed(folder: Path) -> list[int]:
+    """Lists the steps in a folder, oldest first."""
+    found = [p.parent.name for p in folder.glob(f"*/{manifest.NAME}")]
+    return sorted(int(name) for name in found if name.isdecimal() and str(int(name)) == name)
+
+
+def staging(folder: Path, step: int) -> Path:
+    """Names the folder in which a step is written before it is published."""
+    return folder / f"{step}{_SAVING}"
+
+
+def publish(folder: Path, step: int, *, keep: int) -> None:
+    """Makes the sealed staging folder the step, in place of a former one, and drops old steps.
+
+    The `keep` newest stay. Steps later than this one belong to a course that was left: they go.
+    """
+    final, former = folder / str(step), folder / f"{step}{_REPLACED}"
+    if final.exists():
+        final.rename(former)
+    staging(folder, step).rename(final)
+    manifest.sync(folder)
+    if former.exists():
+        shutil.rmtree(former)
+    present = committed(folder)
+    kept = [s for s in present if s <= step][-keep:]
+    for stale in (s for s in present if s not in kept):
+        doomed = folder / f"{stale}{_DELETED}"
+        (folder / str(stale)).rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def recover(folder: Path) -> None:
+    """Brings back a step whose replacement was cut short between its two renames."""
+    for former in folder.glob(f"*{_REPLACED}"):
+        final = former.with_suffix("")
+        if not final.exists():
+            former.rename(final)
+
+
+def sweep(folder: Path) -> None:
+    """Makes the folder if need be and deletes what killed runs left; no save may be running."""
+    folder.mkdir(parents=True, exist_ok=True)
+    recover(folder)
+    for path in list(folder.iterdir()):
+        if path.suffix in (_REPLACED, _DELETED) or _SAVING in path.name:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
