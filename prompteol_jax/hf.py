@@ -6,6 +6,7 @@ weight table of the family. Writing goes the same table backwards.
 
 import json
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -43,21 +44,28 @@ def open_tensors(folder: Path) -> dict[str, np.ndarray]:
         that is corrupt, or two tensors of one name.
     """
     tensors: dict[str, np.ndarray] = {}
-    for path in _weight_files(folder):
+    files, listed = _weight_files(folder)
+    for path in files:
         opened = open_bin(path) if path.suffix == ".bin" else open_safetensors(path)
         for name, tensor in opened.items():
             short = name.removeprefix("model.")
             if short in tensors:
                 raise ValueError(f"{path}: tensor {name!r} occurs twice in {folder}.")
             tensors[short] = tensor
+    lost = [name for name in listed if name.removeprefix("model.") not in tensors]
+    if lost:
+        raise ValueError(
+            f"{folder}: the index names tensors that its shards lack: {shorten(lost)}."
+        )
     return tensors
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
+    """The files to open, and the names that their index lists."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
         if (folder / name).exists():
-            return [folder / name]
+            return [folder / name], []
         if index.exists():
             return _shards(folder, index)
     held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
@@ -67,10 +75,10 @@ def _weight_files(folder: Path) -> list[Path]:
     )
 
 
-def _shards(folder: Path, index: Path) -> list[Path]:
+def _shards(folder: Path, index: Path) -> tuple[list[Path], list[str]]:
     try:
         weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
+        names = sorted({str(shard) for shard in weight_map.values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index}: not an index of shards (no `weight_map`): {error}.") from error
     suffix = ".bin" if index.name.endswith(".bin.index.json") else ".safetensors"
@@ -86,7 +94,7 @@ def _shards(folder: Path, index: Path) -> list[Path]:
             f"{folder}: {len(missing)} of {len(names)} shards are missing: {shorten(missing)}. "
             "Copy or download them."
         )
-    return [folder / name for name in names]
+    return [folder / name for name in names], list(weight_map)
 
 
 def write_weights(
@@ -97,7 +105,7 @@ def write_weights(
     *,
     dtype: DTypeLike,
     rename: Callable[[str], str],
-    max_shard_bytes: float = 5e9,
+    max_shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Write arrays as safetensors that transformers loads: one file, or shards and their index.
 
@@ -107,6 +115,7 @@ def write_weights(
     Args:
         sizes: as in `read_weights`; `sizes["L"]` is the number of layers in `arrays`.
         rename: from a name in `moves` to the name in the file (puts `model.` back).
+        stem: of the files' names.
     Raises: ValueError where arrays and table disagree, where another process holds a part of an
         array, or where a tensor is not finite as `dtype`.
     """
@@ -118,17 +127,18 @@ def write_weights(
     shards = _plan(sources, sizes, dtype.itemsize, max_shard_bytes)
     folder.mkdir(parents=True, exist_ok=True)
     weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file = (
-            f"model-{number:05}-of-{len(shards):05}.safetensors"
-            if len(shards) > 1
-            else "model.safetensors"
-        )
-        tensors = {rename(part.name): _tensor(arrays, part, sizes, dtype) for part in shard}
-        save_file(tensors, folder / f"{file}.partial", metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, file)
-    total = sum(part.items for shard in shards for part in shard) * dtype.itemsize
-    _publish(folder, weight_map, total)
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as scratch:
+        for number, shard in enumerate(shards, start=1):
+            file = (
+                f"{stem}-{number:05}-of-{len(shards):05}.safetensors"
+                if len(shards) > 1
+                else "model.safetensors"
+            )
+            tensors = {rename(part.name): _tensor(arrays, part, sizes, dtype) for part in shard}
+            save_file(tensors, Path(scratch) / file, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(tensors, file)
+        total = sum(part.items for shard in shards for part in shard) * dtype.itemsize
+        _publish(Path(scratch), folder, weight_map, total)
 
 
 class _Part(NamedTuple):
@@ -156,7 +166,7 @@ def _check_arrays(
 
 
 def _plan(
-    sources: Mapping[str, Sources], sizes: Mapping[str, int], itemsize: int, max_bytes: float
+    sources: Mapping[str, Sources], sizes: Mapping[str, int], itemsize: int, max_bytes: int
 ) -> list[list[_Part]]:
     shards: list[list[_Part]] = [[]]
     room = max_bytes
@@ -186,13 +196,13 @@ def _tensor(
     return tensor
 
 
-def _publish(folder: Path, weight_map: Mapping[str, str], total_bytes: int) -> None:
+def _publish(scratch: Path, folder: Path, weight_map: Mapping[str, str], total_bytes: int) -> None:
     files = sorted(set(weight_map.values()))
-    index = folder / "model.safetensors.index.json"
-    for old in (index, *folder.glob("model*.safetensors")):
+    index = folder / f"{stem}.safetensors.index.json"
+    for old in (index, *folder.glob(f"{stem}*.safetensors")):
         old.unlink(missing_ok=True)
     for file in files:
-        (folder / f"{file}.partial").rename(folder / file)
+        (scratch / file).rename(folder / file)
     if len(files) > 1:
         content = {"metadata": {"total_size": total_bytes}, "weight_map": dict(weight_map)}
         index.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")

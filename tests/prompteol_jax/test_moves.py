@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prompteol_jax import moves
@@ -30,6 +30,7 @@ def patterns(draw: Any) -> str:
     return f"{side()} -> {side()}"
 
 
+@settings(deadline=None)
 @given(patterns())
 def test_round_trip_of_any_pattern(dims: str) -> None:
     shape = moves.lengths(moves.parse(dims)[0], SIZES)

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prompteol_jax import tensor_files
@@ -52,6 +52,7 @@ def test_reads_what_the_library_writes(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found[name].astype(np.float32), tensor.float().numpy())
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 4), max_size=3), max_size=5))
 def test_any_shapes_come_back(
     tmp_path_factory: pytest.TempPathFactory, shapes: list[list[int]]

@@ -107,7 +107,7 @@ def test_strided_tensors_and_large_ones_are_read_whole() -> None:
 
 
 def test_donated_weights_leave_their_replicas_alone() -> None:
-    """Devices of one process share the host's copy; donating one of them must not change another."""
+    """Devices of one process share the host's copy; donating it on one must not change another."""
     mesh = jax.make_mesh((8, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     wanted = leaves(mesh) | {
         "stem.tokens": jax.ShapeDtypeStruct(
@@ -247,8 +247,9 @@ print((peak - before) / sum(array.nbytes for array in arrays.values()))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize(
+    ("dtype", "file"), [("bfloat16", "model.safetensors"), ("float32", "pytorch_model.bin")]
+)
 def test_loading_takes_little_more_memory_than_the_weights(
     tmp_path: Any, dtype: str, file: str
 ) -> None:
@@ -266,4 +267,4 @@ def test_loading_takes_little_more_memory_than_the_weights(
     run = subprocess.run(
         [sys.executable, "-c", MEMORY, tmp_path, dtype], capture_output=True, text=True, check=True
     )
-    assert 1.0 <= float(run.stdout.split()[-1]) <= 1.1
+    assert 0.95 <= float(run.stdout.split()[-1]) <= 1.1
