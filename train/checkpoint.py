@@ -3,7 +3,7 @@
 Orbax writes the arrays, in the background, and reads them onto any mesh; it neither notices a
 flipped byte nor tells an empty folder from a step. So a step is written under another name, sealed
 by a manifest of its leaves and of the checksums of its files, and takes its number in one rename
-(`train.steps`). Whatever the instant of a kill, the steps committed before it are intact.
+(`train.step_folders`). Whatever the instant of a kill, the steps committed before it are intact.
 """
 
 import functools
@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
-from train import manifest, steps
+from train import manifest, step_folders
 
 _LISTED: Final = 20  # items of a list shown in an error
 _UNSTORABLE: Final = ("uint2", "uint4")  # types orbax 0.12 cannot write
@@ -47,7 +47,7 @@ class Checkpoints:
         # Failures are raised by `wait`; orbax logs the traceback of each of its threads as well.
         logging.getLogger("absl").addFilter(_is_not_orbax_error)
         if jax.process_index() == 0:
-            steps.recover(self._folder)
+            step_folders.recover(self._folder)
 
     def save(self, step: int, state: PyTree, meta: Mapping[str, Any]) -> None:
         """Saves `state` and `meta` as `step`; returns once the arrays are copied from the devices.
@@ -67,15 +67,15 @@ class Checkpoints:
         leaves = _named_leaves(state)
         _check_savable(leaves)
         content = {"step": int(step), "meta": _plain(meta), "leaves": _described(leaves)}
-        staging = steps.staging(self._folder, step)
+        staging = step_folders.staging(self._folder, step)
         if jax.process_index() == 0:
-            steps.sweep(self._folder)
+            step_folders.sweep(self._folder)
         written = ocp.save_async(staging, _with_elements(leaves))
         self._pending = self._thread.submit(self._commit, written.result, staging, content)
 
     def steps(self) -> list[int]:
         """Lists the committed steps, oldest first; `restore` verifies their files."""
-        return steps.committed(self._folder)
+        return step_folders.committed(self._folder)
 
     def restore(self, like: PyTree, step: int | None = None) -> tuple[int, PyTree, dict[str, Any]]:
         """Restores `(step, state, meta)`, of the newest undamaged step unless one is asked for.
@@ -149,7 +149,7 @@ class Checkpoints:
         if jax.process_index() != 0:
             return
         manifest.write(staging, content)
-        steps.publish(self._folder, content["step"], keep=self._keep)
+        step_folders.publish(self._folder, content["step"], keep=self._keep)
 
 
 def _named_leaves(tree: PyTree) -> dict[str, Any]:
