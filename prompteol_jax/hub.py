@@ -30,7 +30,7 @@ def local_folder(name: str, *, kind: Kind = "model", revision: str | None = None
         ValueError where `name` and `revision` contradict each other.
     """
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         if revision is not None:
             raise ValueError(f"revision {revision!r} was given, but {name} is a local folder.")
         return _checked(folder, kind)
@@ -72,7 +72,10 @@ def _downloaded(repo: str, revision: str | None, kind: Kind) -> Path:
 
     if constants.HF_HUB_OFFLINE:
         try:
-            cached = snapshot_download(repo, revision=revision, local_files_only=True)
+            # Without a pattern, files that were never wanted would count as missing.
+            cached = snapshot_download(
+                repo, revision=revision, allow_patterns=[CONFIG[kind]], local_files_only=True
+            )
         except errors.LocalEntryNotFoundError as error:
             raise FileNotFoundError(
                 f"no folder {repo} exists, and HF_HUB_OFFLINE is set while the hub's cache "
