@@ -35,7 +35,7 @@ def local_folder(name: str, *, kind: Kind = "model", revision: str | None = None
             raise ValueError(f"revision {revision!r} was given, but {name} is a local folder.")
         return _checked(folder, kind)
     repo, _, inline = name.partition("@")
-    if folder.exists():
+    if name and folder.exists():
         raise ValueError(f"{name} is a file; give the folder that holds {CONFIG[kind]}.")
     if not _NAME.fullmatch(repo) or (inline == "" and "@" in name):
         raise FileNotFoundError(

@@ -143,12 +143,16 @@ def _place(
         holders.setdefault(bounds, []).append(device)
     placed = []
     for bounds, devices in holders.items():
-        shard = _shard(leaf, views, tuple(slice(*bound) for bound in bounds), stacked=stacked)
-        # Waiting here lets go of the host's copy before the next one is made.
-        placed += jax.block_until_ready([jax.device_put(shard, device) for device in devices])
+        index = tuple(slice(*bound) for bound in bounds)
+        placed += _put(_shard(leaf, views, index, stacked=stacked), devices)
     return jax.make_array_from_single_device_arrays(
         leaf.shape, leaf.sharding, placed, dtype=leaf.dtype
     )
+
+
+def _put(shard: np.ndarray, devices: Sequence[jax.Device]) -> list[jax.Array]:
+    # Waiting here lets go of the host's copy before the next one is made.
+    return jax.block_until_ready([jax.device_put(shard, device) for device in devices])
 
 
 def _shard(
