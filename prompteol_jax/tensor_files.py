@@ -87,7 +87,7 @@ def _safetensors_header(path: Path, raw: np.ndarray) -> tuple[dict[str, Any], in
         header = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: the safetensors header is not valid JSON: {error}.") from error
-    if not isinstance(header, dict):
+    if type(header) is not dict:
         raise ValueError(f"{path}: the safetensors header is not a JSON object.")
     header.pop("__metadata__", None)
     return header, 8 + length

@@ -166,7 +166,7 @@ def _not_a_zip(raw: np.ndarray) -> str:
 
 
 def _refuse_other_values(path: Path, state: Any) -> None:
-    if not isinstance(state, dict):
+    if type(state) not in (dict, collections.OrderedDict):
         raise ValueError(f"{path}: holds a {type(state).__name__}, not a state dict of tensors.")
     others = [
         f"{name!r}: {type(value).__name__}"
