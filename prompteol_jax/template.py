@@ -43,7 +43,7 @@ class Template:
         return "".join(shown) + self.prefix
 
     def fill(self, text: str) -> str:
-        """Return the prompt for one text, white space at its two ends stripped as in the original."""
+        """Return the prompt for one text; white space at its two ends is stripped."""
         return (self.head + text + self.suffix).strip()
 
     def to_json(self) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """A tokenizer reduced to what PromptEOL needs, read from a checkpoint folder and checked there.
 
-transformers finds the pieces but leaves traps. A LLaMA folder without tokenizer_config.json loses the
-space before the first word; early LLaMA conversions have empty special tokens or a wrong BOS; some
-OPT conversions put no BOS at all. So the class is chosen by the files that are there, BOS is put first
-here and not by the backend, and a vocabulary that is recognised must give known ids for a known text.
+transformers reads the files but leaves traps. A LLaMA folder without tokenizer_config.json loses
+the space before its first word; early LLaMA conversions have empty special tokens or a wrong BOS;
+some OPT conversions put no BOS at all. So the reader is chosen by the files that are there, BOS is
+put first here and not by the backend, and a vocabulary that is recognised must give known ids for
+a known text.
 """
 
 import contextlib
@@ -12,14 +13,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, SupportsInt
 
 import numpy as np
 import tokenizers
-from jaxtyping import Int32
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
@@ -63,7 +63,7 @@ class Tokenizer:
         """Return where in the text each id but BOS comes from, as (start, end) in characters."""
         return self.backend.encode(paired(text), add_special_tokens=False).offsets
 
-    def decode(self, ids: Sequence[int] | Int32[np.ndarray, " T"]) -> str:
+    def decode(self, ids: Iterable[SupportsInt]) -> str:
         """Return the text of the ids, without the BOS that `ids` puts first."""
         numbers = [int(number) for number in ids]
         return self._decode(numbers[1:] if numbers[:1] == [self.bos_id] else numbers)

@@ -1,10 +1,10 @@
 """From texts to ids: the prompt around each sentence, and the ids that all prompts share.
 
 The prompt of every sentence starts with the same characters, so the keys and values of its first
-ids could be computed once. But a tokenizer merges across the border between template and sentence:
-`"` and `(` may become one token. The ids that all sentences share are therefore not those of the
-template alone; `stable_prefix` finds them by filling the template with sentences that begin in
-every awkward way, and `Prompt` still compares each prompt with them and reports the ones that differ.
+ids can be computed once. But a tokenizer merges across the border between template and sentence:
+`"` and `(` may become one token. What all sentences share is therefore not the template tokenised
+alone; `stable_prefix` finds it by filling the template with sentences that begin in every awkward
+way, and `Prompt` still compares each prompt with it and says which ones differ.
 """
 
 from collections.abc import Iterator, Sequence
@@ -96,13 +96,14 @@ class Prompt:
 
         One character more can mean one id less, so each length is tried, in batches.
         """
-        for top in range(longest, -1, -_REACH):
-            ends = range(top, max(top - _REACH, -1), -1)
+        for top in range(longest, -1, -_BATCH):
+            ends = range(top, max(top - _BATCH, -1), -1)
             yield from self.tokenizer.ids([self.template.fill(text[:end]) for end in ends])
 
 
 _AMPLE: Final = 16  # characters looked at for each id that fits, before looking at more
-_REACH: Final = 32  # characters around the guess in which the longest fitting beginning lies
+_REACH: Final = 16  # characters beyond the guess that are tried; 3 were the most that ever fitted
+_BATCH: Final = 8  # lengths tried at once
 
 # Beginnings of sentences that tokenizers merge with the quote or the space before them.
 _PROBES: Final = (
