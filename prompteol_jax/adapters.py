@@ -121,7 +121,8 @@ def _attach(model: Decoder, config: models.Config, lora: LoraConfig, mesh: Mesh)
         place = name.replace("blocks.", "block.").replace("last.", "block.")
         if f"{place}.lora" in targets:
             stacked = name.startswith("blocks.")
-            linear.lora = Update(linear.equation, make.stacked(depth) if stacked else make, lora)
+            update = Update(linear.equation, make.stacked(depth) if stacked else make, lora)
+            linear.lora = nnx.data(update)
     return model
 
 
@@ -170,7 +171,7 @@ def merge_lora(model: Decoder) -> Decoder:
         if isinstance(linear, nn.Linear) and linear.lora is not None:
             w = linear.w[...]
             linear.w[...] = (w.astype(jnp.float32) + linear.lora.product()).astype(w.dtype)
-            linear.lora = None
+            linear.lora = nnx.data(None)
     return model
 
 
@@ -213,7 +214,7 @@ def save_adapter(model: Decoder, config: models.Config, folder: Path, *, base: s
         {**config.sizes, "R": lora.rank, "L": model.depth},
         dtype="float32",
         rename=lambda name: f"base_model.model.model.{name}",
-        filename=ADAPTER_FILES[0],
+        stem="adapter_model",
     )
     fields = {
         "peft_type": "LORA",

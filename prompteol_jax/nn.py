@@ -81,7 +81,7 @@ class Linear(nnx.Module):
         self.equation = equation
         self.w = make.matrix(w_dims)
         self.b = make.vector("".join(c for c in y_dims if c not in x_dims)) if bias else None
-        self.lora = None
+        self.lora = nnx.data(None)
 
     def __call__(self, x: jax.Array, key_B: jax.Array | None = None) -> jax.Array:
         """Apply the map in `x.dtype`; `key_B` holds one dropout key a row, None where all is fixed."""
@@ -172,3 +172,8 @@ def fold_keys(key_B: jax.Array | None, data: int | jax.Array) -> jax.Array | Non
     if key_B is None:
         return None
     return jax.vmap(lambda key: jax.random.fold_in(key, data))(key_B)
+
+
+def fold_keys_over(key: jax.Array, rows: int) -> jax.Array:
+    """One key a row: the same for a row whatever the number of rows."""
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))

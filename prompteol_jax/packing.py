@@ -1,0 +1,72 @@
+"""Several sentences to a row, so that short ones do not pay for the padding of long ones.
+
+Sentences are packed best-fit from the longest on. In a row each sees itself and the shared prefix
+only (`Rows.start_BT`), so a vector differs from that of the sentence alone by rounding at most.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from prompteol_jax.models.decoder import Rows
+
+
+class Packed(NamedTuple):
+    """Rows of several sentences, and where each sentence's vector comes out.
+
+    Attributes:
+        place_n: of the n-th sentence in the flattened `[B * S]` outputs.
+    """
+
+    rows: Rows
+    place_n: Int[np.ndarray, "n"]
+
+
+def bins(lengths: Sequence[int], capacity: int, most: int) -> list[list[int]]:
+    """Share sentences out to rows of `capacity` tokens and at most `most` sentences each.
+
+    Every sentence goes into the fullest row that still has room, the longest sentence first.
+
+    Raises: ValueError for a sentence longer than a row.
+    """
+    if lengths and max(lengths) > capacity:
+        raise ValueError(f"a sentence of {max(lengths)} tokens does not fit a row of {capacity}")
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # free tokens and number of each open row, ascending
+    for sentence in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
+        at = bisect.bisect_left(room, (lengths[sentence], -1))
+        if at == len(room):
+            rows.append([])
+            free, row = capacity, len(rows) - 1
+        else:
+            free, row = room.pop(at)
+        rows[row].append(sentence)
+        if len(rows[row]) < most:
+            bisect.insort(room, (free - lengths[sentence], row))
+    return rows
+
+
+def pack(ids: Sequence[np.ndarray], capacity: int, most: int, multiple: int) -> Packed:
+    """Lay sentences out in rows of `capacity` tokens; the number of rows is a whole multiple."""
+    shared_out = bins([len(i) for i in ids], capacity, most)
+    B = -(-len(shared_out) // multiple) * multiple
+    ids_BT = np.zeros((B, capacity), np.int32)
+    start_BT = np.zeros((B, capacity), np.int32)
+    last_BS = np.zeros((B, most), np.int32)
+    place_n = np.zeros(len(ids), np.int32)
+    for row, sentences in enumerate(shared_out):
+        at = 0
+        for slot, sentence in enumerate(sentences):
+            end = at + len(ids[sentence])
+            ids_BT[row, at:end] = ids[sentence]
+            start_BT[row, at:end] = at
+            last_BS[row, slot] = end - 1
+            place_n[sentence] = row * most + slot
+            at = end
+        start_BT[row, at:] = at
+    return Packed(Rows(ids_BT, last_BS, start_BT), place_n)

@@ -1,0 +1,132 @@
+"""The flags of a training run, and every problem of a choice of them in one error."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Final, Literal
+
+from prompteol_jax import axes
+
+SYNTHETIC: Final = "synthetic"
+# What a resumed run may be given anew; anything else changes what it computes.
+FREE_ON_RESUME: Final = frozenset(
+    "mesh resume output json keep coordinator processes process".split()
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Fine-tunes a decoder contrastively on triplets of sentences, as PromptEOL does.
+
+    Without any flag it trains the random model `tiny` on sentences from a small grammar, which
+    takes about a minute and needs no download.
+    """
+
+    model: str = "tiny"
+    """A Hugging Face folder, a hub name such as facebook/opt-2.7b, or `tiny` (random weights)."""
+    adapter: str | None = None
+    """Start from this PEFT folder, hub name or training run instead of a fresh adapter."""
+    template: str = "eol"
+    """A template's name or file."""
+    data: str = SYNTHETIC
+    """`synthetic`, or a .csv or .jsonl file with sent0, sent1 and, in all rows or none, hard_neg."""
+    skip_bad: bool = False
+    """Drop malformed rows and count them, instead of refusing the file."""
+    dev: Path | None = None
+    """SentEval's folder, for Spearman on STS-B dev; synthetic data brings its own."""
+    output: Path | None = None
+    """The run's folder; runs/MODEL-DATA by default, with a number where that exists."""
+    resume: bool = False
+    """Continue the run in --output from its newest intact checkpoint."""
+    json: Path | None = None
+    """File for the result: dev_before, dev_after, dev_last, best_step, steps, loss, seconds."""
+
+    mesh: str = "1x1"
+    """DATAxMODEL: devices along each axis; a CPU simulates what it lacks."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Of activations and frozen weights; float32 on a CPU, bfloat16 elsewhere by default."""
+    full: bool = False
+    """Train every weight instead of an adapter."""
+    rank: int = 64
+    """LoRA: rank of the updates of every linear layer."""
+    alpha: float = 16.0
+    """LoRA: updates are scaled by alpha / rank."""
+    dropout: float = 0.05
+    """LoRA: dropout of the updates' inputs."""
+    base_dropout: float | None = None
+    """The model's own dropout, instead of its config's (OPT: 0.1)."""
+
+    batch: int = 256
+    """Triplets of the global batch; every other one's sentences are its negatives."""
+    chunks: int = 1
+    """Parts that a batch is encoded in one after another, to save memory; same result."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass recomputes to save memory: nothing, all but products, everything."""
+    cut: int = 32
+    """Tokens that a sentence is cut to before it goes into the template."""
+    epochs: float = 1.0
+    """Passes over the data, in whole batches."""
+    steps: int | None = None
+    """Stop after this many steps instead."""
+    lr: float = 5e-4
+    """Peak learning rate."""
+    warmup_steps: int = 100
+    """Steps from 0 up to the peak; from there it falls to 0 at the end."""
+    seed: int = 42
+    """Of data order, dropout and fresh weights."""
+
+    eval_every: int = 50
+    """Steps between development scores; the best weights are kept, later ties win."""
+    save_every: int = 50
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Newest checkpoints kept."""
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0 of several, or `auto` on a TPU pod."""
+    processes: int | None = None
+    """How many processes there are."""
+    process: int | None = None
+    """Which of them this is, from 0."""
+
+    def check(self) -> None:
+        """Refuse flags that cannot work, all of them at once.
+
+        Raises: ValueError.
+        """
+        wrong = [
+            f"--{name.replace('_', '-')} {getattr(self, name)} must be {allowed}"
+            for name, allowed, fine in (
+                ("batch", "2 or more: every anchor needs negatives", self.batch >= 2),
+                ("chunks", "1 or more", self.chunks >= 1),
+                ("cut", "1 or more", self.cut >= 1),
+                ("epochs", "above 0", self.epochs > 0),
+                ("steps", "1 or more", self.steps is None or self.steps >= 1),
+                ("lr", "above 0", self.lr > 0),
+                ("warmup_steps", "0 or more", self.warmup_steps >= 0),
+                ("rank", "1 or more", self.rank >= 1),
+                ("dropout", "from 0 to below 1", 0 <= self.dropout < 1),
+                ("base_dropout", "from 0 to below 1", 0 <= (self.base_dropout or 0) < 1),
+                ("eval_every", "1 or more", self.eval_every >= 1),
+                ("save_every", "1 or more", self.save_every >= 1),
+                ("keep", "1 or more", self.keep >= 1),
+            )
+            if not fine
+        ]
+        try:
+            data, model = axes.parse_mesh(self.mesh)
+            if self.batch % data:
+                wrong.append(
+                    f"--batch {self.batch} must be a multiple of the data axis of --mesh {self.mesh}"
+                )
+        except ValueError as error:
+            wrong.append(f"--mesh: {error}")
+        if self.full and self.adapter is not None:
+            wrong.append("--full trains every weight and takes no --adapter: drop one of the two")
+        if self.resume and self.output is None:
+            wrong.append("--resume needs --output, the folder of the run to continue")
+        if self.data != SYNTHETIC and not Path(self.data).is_file():
+            wrong.append(f"--data {self.data} is neither `{SYNTHETIC}` nor a file")
+        if wrong:
+            raise ValueError("; ".join(wrong))

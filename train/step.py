@@ -1,0 +1,141 @@
+"""One training step: prefix, embeddings in chunks, loss over the global batch, update."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Int, Key
+
+from prompteol_jax import nn
+from prompteol_jax.models.decoder import Decoder, KVCache, Remat, Rows
+from train.loss import contrastive_loss
+
+
+class Batch(NamedTuple):
+    """Packed sentences of a global batch of triplets or pairs.
+
+    Attributes:
+        place_B3: where the vectors of anchor, positive and hard negative (if any) come out of the
+            flattened `[rows * S]` outputs.
+    """
+
+    rows: Rows
+    place_B3: Int[Array, "B 3"] | Int[Array, "B 2"]
+
+
+class TrainState(NamedTuple):
+    """All that changes from step to step, and nothing else: the frozen base is not in it."""
+
+    step: Int[Array, ""]
+    trainable: nnx.State
+    optimizer: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """The fixed parts of a step.
+
+    Attributes:
+        chunks: parts that the rows are encoded in one after another, with memory for one.
+        stochastic: the model has dropout, so a step needs keys.
+    """
+
+    graph: nnx.GraphDef
+    optimizer: optax.GradientTransformation
+    chunks: int
+    remat: Remat
+    stochastic: bool
+
+    def init(self, trainable: nnx.State) -> TrainState:
+        """The state before the first step; the optimizer's part is born with the weights' layout."""
+        return TrainState(
+            jnp.zeros((), jnp.int32), trainable, jax.jit(self.optimizer.init)(trainable)
+        )
+
+    def embed(
+        self, model: Decoder, rows: Rows, prefix_C: jax.Array, key: jax.Array | None
+    ) -> jax.Array:
+        """Vectors of all sentences, `[rows * S, D]`, the prefix computed once for all of them."""
+        B = len(rows.ids_BT)
+        prefix_key, key_B = (None, None) if key is None else _keys(key, B)
+        cache = model.prefill(prefix_C, prefix_key, remat=self.remat) if len(prefix_C) else None
+        z_BSD = in_chunks(partial(model, remat=self.remat), self.chunks)(rows, cache, key_B)
+        return z_BSD.reshape(-1, z_BSD.shape[-1])
+
+    @partial(jax.jit, static_argnums=0, donate_argnums=1)
+    def step(
+        self,
+        state: TrainState,
+        frozen: nnx.State,
+        batch: Batch,
+        prefix_C: Int[Array, "C"],
+        key: Key[Array, ""],
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Take one optimizer step on a global batch; metrics are those before the update."""
+        key = jax.random.fold_in(key, state.step) if self.stochastic else None
+
+        def loss(trainable: nnx.State) -> tuple[jax.Array, jax.Array]:
+            model = nnx.merge(self.graph, trainable, frozen)
+            z_nD = self.embed(model, batch.rows, prefix_C, key)
+            triplets = [z_nD[place_B] for place_B in batch.place_B3.T]
+            return contrastive_loss(*triplets)
+
+        (value, accuracy), grads = jax.value_and_grad(loss, has_aux=True)(state.trainable)
+        updates, optimizer = self.optimizer.update(grads, state.optimizer, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        metrics = {"loss": value, "accuracy": accuracy, "grad_norm": optax.global_norm(grads)}
+        return TrainState(state.step + 1, trainable, optimizer), metrics
+
+
+def _keys(key: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
+    """One key for the prefix and one for every row."""
+    prefix_key, row_key = jax.random.split(key)
+    return prefix_key[None], nn.fold_keys_over(row_key, rows)
+
+
+def in_chunks(
+    encode: Callable[[Rows, KVCache | None, Any], jax.Array], chunks: int
+) -> Callable[[Rows, KVCache | None, Any], jax.Array]:
+    """Encode rows part by part, each recomputed in the backward pass: memory for one part at a time.
+
+    Chunks are strided, so that on a mesh every row stays on its device. Gradients are those of the
+    whole batch.
+
+    Source: Gao et al. 2021 (GradCache), here as a scan over a checkpointed function.
+    """
+    if chunks == 1:
+        return encode
+
+    def chunked(rows: Rows, cache: KVCache | None, key_B: jax.Array | None) -> jax.Array:
+        def cut(x: jax.Array) -> jax.Array:
+            return jnp.swapaxes(x.reshape(len(x) // chunks, chunks, *x.shape[1:]), 0, 1)
+
+        @jax.checkpoint
+        def part(xs: tuple[Rows, jax.Array | None]) -> jax.Array:
+            return encode(xs[0], cache, xs[1])
+
+        z_MbSD = jax.lax.map(part, jax.tree.map(cut, (rows, key_B)))
+        return jnp.swapaxes(z_MbSD, 0, 1).reshape(-1, *z_MbSD.shape[2:])
+
+    return chunked
+
+
+def make_optimizer(
+    peak: float, steps: int, warmup_steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """AdamW without decay behind a clip at norm 1, and its learning rate: up from 0, down to 0.
+
+    Source: the defaults of Hugging Face's Trainer, which the released code leaves as they are.
+    """
+    warmup = optax.linear_schedule(0.0, peak, warmup_steps)
+    decay = optax.linear_schedule(peak, 0.0, max(1, steps - warmup_steps))
+    schedule = optax.join_schedules([warmup, decay], [warmup_steps])
+    adamw = optax.adamw(schedule, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0)
+    return optax.chain(optax.clip_by_global_norm(1.0), adamw), schedule
