@@ -106,6 +106,7 @@ def write_weights(
     dtype: DTypeLike,
     rename: Callable[[str], str],
     max_shard_bytes: int = 5_000_000_000,
+    stem: str = "model",
 ) -> None:
     """Write arrays as safetensors that transformers loads: one file, or shards and their index.
 
@@ -132,13 +133,13 @@ def write_weights(
             file = (
                 f"{stem}-{number:05}-of-{len(shards):05}.safetensors"
                 if len(shards) > 1
-                else "model.safetensors"
+                else f"{stem}.safetensors"
             )
             tensors = {rename(part.name): _tensor(arrays, part, sizes, dtype) for part in shard}
             save_file(tensors, Path(scratch) / file, metadata={"format": "pt"})
             weight_map |= dict.fromkeys(tensors, file)
         total = sum(part.items for shard in shards for part in shard) * dtype.itemsize
-        _publish(Path(scratch), folder, weight_map, total)
+        _publish(Path(scratch), folder, stem, weight_map, total)
 
 
 class _Part(NamedTuple):
@@ -196,7 +197,9 @@ def _tensor(
     return tensor
 
 
-def _publish(scratch: Path, folder: Path, weight_map: Mapping[str, str], total_bytes: int) -> None:
+def _publish(
+    scratch: Path, folder: Path, stem: str, weight_map: Mapping[str, str], total_bytes: int
+) -> None:
     files = sorted(set(weight_map.values()))
     index = folder / f"{stem}.safetensors.index.json"
     for old in (index, *folder.glob(f"{stem}*.safetensors")):

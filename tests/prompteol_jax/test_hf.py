@@ -106,6 +106,14 @@ def test_writing_again_leaves_nothing_of_the_old_shards(tmp_path: Path) -> None:
     assert same(read(tmp_path), {name: array + 1 for name, array in drawn().items()})
 
 
+def test_an_adapter_beside_the_model_is_written_and_leaves_it_alone(tmp_path: Path) -> None:
+    write(tmp_path, drawn())
+    write(tmp_path, {name: array + 1 for name, array in drawn().items()}, stem="adapter_model")
+    assert same(read(tmp_path), drawn())
+    found = hf.open_safetensors(tmp_path / "adapter_model.safetensors")
+    np.testing.assert_array_equal(found["model.embed.weight"], drawn()["stem.tokens"] + 1)
+
+
 def test_a_broken_off_writing_leaves_the_old_weights(tmp_path: Path) -> None:
     write(tmp_path, drawn())
     broken = drawn() | {"last.norm.scale": jnp.full(8, jnp.inf)}
