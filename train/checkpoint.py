@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
+from prompteol_jax import distributed
 from train import manifest, step_folders
 
 _LISTED: Final = 20  # items of a list shown in an error
@@ -46,7 +47,7 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         # Failures are raised by `wait`; orbax logs the traceback of each of its threads as well.
         logging.getLogger("absl").addFilter(_is_not_orbax_error)
-        if jax.process_index() == 0:
+        if distributed.is_primary():
             step_folders.recover(self._folder)
 
     def save(self, step: int, state: PyTree, meta: Mapping[str, Any]) -> None:
@@ -68,7 +69,7 @@ class Checkpoints:
         _check_savable(leaves)
         content = {"step": int(step), "meta": _plain(meta), "leaves": _described(leaves)}
         staging = step_folders.staging(self._folder, step)
-        if jax.process_index() == 0:
+        if distributed.is_primary():
             step_folders.sweep(self._folder)
         written = ocp.save_async(staging, _with_elements(leaves))
         self._pending = self._thread.submit(self._commit, written.result, staging, content)
@@ -146,7 +147,7 @@ class Checkpoints:
     ) -> None:
         # On process 0 this returns when every process has written its part.
         finish()
-        if jax.process_index() != 0:
+        if not distributed.is_primary():
             return
         manifest.write(staging, content)
         step_folders.publish(self._folder, content["step"], keep=self._keep)
@@ -213,7 +214,7 @@ def _target(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _empty(target: jax.ShapeDtypeStruct) -> jax.Array:
-    return jax.device_put(np.zeros(target.shape, target.dtype), target.sharding)
+    return distributed.to_global(np.zeros(target.shape, target.dtype), target.sharding)
 
 
 def _agree(choose: Callable[[], int]) -> int:
@@ -221,7 +222,7 @@ def _agree(choose: Callable[[], int]) -> int:
     if jax.process_count() == 1:
         return choose()
     chosen, failure = -1, None
-    if jax.process_index() == 0:
+    if distributed.is_primary():
         try:
             chosen = choose()
         except (OSError, ValueError) as error:
