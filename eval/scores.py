@@ -4,7 +4,7 @@ Scores are 100 times a correlation. As in the original harness, a task's score i
 its subsets joined into one list, and the average is that of the scores rounded to two decimals.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -26,7 +26,7 @@ def evaluate_sts(
     tasks: Sequence[Task],
     *,
     clean: bool = True,
-    progress: Callable[..., Any] | None = None,
+    progress: bool | None = None,
 ) -> dict[str, Any]:
     """Scores an encoder: `scores` by task and `average` (two decimals), and the whole `detail`.
 
@@ -49,11 +49,12 @@ def task_cosines(
     tasks: Sequence[Task],
     *,
     clean: bool = True,
-    progress: Callable[..., Any] | None = None,
+    progress: bool | None = None,
 ) -> dict[str, tuple[Float64[np.ndarray, " _"], ...]]:
     """Encodes the distinct sentences of all tasks in one call and returns cosines by subset.
 
-    `clean` applies the original's punctuation rules first; `progress` is handed to the encoder.
+    `clean` applies the original's punctuation rules first; `progress`, where given, is handed to
+    the encoder.
 
     Raises:
         FloatingPointError: a vector that is not finite or is zero, naming its sentence.
@@ -69,7 +70,7 @@ def task_cosines(
         for task in tasks
     }
     texts = list(row_of)
-    vectors = encoder.encode(texts, **({"progress": progress} if progress else {}))
+    vectors = encoder.encode(texts, **({} if progress is None else {"progress": progress}))
     _check_vectors(texts, vectors)
     return {
         name: tuple(cosine(vectors[a], vectors[b]) for a, b in subsets)

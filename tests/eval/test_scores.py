@@ -120,11 +120,11 @@ def test_distinct_sentences_are_encoded_in_one_call_and_cleaned_unless_raw(bag_o
     assert "say 'yes'" in cleaned and "is it." in cleaned
 
 
-def test_progress_reaches_the_encoder(bag_of_words):
-    seen = []
+def test_progress_reaches_the_encoder_only_where_given(bag_of_words):
     pairs = Pairs("made", ("a", "b c"), ("a d", "b"), np.array([1.0, 2.0]))
-    scores.task_cosines(bag_of_words, [Task("made", (pairs,))], progress=seen.append)
-    assert seen == [4]
+    for progress in (None, False):
+        scores.task_cosines(bag_of_words, [Task("made", (pairs,))], progress=progress)
+    assert bag_of_words.progress == ["not given", False]
 
 
 def test_development_score_is_the_unrounded_score_of_the_pairs(data, bag_of_words):
