@@ -135,9 +135,7 @@ def _table(
         if not target.endswith(".w"):
             continue
         stem = source.removesuffix(".weight")
-        if targets is not None and not any(
-            stem == t or stem.endswith(f".{t}") for t in targets
-        ):
+        if targets is not None and not any(stem == t or stem.endswith(f".{t}") for t in targets):
             continue
         outer, inner = _split_pair(dims.split(" -> ")[0])
         lora = target.removesuffix(".w") + ".lora"
@@ -246,7 +244,9 @@ def load_adapter(
     lora = read_adapter_config(folder)
     if dropout is not None:
         lora = dataclasses.replace(lora, dropout=dropout)
-    known = {s.removesuffix(".weight").rsplit(".", 1)[-1] for s, *_ in models.weight_table(config, model)}
+    known = {
+        s.removesuffix(".weight").rsplit(".", 1)[-1] for s, *_ in models.weight_table(config, model)
+    }
     strange = [t for t in lora.targets or () if t.rsplit(".", 1)[-1] not in known]
     if strange:
         raise ValueError(
@@ -302,9 +302,20 @@ def read_adapter_config(folder: Path) -> LoraConfig:
         if name not in fields:
             wrong.append(f"{name} is missing")
     for name in (
-        "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform",
-        "fan_in_fan_out", "bias", "megatron_config", "exclude_modules", "target_parameters",
-        "trainable_token_indices", "lora_bias", "use_qalora", "alora_invocation_tokens",
+        "use_dora",
+        "rank_pattern",
+        "alpha_pattern",
+        "modules_to_save",
+        "layers_to_transform",
+        "fan_in_fan_out",
+        "bias",
+        "megatron_config",
+        "exclude_modules",
+        "target_parameters",
+        "trainable_token_indices",
+        "lora_bias",
+        "use_qalora",
+        "alora_invocation_tokens",
     ):
         if fields.get(name) not in _NEUTRAL:
             wrong.append(f"{name} = {fields[name]!r} is not supported")

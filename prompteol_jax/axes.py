@@ -65,7 +65,9 @@ def make_mesh(shape: tuple[int, int]) -> Mesh:
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
-def check_mesh(sizes: Mapping[str, int], shape: tuple[int, int], *, batch: int | None = None) -> None:
+def check_mesh(
+    sizes: Mapping[str, int], shape: tuple[int, int], *, batch: int | None = None
+) -> None:
     """Refuse a mesh that the model or the batch cannot be cut to.
 
     Key/value heads fewer than the model axis are replicated in groups, so there it is enough that
@@ -79,8 +81,10 @@ def check_mesh(sizes: Mapping[str, int], shape: tuple[int, int], *, batch: int |
     devices = shape[0] * shape[1]
     meshes = [(devices // m, m) for m in _divisors(devices)]
     fits = [f"{d}x{m}" for d, m in meshes if not _misfits(sizes, (d, m), batch)]
-    advice = f"Meshes of {devices} devices that fit: {', '.join(fits)}." if fits else (
-        f"No mesh of {devices} devices fits; 1x1 always does."
+    advice = (
+        f"Meshes of {devices} devices that fit: {', '.join(fits)}."
+        if fits
+        else (f"No mesh of {devices} devices fits; 1x1 always does.")
     )
     raise ValueError(f"mesh {shape[0]}x{shape[1]} does not fit: {'; '.join(misfits)}. {advice}")
 

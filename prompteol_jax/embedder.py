@@ -190,7 +190,9 @@ class Embedder:
         Raises: ValueError for an inner layer or a pooled mean, which no language-model head reads.
         """
         if self.pooling != "last" or isinstance(self.decoder.finish, models.Raw):
-            raise ValueError("words need the last layer and the last token: --layer -1, --pooling last")
+            raise ValueError(
+                "words need the last layer and the last token: --layer -1, --pooling last"
+            )
         z_BD = jnp.asarray(self.encode([text]))
         with jax.set_mesh(self.pretrained.mesh):
             logits_BV = nn.dot("BD,VD->BV", z_BD.astype(self._head().dtype), self._head())
@@ -205,7 +207,9 @@ class Embedder:
             return self.decoder.stem.tokens[...]
         if self._untied_head is None:
             dtype = self.decoder.dtype
-            self._untied_head = models.read_head(source.folder, source.config, source.mesh, dtype=dtype)
+            self._untied_head = models.read_head(
+                source.folder, source.config, source.mesh, dtype=dtype
+            )
         return self._untied_head
 
     def _vectors(

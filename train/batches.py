@@ -51,9 +51,7 @@ class Assembler:
         unit = self.mesh.shape["data"] * self.chunks
         rows, place_n = packing.pack(ids, capacity, capacity // 10, -(-_ROWS // unit) * unit)
         place_B3 = place_n.reshape(len(triplets), roles)
-        on_mesh = [
-            distributed.to_global(x, axes.sharding("BT", x.shape, self.mesh)) for x in rows
-        ]
+        on_mesh = [distributed.to_global(x, axes.sharding("BT", x.shape, self.mesh)) for x in rows]
         whole = NamedSharding(self.mesh, PartitionSpec())
         batch = Batch(type(rows)(*on_mesh), distributed.to_global(place_B3, whole))
         return batch, prefix_C, sum(map(len, ids)) + len(prefix_C)

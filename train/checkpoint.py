@@ -45,6 +45,7 @@ class Checkpoints:
         self._keep = keep
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
+        self._attempts = 0
         # Failures are raised by `wait`; orbax logs the traceback of each of its threads as well.
         logging.getLogger("absl").addFilter(_is_not_orbax_error)
         if distributed.is_primary():
@@ -68,7 +69,8 @@ class Checkpoints:
         leaves = _named_leaves(state)
         _check_savable(leaves)
         content = {"step": int(step), "meta": _plain(meta), "leaves": _described(leaves)}
-        staging = step_folders.staging(self._folder, step)
+        self._attempts += 1
+        staging = step_folders.staging(self._folder, step, self._attempts)
         if distributed.is_primary():
             step_folders.sweep(self._folder)
         written = ocp.save_async(staging, _with_elements(leaves))
@@ -150,7 +152,7 @@ class Checkpoints:
         if not distributed.is_primary():
             return
         manifest.write(staging, content)
-        step_folders.publish(self._folder, content["step"], keep=self._keep)
+        step_folders.publish(staging, self._folder, content["step"], keep=self._keep)
 
 
 def _named_leaves(tree: PyTree) -> dict[str, Any]:

@@ -23,20 +23,23 @@ def committed(folder: Path) -> list[int]:
     return sorted(int(name) for name in found if name.isdecimal() and str(int(name)) == name)
 
 
-def staging(folder: Path, step: int) -> Path:
-    """Names the folder in which a step is written before it is published."""
-    return folder / f"{step}{_SAVING}"
+def staging(folder: Path, step: int, attempt: int) -> Path:
+    """Names the folder in which a step is written before it is published.
+
+    Each attempt has its own: threads of a failed save may go on writing for a while.
+    """
+    return folder / f"{step}{_SAVING}-{attempt}"
 
 
-def publish(folder: Path, step: int, *, keep: int) -> None:
-    """Makes the sealed staging folder the step, in place of a former one, and drops old steps.
+def publish(staged: Path, folder: Path, step: int, *, keep: int) -> None:
+    """Makes the sealed folder `staged` the step, in place of a former one, and drops old steps.
 
     The `keep` newest stay. Steps later than this one belong to a course that was left: they go.
     """
     final, former = folder / str(step), folder / f"{step}{_REPLACED}"
     if final.exists():
         final.rename(former)
-    staging(folder, step).rename(final)
+    staged.rename(final)
     manifest.sync(folder)
     if former.exists():
         shutil.rmtree(former)
@@ -62,4 +65,7 @@ def sweep(folder: Path) -> None:
     recover(folder)
     for path in list(folder.iterdir()):
         if path.suffix in (_REPLACED, _DELETED) or _SAVING in path.name:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()

@@ -68,7 +68,12 @@ def resolve_layer(layer: int | None, L: int) -> int | None:
 
 
 def abstract_decoder(
-    config: Config, mesh: Mesh, *, dtype: Any, weight_dtype: Any = None, layers: int | None = None,
+    config: Config,
+    mesh: Mesh,
+    *,
+    dtype: Any,
+    weight_dtype: Any = None,
+    layers: int | None = None,
     rules: Mapping[str, str] = axes.RULES,
 ) -> Decoder:
     """Describe a decoder: placeholders with shape, dtype and sharding in the place of arrays.
@@ -106,8 +111,14 @@ def fill(model: Decoder, arrays: Mapping[str, Any]) -> Decoder:
 
 
 def load_decoder(
-    folder: Path, config: Config, mesh: Mesh, *, dtype: Any, weight_dtype: Any = None,
-    layers: int | None = None, rules: Mapping[str, str] = axes.RULES,
+    folder: Path,
+    config: Config,
+    mesh: Mesh,
+    *,
+    dtype: Any,
+    weight_dtype: Any = None,
+    layers: int | None = None,
+    rules: Mapping[str, str] = axes.RULES,
 ) -> Decoder:
     """Load a Hugging Face folder onto a mesh, each process reading what it holds.
 
@@ -140,7 +151,12 @@ def weight_table(config: Config, model: Decoder) -> tuple[hf.Move, ...]:
 
 
 def random_decoder(
-    config: Config, mesh: Mesh, key: jax.Array, *, dtype: Any, weight_dtype: Any = None,
+    config: Config,
+    mesh: Mesh,
+    key: jax.Array,
+    *,
+    dtype: Any,
+    weight_dtype: Any = None,
     layers: int | None = None,
 ) -> Decoder:
     """Draw a decoder at random: matrices normal with deviation 0.02, norms one, biases zero."""

@@ -45,7 +45,9 @@ class Fields:
     def integer(self, name: str, default: Any = _ABSENT) -> int:
         """Read a whole number from 1 up."""
         value = self.take(name, default)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int) or value < 1
+        ):
             self.wrong(f"{name} = {value!r} is not a whole number from 1 up")
         return value if isinstance(value, int) and value > 0 else 1
 
@@ -72,7 +74,10 @@ class Fields:
 
     def finish(self) -> None:
         """Raise one ValueError with every problem, fields never asked for among them."""
-        unknown = [f"{k} = {v!r} is unknown and could change the numbers" for k, v in self._left.items()
-                   if v is not None]
+        unknown = [
+            f"{k} = {v!r} is unknown and could change the numbers"
+            for k, v in self._left.items()
+            if v is not None
+        ]
         if self._wrong or unknown:
             raise ValueError("config.json: " + "; ".join([*self._wrong, *unknown]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Final
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ class Rope:
         return ((1 - smooth) * frequency / self.factor + smooth * frequency).astype(np.float32)
 
     @classmethod
-    def from_hf(cls, f: Fields) -> Self:
+    def from_hf(cls, f: Fields) -> Rope:
         """Read `rope_theta` and `rope_scaling`, or `rope_parameters` as transformers 5 writes them."""
         given = dict(f.take("rope_parameters", None) or f.take("rope_scaling", None) or {})
         f.ignore("rope_scaling")
@@ -131,7 +131,7 @@ class LlamaConfig:
         return 0.0
 
     @classmethod
-    def from_hf(cls, fields: Mapping[str, Any]) -> Self:
+    def from_hf(cls, fields: Mapping[str, Any]) -> LlamaConfig:
         """Read the fields of a `config.json`.
 
         Raises: ValueError that names every field that is missing, unknown or out of range.
@@ -193,7 +193,9 @@ class Stem(nnx.Module):
         self.rope = config.rope
         self.H = config.H
 
-    def __call__(self, ids_BT: jax.Array, place_BT: jax.Array, key_B: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, ids_BT: jax.Array, place_BT: jax.Array, key_B: jax.Array | None
+    ) -> jax.Array:
         return self.tokens[...][ids_BT]
 
     def angles(self, place_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -239,9 +241,7 @@ class Block(nnx.Module):
         keys = [nn.fold_keys(key_B, i) for i in range(3)]
         return self._keys_values(self.attention_norm(x_BTD), view, keys)
 
-    def _keys_values(
-        self, y_BTD: jax.Array, view: View, keys: list
-    ) -> tuple[jax.Array, jax.Array]:
+    def _keys_values(self, y_BTD: jax.Array, view: View, keys: list) -> tuple[jax.Array, jax.Array]:
         k_BTKH = attention.rotate(self.k(y_BTD, keys[1]), view.angles)
         v_BTKH = self.v(y_BTD, keys[2])
         return axes.constrain(k_BTKH, "BTKH"), axes.constrain(v_BTKH, "BTKH")

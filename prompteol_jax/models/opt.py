@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Final
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,7 @@ class OptConfig:
         return True
 
     @classmethod
-    def from_hf(cls, fields: Mapping[str, Any]) -> Self:
+    def from_hf(cls, fields: Mapping[str, Any]) -> OptConfig:
         """Read the fields of a `config.json`.
 
         Raises: ValueError that names every field that is missing, unknown or out of range.
@@ -124,7 +124,9 @@ class Stem(nnx.Module):
         self.project_in = nn.Linear("BTE,DE->BTD", make) if config.E != config.D else None
         self.rate = config.dropout
 
-    def __call__(self, ids_BT: jax.Array, place_BT: jax.Array, key_B: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, ids_BT: jax.Array, place_BT: jax.Array, key_B: jax.Array | None
+    ) -> jax.Array:
         x = self.tokens[...][ids_BT]
         if self.project_in is not None:
             x = self.project_in(x)

@@ -366,7 +366,7 @@ def test_a_failure_in_the_background_is_one_error_and_the_next_save_works(tmp_pa
     )
     out, err = child.communicate(timeout=120)
     assert out.strip() == "[1, 2] 2", err
-    assert err == ""
+    assert "absl" not in err  # orbax's own report of each of its threads
 
 
 OPERATIONS = [
