@@ -1,4 +1,4 @@
-"""The page of a training run: what it did to the loss and to the development score, and how fast."""
+"""The page of a training run: what became of loss and development score, and how fast."""
 
 import json
 from collections.abc import Mapping, Sequence
