@@ -1,11 +1,13 @@
-"""A model by name: config, tokenizer and weights on a mesh, with an adapter where one is asked for."""
+"""A model by name: config, tokenizer and weights on a mesh, and an adapter where one is asked for."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import jax
 from jax.sharding import Mesh
@@ -14,6 +16,12 @@ from prompteol_jax import adapters, axes, hub, models
 from prompteol_jax.models import tiny
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.tokenizer import Tokenizer, load_tokenizer
+
+
+TOKENIZER_FILES: Final = (
+    *("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +83,22 @@ def load_pretrained(
     if adapter_folder is not None:
         decoder = adapters.load_adapter(decoder, config, adapter_folder, mesh)
     return Pretrained(name, folder, config, tokenizer, decoder, mesh)
+
+
+def save_pretrained(
+    pretrained: Pretrained, decoder: Decoder, folder: Path, *, dtype: str
+) -> None:
+    """Write weights, config and tokenizer as a Hugging Face folder that transformers loads."""
+    models.save_decoder(folder, pretrained.config, decoder, dtype=dtype)
+    if pretrained.folder is None:
+        pretrained.tokenizer.backend.save(str(folder / "tokenizer.json"))
+        fields = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": tiny.BOS}
+        text = json.dumps(fields, indent=2) + "\n"
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+        return
+    for name in TOKENIZER_FILES:
+        if (pretrained.folder / name).is_file():
+            shutil.copyfile(pretrained.folder / name, folder / name)
 
 
 def find_adapter(name: str) -> Path:
