@@ -93,6 +93,10 @@ class _Frame(NamedTuple):
     before_place: str
 
 
+TRIPLETS: Final = 25_600  # of a run on `--data synthetic`
+DEV_PAIRS: Final = 1_000
+
+
 def synthetic_triplets(seed: int, n: int) -> list[Triplet]:
     """Writes rows of a sentence, an entailment in other words and a contradiction in nearly the same.
 

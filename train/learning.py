@@ -1,0 +1,65 @@
+"""A model made ready to learn: what trains, what is frozen, and how weights leave and enter it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from prompteol_jax import adapters, nn
+from prompteol_jax.models.decoder import Decoder
+from prompteol_jax.pretrained import Pretrained, load_pretrained, save_pretrained
+from train.config import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainable:
+    """A pretrained model, split into what the optimizer changes and what it leaves alone."""
+
+    pretrained: Pretrained
+    graph: nnx.GraphDef
+    start: nnx.State
+    frozen: nnx.State
+    full: bool
+
+    def decoder(self, trainable: nnx.State) -> Decoder:
+        """The model with these weights."""
+        return nnx.merge(self.graph, trainable, self.frozen)
+
+    def export(self, trainable: nnx.State, run: Path, base: str) -> Path:
+        """Write the weights into the run: a PEFT adapter, or a whole model after --full."""
+        decoder = self.decoder(trainable)
+        if self.full:
+            folder = run / "model"
+            save_pretrained(self.pretrained, decoder, folder, dtype="float32")
+        else:
+            folder = run / "adapter"
+            adapters.save_adapter(decoder, self.pretrained.config, folder, base=base)
+        return folder
+
+
+def make_trainable(config: TrainConfig, mesh: Mesh, dtype: Any) -> Trainable:
+    """Load the model and give it a fresh adapter, the one asked for, or none where all trains.
+
+    What trains is float32, whatever the dtype of activations and frozen weights.
+    """
+    pretrained = load_pretrained(
+        config.model,
+        mesh,
+        dtype=dtype,
+        weight_dtype=jnp.float32 if config.full else dtype,
+        adapter=config.adapter,
+        base_dropout=config.base_dropout,
+    )
+    decoder = pretrained.decoder
+    if not config.full and config.adapter is None:
+        lora = adapters.LoraConfig(rank=config.rank, alpha=config.alpha, dropout=config.dropout)
+        key = jax.random.key(config.seed)
+        decoder = adapters.add_lora(decoder, pretrained.config, lora, mesh, key)
+    graph, start, frozen = nnx.split(decoder, nn.Weight if config.full else nn.Lora, ...)
+    return Trainable(pretrained, graph, start, frozen, config.full)

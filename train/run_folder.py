@@ -1,0 +1,85 @@
+"""The folder of a run: its config, and what may continue it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from prompteol_jax import distributed
+from train.config import FREE_ON_RESUME, TrainConfig
+
+CONFIG: Final = "config.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """RUN/, with config.json, metrics.jsonl, dev.jsonl, checkpoints/, adapter/ and report.html."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, config: TrainConfig) -> RunFolder:
+        """Make the folder of a new run, or check that of one to be resumed.
+
+        Raises: FileExistsError where a new run would write over another; FileNotFoundError where
+            there is nothing to resume; ValueError that lists every flag that differs on resume.
+        """
+        folder = cls(config.output or _fresh(config))
+        fields = _fields(config)
+        if config.resume:
+            folder._check_same(fields)
+        elif (folder.path / CONFIG).exists():
+            raise FileExistsError(
+                f"{folder.path} holds a run already: continue it with --resume, or choose another "
+                "--output"
+            )
+        if distributed.is_primary():
+            folder.path.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(fields, indent=2) + "\n"
+            (folder.path / CONFIG).write_text(text, encoding="utf-8")
+        return folder
+
+    def _check_same(self, fields: dict[str, Any]) -> None:
+        path = self.path / CONFIG
+        if not path.is_file():
+            raise FileNotFoundError(f"{self.path} holds no {CONFIG}: there is no run to resume")
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        differ = [
+            f"--{name.replace('_', '-')} was {saved.get(name)!r}, is {fields[name]!r}"
+            for name in fields
+            if name not in FREE_ON_RESUME and saved.get(name) != fields[name]
+        ]
+        if differ:
+            raise ValueError(f"{self.path} cannot be resumed with other flags: {'; '.join(differ)}")
+
+    def append(self, name: str, record: dict[str, Any]) -> None:
+        """Add a line to one of the run's jsonl files."""
+        if distributed.is_primary():
+            with (self.path / name).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def forget(self, name: str, after: int) -> None:
+        """Drop the lines of a jsonl file whose step lies behind the one that is resumed."""
+        path = self.path / name
+        if not distributed.is_primary() or not path.exists():
+            return
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= after]
+        part = path.with_name(f"{name}.part")
+        part.write_text("".join(kept), encoding="utf-8")
+        part.replace(path)
+
+
+def _fields(config: TrainConfig) -> dict[str, Any]:
+    fields = dataclasses.asdict(config)
+    return {k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}
+
+
+def _fresh(config: TrainConfig) -> Path:
+    """runs/MODEL-DATA, with the first number that is free where that exists."""
+    name = f"{Path(config.model).name}-{Path(config.data).stem}"
+    names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
+    return next(path for n in names if not (path := Path("runs") / n).exists())
