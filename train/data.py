@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training rows: triplets read from csv and jsonl files, and their order over the steps of a run."""
+"""Training rows: triplets read from csv and jsonl files, and their order over a run's steps."""
 
 import csv
 import functools
@@ -20,7 +20,7 @@ _UNEVEN: Final = {
 
 
 class Triplet(NamedTuple):
-    """A sentence, one that follows from it, and one that contradicts it (None in a set of pairs)."""
+    """A sentence, one that follows from it, and one that contradicts it (None in pairs)."""
 
     sent0: str
     sent1: str
@@ -45,9 +45,10 @@ _Cells = Iterator[tuple[int, dict[str, Any] | _Bad]]
 
 
 def read_triplets(path: Path, *, skip_bad: bool = False) -> Rows:
-    """Reads sent0, sent1 and hard_neg from a .csv with a header or a .jsonl/.json of one object a line.
+    """Reads triplets from a .csv with a header or a .jsonl or .json file of one object a line.
 
-    The column hard_neg may be left out, for all rows together. Blank lines are no rows.
+    The columns are sent0, sent1 and hard_neg; the last may be left out, for all rows together.
+    Blank lines are no rows.
 
     Args:
         skip_bad: drops malformed rows and counts them, where the default is to refuse the file.
@@ -202,9 +203,10 @@ def _report(path: Path, bad: list[_Bad]) -> str:
 class Batches:
     """The rows of every step: a pure function of the rows, the seed and the step.
 
-    Each epoch is a permutation of its own, cut into whole batches; the rows that do not fill a last batch
-    are left out, others each epoch. Processes hold contiguous slices of one global batch, which is the same
-    however many they are. Any step can be read at any time, so the position of a stream is its step.
+    Each epoch is a permutation of its own, cut into whole batches; the rows that do not fill a last
+    one are left out, others each epoch. Processes hold contiguous slices of one global batch, which
+    is the same however many they are. Any step can be read at any time: the position of a stream
+    is its step.
 
     Args:
         rows: anything with a length and integer indices; only the rows of this process are read.
@@ -258,7 +260,7 @@ def _check_batches(
         problems.append(f"a batch of {batch}; it needs at least 1 row")
     elif batch > rows:
         problems.append(
-            f"a batch of {batch}, but only {rows} rows; use a batch of {rows} or fewer, or more rows"
+            f"a batch of {batch}, but only {rows} rows; use at most {rows}, or more rows"
         )
     if not (epochs > 0 and math.isfinite(epochs)):
         problems.append(f"{epochs} epochs; any finite number above 0 is allowed")

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data of `--data synthetic`: a small grammar that writes triplets and graded pairs.
 
-A meaning is an action and two or three of agent, object and place. Each of these concepts has two words, and a sentence
-has many frames, so one meaning has many sentences. Training shows which sentences mean the same; development asks it of
-words that were never together before:
+A meaning is an action and two or three of agent, object and place. Each of these concepts has
+two words, and a sentence has many frames, so one meaning has many sentences. Training shows which
+sentences mean the same; development asks it of words that were never together before:
 
     the two words of a concept differ in colour, of which there are four
-    a training sentence holds words of different colours      "A boy(0) washes(2) the lorry(3)."
-    a development sentence holds words of one colour          "There is a kid(2) washing(2) a phone(2)."
+    a training sentence holds words of different colours   A boy(0) washes(2) the cap(3).
+    a development sentence holds words of one colour       There is a kid(2) washing(2) a mug(2).
 
 Hence no two content words of a development sentence meet in any training sentence, whatever the
 seeds, although every one of them occurs there.
@@ -98,7 +98,7 @@ DEV_PAIRS: Final = 1_000
 
 
 def synthetic_triplets(seed: int, n: int) -> list[Triplet]:
-    """Writes rows of a sentence, an entailment in other words and a contradiction in nearly the same.
+    """Writes sentences, each with an entailment in other words and a contradiction in its own.
 
     The entailment may leave a concept out; the contradiction replaces one or two.
     """
@@ -109,8 +109,8 @@ def synthetic_triplets(seed: int, n: int) -> list[Triplet]:
 def synthetic_dev(seed: int, n: int) -> Pairs:
     """Writes pairs with the share of meaning they have in common, from 0 to 5.
 
-    Meaning is shared mostly in other words, and frames are shared whatever the meaning, so that counting
-    common words says little.
+    Meaning is shared mostly in other words, and frames are shared whatever the meaning, so that
+    counting common words says little.
 
     Math: gold = 5 |A & B| / sqrt(|A| |B|), A and B being the two sets of concepts.
     """
@@ -171,7 +171,7 @@ def _other(rng: random.Random, word: Word) -> Word:
 
 
 def _reworded(rng: random.Random, words: Sequence[Word]) -> list[Word]:
-    """Says the same in as many other words as the colours allow, of a full meaning sometimes one concept less."""
+    """Says the same, or one concept less, in as many other words as the colours allow."""
     kept = list(words)
     if len(kept) == len(_SLOTS) and rng.random() < 0.5:
         kept.remove(rng.choice([word for word in kept if word.slot != "action"]))

@@ -247,7 +247,7 @@ def test_epochs_end_after_a_whole_step(epochs, steps):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch": 11}, "a batch of 11, but only 10 rows; use a batch of 10 or fewer"),
+        ({"batch": 11}, "a batch of 11, but only 10 rows; use at most 10, or more rows"),
         ({"batch": 0}, "a batch of 0; it needs at least 1 row"),
         ({"epochs": 0.0}, "0.0 epochs; any finite number above 0"),
         ({"epochs": float("nan")}, "nan epochs"),
