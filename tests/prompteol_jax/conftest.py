@@ -1,0 +1,89 @@
+"""Checkpoints that are written once a session, and what is loaded from them once."""
+
+import functools
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+# `import oracle` works by this name alone: with tests/ on the path, tests/prompteol_jax would take
+# the place of the library.
+if "oracle" not in sys.modules:
+    _spec = importlib.util.spec_from_file_location(
+        "oracle", Path(__file__).parents[1] / "oracle.py"
+    )
+    sys.modules["oracle"] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules["oracle"])
+
+
+@pytest.fixture(scope="session")
+def tokenizers(data):
+    """The folder of the tokenizer that goes with a model's name."""
+
+    def find(name):
+        return data / "weights" / f"{name.split('-')[0].rstrip('3').removeprefix('tiny')}-tokenizer"
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def checkpoints(data, tokenizers, tmp_path_factory):
+    """The folder of a model by name, written when it is first asked for."""
+    import oracle
+
+    @functools.cache
+    def folder(name):
+        if name == "tinystories-656k":
+            return data / "weights" / name
+        place = tmp_path_factory.mktemp("checkpoints") / name
+        return oracle.write(oracle.build(name), place, tokenizers(name))
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def texts(data):
+    """200 sentences of STS-B, cleaned."""
+    import oracle
+
+    return oracle.sentences(data, 200)
+
+
+@pytest.fixture(scope="session")
+def references(checkpoints, texts):
+    """What transformers says about the 200 sentences, by name of the model."""
+    import oracle
+
+    @functools.cache
+    def reference(name, prompt=oracle.EOL):
+        folder = checkpoints(name)
+        return oracle.run(
+            oracle.load(folder), oracle.ids(folder, [prompt.format(t) for t in texts])
+        )
+
+    return reference
+
+
+@pytest.fixture(scope="session")
+def embedders(checkpoints):
+    """Float32 embedders by name of the model and settings, loaded when they are first asked for."""
+    from prompteol_jax import Embedder
+
+    @functools.cache
+    def embedder(name, mesh="1x1", **settings):
+        folder = name if name == "tiny" else str(checkpoints(name))
+        return Embedder.from_pretrained(folder, mesh=mesh, dtype="float32", **settings)
+
+    return embedder
+
+
+@pytest.fixture
+def coarse(monkeypatch):
+    """One shape for all ordinary sentences: a model is compiled once and not eight times."""
+    from prompteol_jax.encode import Ladder
+
+    def fixed(longest, batch_tokens, multiple):
+        return Ladder((96, longest), (40, multiple))
+
+    monkeypatch.setattr(Ladder, "fixed", fixed)
