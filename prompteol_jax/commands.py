@@ -1,0 +1,34 @@
+"""What all commands do with errors: one line for the user, no traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+Options = TypeVar("Options")
+
+# What the project raises for a wrong input; anything else is a mistake of ours and shows itself.
+USER_ERRORS: Final = (ValueError, TypeError, OSError, FloatingPointError)
+
+
+def run_command(program: str, run: Callable[[Options], object], options: Options) -> None:
+    """Run a command; an error of the user ends it with `PROGRAM: error: ...` and exit status 2.
+
+    PROMPTEOL_TRACEBACK=1 in the environment lets such an error through, for a report of a bug.
+    """
+    try:
+        run(options)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough, as `head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{program}: interrupted\n")
+        raise SystemExit(130) from None
+    except USER_ERRORS as error:
+        if os.environ.get("PROMPTEOL_TRACEBACK") == "1":
+            raise
+        sys.stderr.write(f"{program}: error: {str(error) or type(error).__name__}\n")
+        raise SystemExit(2) from None

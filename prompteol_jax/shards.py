@@ -1,0 +1,280 @@
+"""Vectors as a folder of shards that survives a kill, and the one file they are joined into.
+
+The manifest says what the vectors are made of and which shards are done. A shard is written whole,
+then entered in the manifest with its SHA-256, then the next one begins. Whatever the manifest does
+not hold is encoded again, so no row is lost and none stands twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+from jaxtyping import Float32
+
+from prompteol_jax.corpus import Chunk
+
+MANIFEST: Final = "manifest.json"
+_OURS: Final = re.compile(r"(manifest\.json|shard-\d{5,}\.npy|joined)(\.new)?")
+_INFORMATIVE: Final = ("model", "template")  # names of what other settings hold
+_SAMPLE: Final = 1 << 20  # bytes at either end of a file of weights
+
+
+@dataclasses.dataclass
+class Shards:
+    """A run's shards; `opened` makes one.
+
+    Attributes:
+        settings: whatever decides the vectors, by name.
+        chunks: the texts of each shard.
+        sha256: of each finished shard's file, None for those still missing.
+        width: numbers in a vector; None before `begin`.
+        damaged: shards that were found missing or changed and are missing now.
+    """
+
+    folder: Path
+    settings: Mapping[str, Any]
+    chunks: Sequence[Chunk]
+    sha256: list[str | None]
+    width: int | None = None
+    damaged: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows of all shards."""
+        return sum(chunk.rows for chunk in self.chunks)
+
+    @property
+    def missing(self) -> list[int]:
+        """Numbers of the shards still to be written."""
+        return [number for number, digest in enumerate(self.sha256) if digest is None]
+
+    def begin(self, width: int) -> None:
+        """Put a new run in the place of what the folder held before; a resumed one goes on.
+
+        Raises: ValueError if vectors of another width are there.
+        """
+        if self.width is None:
+            clear(self.folder)
+            self.width = width
+            self._write_manifest()
+        elif self.width != width:
+            raise ValueError(
+                f"{self.folder} holds vectors of {self.width} numbers, the model gives {width}; "
+                "give another output"
+            )
+
+    def write(self, number: int, vectors: Float32[np.ndarray, "n D"]) -> None:
+        """Write one shard and enter it in the manifest.
+
+        Raises: OSError if the disk refuses; what was written before stays good.
+        """
+        expected = (self.chunks[number].rows, self.width)
+        if vectors.shape != expected:
+            raise ValueError(f"shard {number} needs {expected} numbers, got {vectors.shape}")
+        path = self.folder / shard_name(number)
+        _write_whole(path, lambda file: np.save(file, vectors.astype("<f4", copy=False)))
+        self.sha256[number] = _file_sha256(path)
+        self._write_manifest()
+
+    def read(self, number: int) -> Float32[np.ndarray, "n D"]:
+        """The vectors of one shard."""
+        return np.load(self.folder / shard_name(number), allow_pickle=False)
+
+    def _write_manifest(self) -> None:
+        shards = [
+            {"file": shard_name(n), "rows": chunk.rows, "input_sha256": chunk.sha256, "sha256": sha}
+            for n, (chunk, sha) in enumerate(zip(self.chunks, self.sha256, strict=True))
+        ]
+        content = {
+            "settings": dict(self.settings),
+            "rows": self.rows,
+            "width": self.width,
+            "shards": shards,
+        }
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        _write_whole(self.folder / MANIFEST, lambda file: file.write(text.encode()))
+
+
+@contextlib.contextmanager
+def opened(
+    folder: Path, settings: Mapping[str, Any], chunks: Sequence[Chunk], *, overwrite: bool
+) -> Iterator[Shards]:
+    """Find what a folder holds of a run, or start one there; nobody else writes there meanwhile.
+
+    Args:
+        overwrite: vectors of other settings or texts may be replaced.
+    Raises: ValueError naming each setting that differs, or that another run writes there;
+        FileExistsError where the folder holds files of others.
+    """
+    is_new = not folder.exists()
+    folder.mkdir(exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        _take(lock, folder)
+        foreign = sorted(p.name for p in folder.iterdir() if not _OURS.fullmatch(p.name))
+        if foreign:
+            raise FileExistsError(
+                f"folder {folder} holds other files ({', '.join(foreign[:5])}); "
+                "give a new folder or an empty one"
+            )
+        yield _resumed(folder, settings, chunks, overwrite=overwrite)
+    finally:
+        os.close(lock)
+        if is_new:
+            with contextlib.suppress(OSError):  # it holds something, or is gone already
+                folder.rmdir()
+
+
+def clear(folder: Path) -> None:
+    """Remove a run's files; without its manifest, which goes first, the others mean nothing."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for path in [path for path in folder.iterdir() if _OURS.fullmatch(path.name)]:
+        path.unlink()
+
+
+def join_npy(shards: Shards, output: Path) -> None:
+    """Write all rows to one .npy file, float32 [n, D]."""
+    header = {"descr": "<f4", "fortran_order": False, "shape": (shards.rows, shards.width)}
+
+    def write(file: BinaryIO) -> None:
+        np.lib.format.write_array_header_1_0(file, header)
+        for number in range(len(shards.chunks)):
+            file.write(memoryview(shards.read(number)).cast("B"))
+
+    _join(shards, output, write)
+
+
+def join_parquet(shards: Shards, output: Path) -> None:
+    """Write all rows to one parquet file, column `embedding`, a fixed-size list of float32."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    kind = pa.list_(pa.float32(), shards.width)
+    schema = pa.schema([pa.field("embedding", kind, nullable=False)])
+
+    def write(file: BinaryIO) -> None:
+        with parquet.ParquetWriter(file, schema, compression="none") as writer:
+            for number in range(len(shards.chunks)):
+                flat = pa.array(shards.read(number).ravel())
+                rows = pa.FixedSizeListArray.from_arrays(flat, type=kind)
+                writer.write_table(pa.table([rows], schema=schema))
+
+    _join(shards, output, write)
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over names, sizes and both ends of the files that decide what a model computes.
+
+    A fine-tuned copy differs from its base in every tensor, hence at the ends of its files.
+    """
+    content = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in (".safetensors", ".bin", ".json", ".model", ".txt"):
+            continue
+        size = path.stat().st_size
+        content.update(f"{path.name}:{size}:".encode())
+        with path.open("rb") as file:
+            content.update(file.read(_SAMPLE))
+            file.seek(max(0, size - _SAMPLE))
+            content.update(file.read(_SAMPLE))
+    return content.hexdigest()
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard."""
+    return f"shard-{number:05d}.npy"
+
+
+def _resumed(
+    folder: Path, settings: Mapping[str, Any], chunks: Sequence[Chunk], *, overwrite: bool
+) -> Shards:
+    fresh = Shards(folder, settings, chunks, [None] * len(chunks))
+    if not (folder / MANIFEST).exists():
+        return fresh
+    try:
+        found = json.loads((folder / MANIFEST).read_bytes())
+        there = [Chunk(shard["rows"], shard["input_sha256"]) for shard in found["shards"]]
+        problems = _differences(found["settings"], settings) + _other_texts(there, chunks)
+        sha256, width = [shard["sha256"] for shard in found["shards"]], int(found["width"])
+    except (ValueError, LookupError, TypeError) as error:
+        problems = [f"its {MANIFEST} is damaged ({error})"]
+    if problems and overwrite:
+        return fresh
+    if problems:
+        raise ValueError(
+            f"{folder} belongs to another run: {'; '.join(problems)}. "
+            "Repeat that run's settings, give another output, or replace it with --overwrite"
+        )
+    intact = [_intact(folder / shard_name(n), digest) for n, digest in enumerate(sha256)]
+    damaged = sum(a is not None and b is None for a, b in zip(sha256, intact, strict=True))
+    return Shards(folder, settings, chunks, intact, width, damaged)
+
+
+def _differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name} was {found.get(name)!r} and is now {asked.get(name)!r}"
+        for name in {**found, **asked}
+        if name not in _INFORMATIVE and found.get(name) != asked.get(name)
+    ]
+
+
+def _other_texts(found: Sequence[Chunk], asked: Sequence[Chunk]) -> list[str]:
+    rows = [[chunk.rows for chunk in chunks] for chunks in (found, asked)]
+    if sum(rows[0]) != sum(rows[1]):
+        return [f"the input had {sum(rows[0])} texts and has now {sum(rows[1])}"]
+    if rows[0] != rows[1]:
+        return []  # shards of another size, which the settings tell
+    changed = sum(a != b for a, b in zip(found, asked, strict=True))
+    return [f"the input's texts have changed, in {changed} of {len(asked)} shards"] * bool(changed)
+
+
+def _intact(path: Path, digest: str | None) -> str | None:
+    return digest if path.is_file() and _file_sha256(path) == digest else None
+
+
+def _take(lock: int, folder: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"another run is writing to {folder}; wait for it or end it") from None
+
+
+def _join(shards: Shards, output: Path, write: Callable[[BinaryIO], object]) -> None:
+    joined = shards.folder / "joined"
+    _write_whole(joined, write)
+    joined.replace(output)
+    _sync(output.parent)
+
+
+def _write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file that is seen complete or not at all, even after a loss of power."""
+    new = path.with_name(f"{path.name}.new")
+    with new.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
