@@ -19,6 +19,7 @@ import numpy as np
 
 from eval import scores, sts_report
 from eval.tasks import read_tasks
+from prompteol_jax.commands import run_command
 from prompteol_jax.options import ModelOptions
 
 PACKAGES: Final = ("prompteol-jax", "jax", "flax", "transformers", "numpy", "scipy")
@@ -47,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     import tyro
 
     config = (tyro.conf.FlagCreatePairsOff,)
-    run(tyro.cli(StsOptions, args=argv, prog="python -m eval.sts", config=config))
+    program = "python -m eval.sts"
+    run_command(program, run, tyro.cli(StsOptions, args=argv, prog=program, config=config))
 
 
 def run(options: StsOptions) -> dict[str, Any]:
