@@ -71,8 +71,8 @@ class TrainConfig:
     """Stop after this many steps instead."""
     lr: float = 5e-4
     """Peak learning rate."""
-    warmup_steps: int = 100
-    """Steps from 0 up to the peak; from there it falls to 0 at the end."""
+    warmup_steps: int | None = None
+    """Steps from 0 up to the peak, then down to 0; 100, or a tenth of a run below 1,000 steps."""
     seed: int = 42
     """Of data order, dropout and fresh weights."""
 
@@ -104,7 +104,7 @@ class TrainConfig:
                 ("epochs", "above 0", self.epochs > 0),
                 ("steps", "1 or more", self.steps is None or self.steps >= 1),
                 ("lr", "above 0", self.lr > 0),
-                ("warmup_steps", "0 or more", self.warmup_steps >= 0),
+                ("warmup_steps", "0 or more", (self.warmup_steps or 0) >= 0),
                 ("rank", "1 or more", self.rank >= 1),
                 ("dropout", "from 0 to below 1", 0 <= self.dropout < 1),
                 ("base_dropout", "from 0 to below 1", 0 <= (self.base_dropout or 0) < 1),

@@ -55,7 +55,9 @@ class Course:
         )
         self.steps = min(len(self.batches), config.steps or len(self.batches))
         self.assemble = Assembler(self.embedder.prompt, mesh, config.cut, config.chunks)
-        optimizer, self.schedule = make_optimizer(config.lr, self.steps, config.warmup_steps)
+        warmup = config.warmup_steps
+        warmup = min(100, self.steps // 10) if warmup is None else warmup
+        optimizer, self.schedule = make_optimizer(config.lr, self.steps, warmup)
         stochastic = pretrained.config.dropout > 0 or (not config.full and config.dropout > 0)
         self.learner = Learner(
             trainable.graph, optimizer, config.chunks, config.remat, stochastic

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -159,7 +160,11 @@ def random_decoder(
     weight_dtype: Any = None,
     layers: int | None = None,
 ) -> Decoder:
-    """Draw a decoder at random: matrices normal with deviation 0.02, norms one, biases zero."""
+    """Draw a decoder at random, so small that a few adapter steps can teach it something.
+
+    Matrices are normal with deviation 0.3 / sqrt(inputs), half of that for queries and keys, which
+    lets attention begin almost uniform; embeddings 0.01, positions 0.001, norms one, biases zero.
+    """
     model = abstract_decoder(config, mesh, dtype=dtype, weight_dtype=weight_dtype, layers=layers)
     places = leaves(model)
     out = {path: place.sharding for path, place in places.items()}
@@ -176,7 +181,13 @@ def _initial(path: str, key: jax.Array, place: jax.ShapeDtypeStruct) -> jax.Arra
         return jnp.ones(place.shape, place.dtype)
     if path.endswith((".b", ".bias")):
         return jnp.zeros(place.shape, place.dtype)
-    return 0.02 * jax.random.normal(key, place.shape, place.dtype)
+    deviation = {"stem.tokens": 0.01, "stem.positions": 0.001}.get(path)
+    if deviation is None:
+        outputs = 2 if path.endswith(("q.w", "k.w", "v.w")) else 1  # axes behind which inputs stand
+        first = outputs + path.startswith("blocks.")
+        deviation = 0.3 / math.prod(place.shape[first:]) ** 0.5
+        deviation *= 0.5 if path.endswith(("q.w", "k.w")) else 1.0
+    return deviation * jax.random.normal(key, place.shape, place.dtype)
 
 
 def save_decoder(folder: Path, config: Config, model: Decoder, *, dtype: str) -> None:
