@@ -93,25 +93,30 @@ def main(argv: Sequence[str] | None = None) -> None:
 def encode(options: EncodeOptions) -> None:
     """Encode a corpus; every wrong input is refused before the model is loaded."""
     parts = _check_output(options)
-    texts = corpus.open_corpus(options.input, spool=options.output.parent)
-    settings = _settings(options)
-    chunks = corpus.survey(texts, options.shard_rows)
-    invalid = texts.invalid
-    with shards.opened(parts, settings, chunks, overwrite=options.overwrite) as vectors:
-        resumed = len(chunks) - len(vectors.missing)
-        closing = [f"{vectors.rows} texts", f"{invalid} with invalid UTF-8" if invalid else ""]
-        closing += [f"{resumed} of {len(chunks)} shards were there" if resumed else ""]
-        closing += [f"{vectors.damaged} damaged shards anew" if vectors.damaged else ""]
-        if vectors.missing or vectors.width is None:
-            embedder = options.load("bfloat16")
-            vectors.begin(embedder.width)
-            closing += _encode_missing(options, embedder, texts, vectors)
-        shape = f"float32 [{vectors.rows}, {vectors.width}]"
-        if parts != options.output:
-            JOINS[options.output.suffix.lower()](vectors, options.output)
-            shards.clear(parts)
-            parts.rmdir()
-    sys.stderr.write(f"{options.output}: {shape}; {', '.join(filter(None, closing))}\n")
+    with corpus.opened(options.input, spool=options.output.parent) as texts:
+        settings = _settings(options)
+        chunks = corpus.survey(texts, options.shard_rows)
+        invalid = texts.invalid
+        with shards.opened(parts, settings, chunks, overwrite=options.overwrite) as vectors:
+            closing = [f"{invalid} with invalid UTF-8"] if invalid else []
+            closing += _finish(options, texts, vectors)
+            if parts != options.output:
+                JOINS[options.output.suffix.lower()](vectors, options.output)
+                vectors.remove()
+    shape = f"float32 [{vectors.rows}, {vectors.width}]"
+    sys.stderr.write(f"{options.output}: {shape}; {', '.join(closing)}\n")
+
+
+def _finish(options: EncodeOptions, texts: corpus.Corpus, vectors: shards.Shards) -> list[str]:
+    """Load the model and encode, if anything is missing; return what to say about it."""
+    there = len(vectors.chunks) - len(vectors.missing)
+    said = [f"{there} of {len(vectors.chunks)} shards were there"] if there else []
+    said += [f"{vectors.damaged} damaged shards anew"] if vectors.damaged else []
+    if vectors.width is not None and not vectors.missing:
+        return [*said, "nothing left to encode"]
+    embedder = options.load("bfloat16")
+    vectors.begin(embedder.width)
+    return said + _encode_missing(options, embedder, texts, vectors)
 
 
 def words(options: WordsOptions) -> None:
@@ -254,7 +259,7 @@ def _encode_missing(
     return [
         f"{rows} encoded, {distinct} of them distinct within their shards",
         f"{truncated} cut to {embedder.pretrained.config.P} tokens",
-        f"{rows / seconds:,.0f} sentences/s",
+        f"{rows / seconds:,.1f} sentences/s",
         f"{shapes} compiled shapes",
     ]
 

@@ -20,6 +20,7 @@ def run_command(program: str, run: Callable[[Options], object], options: Options
     """
     try:
         run(options)
+        sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read our output has seen enough, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,7 +10,6 @@ import codecs
 import csv
 import functools
 import hashlib
-import io
 import json
 import shutil
 import sys
@@ -91,17 +90,26 @@ class Corpus:
             return raw.decode(errors="replace")
 
 
-def open_corpus(path: Path, spool: Path | None = None) -> Corpus:
-    """Find the reader of a file by its suffix; `-` is standard input, one text a line.
+@contextmanager
+def opened(path: Path, spool: Path | None = None) -> Iterator[Corpus]:
+    """Open a file, or standard input for `-`, one text a line; see `open_corpus` for errors.
 
     Args:
-        spool: folder that keeps standard input until the process ends, the system's by default.
+        spool: folder that keeps standard input meanwhile, the system's by default.
+    """
+    if path != STDIN:
+        yield open_corpus(path)
+        return
+    with tempfile.TemporaryFile(dir=spool) as kept:
+        shutil.copyfileobj(sys.stdin.buffer, kept)
+        yield Corpus("standard input", functools.partial(_rewound, kept), _lines)
+
+
+def open_corpus(path: Path) -> Corpus:
+    """Find the reader of a file by its suffix.
+
     Raises: FileNotFoundError, IsADirectoryError or ValueError that says what is read.
     """
-    if path == STDIN:
-        kept = tempfile.TemporaryFile(dir=spool)  # noqa: SIM115  lives as long as the corpus
-        shutil.copyfileobj(sys.stdin.buffer, kept)
-        return Corpus("standard input", functools.partial(_rewound, kept), _lines)
     known = ", ".join(READERS)
     if path.is_dir():
         raise IsADirectoryError(f"input {path} is a folder; give one file: {known}")
@@ -163,8 +171,7 @@ def _json_lines(file: BinaryIO, name: str, decode: Decode) -> Iterator[str | Mal
 
 
 def _csv_cells(file: BinaryIO, name: str, decode: Decode) -> Iterator[str | Malformed]:
-    stream = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
-    reader = csv.reader(stream, strict=True)
+    reader = csv.reader((line.decode("utf-8", "surrogateescape") for line in file), strict=True)
     with _long_cells():
         header = next(reader, [])
         at = _column(header, name)

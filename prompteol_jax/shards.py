@@ -64,7 +64,7 @@ class Shards:
         Raises: ValueError if vectors of another width are there.
         """
         if self.width is None:
-            clear(self.folder)
+            self._clear()
             self.width = width
             self._write_manifest()
         elif self.width != width:
@@ -89,6 +89,17 @@ class Shards:
     def read(self, number: int) -> Float32[np.ndarray, "n D"]:
         """The vectors of one shard."""
         return np.load(self.folder / shard_name(number), allow_pickle=False)
+
+    def remove(self) -> None:
+        """Remove the shards and their folder."""
+        self._clear()
+        self.folder.rmdir()
+
+    def _clear(self) -> None:
+        # The manifest goes first: without it the other files mean nothing.
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        for path in [path for path in self.folder.iterdir() if _OURS.fullmatch(path.name)]:
+            path.unlink()
 
     def _write_manifest(self) -> None:
         shards = [
@@ -133,13 +144,6 @@ def opened(
         if is_new:
             with contextlib.suppress(OSError):  # it holds something, or is gone already
                 folder.rmdir()
-
-
-def clear(folder: Path) -> None:
-    """Remove a run's files; without its manifest, which goes first, the others mean nothing."""
-    (folder / MANIFEST).unlink(missing_ok=True)
-    for path in [path for path in folder.iterdir() if _OURS.fullmatch(path.name)]:
-        path.unlink()
 
 
 def join_npy(shards: Shards, output: Path) -> None:
