@@ -1,4 +1,4 @@
-"""Low-rank adapters (Hu et al. 2021) on every linear layer, from and to PEFT's files.
+"""Low-rank adapters (Hu et al. 2021) on every linear layer.
 
 An update of a layer is read off its equation. The weight `NHD` of `"BTD,NHD->BTNH"` is factored
 over its contracted axes and the others:
@@ -12,17 +12,15 @@ written through the family's own weight table, one row of it giving two.
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from prompteol_jax import hf, models, nn, tensor_files, torch_files
+from prompteol_jax import hf, models, nn
 from prompteol_jax.models.decoder import Decoder
 
 
@@ -87,7 +85,7 @@ def add_lora(
 
     Source: peft's default initialisation (kaiming uniform with a = sqrt(5)).
     """
-    model = _attach(model, config, lora, mesh)
+    model = attach(model, config, lora, mesh)
     empty = {path: leaf for path, leaf in models.leaves(model).items() if ".lora." in path}
     keys = dict(zip(empty, jax.random.split(key, len(empty)), strict=True))
 
@@ -102,18 +100,16 @@ def _initial(path: str, key: jax.Array, leaf: jax.ShapeDtypeStruct) -> jax.Array
     if path.endswith(".b"):
         return jnp.zeros(leaf.shape, leaf.dtype)
     first = 2 if path.startswith("blocks.") else 1  # behind L and R come the inputs
-    inputs = 1
-    for n in leaf.shape[first:]:
-        inputs *= n
-    return jax.random.uniform(key, leaf.shape, leaf.dtype, -(inputs**-0.5), inputs**-0.5)
+    bound = math.prod(leaf.shape[first:]) ** -0.5
+    return jax.random.uniform(key, leaf.shape, leaf.dtype, -bound, bound)
 
 
-def _attach(model: Decoder, config: models.Config, lora: LoraConfig, mesh: Mesh) -> Decoder:
+def attach(model: Decoder, config: models.Config, lora: LoraConfig, mesh: Mesh) -> Decoder:
     """A copy of the model with placeholders of updates on the target layers."""
     model = nnx.merge(*nnx.split(model))
     depth = model.depth - 1
     make = nn.Placeholders(config.sizes, jnp.float32, mesh)
-    targets = {row.target.removesuffix(".a") for row in _table(model, config, lora.targets)}
+    targets = {row.target.removesuffix(".a") for row in factor_table(model, config, lora.targets)}
     for path, linear in list(nnx.iter_modules(model)):
         if not isinstance(linear, nn.Linear):
             continue
@@ -126,7 +122,7 @@ def _attach(model: Decoder, config: models.Config, lora: LoraConfig, mesh: Mesh)
     return model
 
 
-def _table(
+def factor_table(
     model: Decoder, config: models.Config, targets: Sequence[str] | None
 ) -> tuple[hf.Move, ...]:
     """Rows of the weight table for the factors of an adapter: two for each adapted layer."""
@@ -190,145 +186,4 @@ def lora_config(model: Decoder, config: models.Config) -> LoraConfig:
     }
     return LoraConfig(
         rank=rank, alpha=one.scale * rank, dropout=one.rate, targets=tuple(sorted(names))
-    )
-
-
-ADAPTER_FILES: Final = ("adapter_model.safetensors", "adapter_model.bin")
-
-
-def save_adapter(model: Decoder, config: models.Config, folder: Path, *, base: str) -> None:
-    """Write the updates as a PEFT folder that `PeftModel.from_pretrained` loads.
-
-    Args:
-        base: name or folder of the base model, for PEFT's own use.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lora = lora_config(model, config)
-    arrays = {path: leaf for path, leaf in models.leaves(model).items() if ".lora." in path}
-    hf.write_weights(
-        folder,
-        arrays,
-        _table(model, config, lora.targets),
-        {**config.sizes, "R": lora.rank, "L": model.depth},
-        dtype="float32",
-        rename=lambda name: f"base_model.model.model.{name}",
-        stem="adapter_model",
-    )
-    fields = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": lora.rank,
-        "lora_alpha": lora.alpha,
-        "lora_dropout": lora.dropout,
-        "target_modules": list(lora.targets or ()),
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "modules_to_save": None,
-    }
-    text = json.dumps(fields, indent=2) + "\n"
-    (folder / "adapter_config.json").write_text(text, encoding="utf-8")
-
-
-def load_adapter(
-    model: Decoder, config: models.Config, folder: Path, mesh: Mesh, *, dropout: float | None = None
-) -> Decoder:
-    """Put a PEFT adapter on a model.
-
-    Args:
-        dropout: of the updates' inputs, in the place of the file's own.
-    Raises: FileNotFoundError for a folder without an adapter; ValueError for a kind of adapter that
-        is not supported; hf.WeightMismatch where it was made for another model.
-    """
-    lora = read_adapter_config(folder)
-    if dropout is not None:
-        lora = dataclasses.replace(lora, dropout=dropout)
-    known = {
-        s.removesuffix(".weight").rsplit(".", 1)[-1] for s, *_ in models.weight_table(config, model)
-    }
-    strange = [t for t in lora.targets or () if t.rsplit(".", 1)[-1] not in known]
-    if strange:
-        raise ValueError(
-            f"{folder} adapts {strange}, which a {config.family} model does not have: it was made "
-            "for another family"
-        )
-    model = _attach(model, config, lora, mesh)
-    empty = {path: leaf for path, leaf in models.leaves(model).items() if ".lora." in path}
-    arrays = hf.read_weights(
-        _open_adapter(folder),
-        _table(model, config, lora.targets),
-        empty,
-        {**config.sizes, "R": lora.rank},
-        layers=model.depth,
-    )
-    return models.fill(model, models.leaves(model) | arrays)
-
-
-def _open_adapter(folder: Path) -> dict[str, Any]:
-    for name, opener in zip(
-        ADAPTER_FILES, (tensor_files.open_safetensors, torch_files.open_bin), strict=True
-    ):
-        if (folder / name).is_file():
-            tensors = opener(folder / name)
-            break
-    else:
-        raise FileNotFoundError(f"{folder} holds neither {ADAPTER_FILES[0]} nor {ADAPTER_FILES[1]}")
-    return {_plain(name): tensor for name, tensor in tensors.items()}
-
-
-def _plain(name: str) -> str:
-    """Undo the wrappings of PEFT: `base_model.model.`, the causal model's `model.`, `.default`."""
-    name = name.removeprefix("base_model.model.").removeprefix("model.")
-    return name.replace(".lora_A.default.", ".lora_A.").replace(".lora_B.default.", ".lora_B.")
-
-
-_NEUTRAL: Final = (None, False, {}, [], "none")
-
-
-def read_adapter_config(folder: Path) -> LoraConfig:
-    """Read PEFT's `adapter_config.json`.
-
-    Raises: FileNotFoundError without one; ValueError that names everything that is not plain LoRA.
-    """
-    path = folder / "adapter_config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no adapter_config.json: it is no adapter folder")
-    fields = json.loads(path.read_text(encoding="utf-8"))
-    wrong = []
-    if fields.get("peft_type") != "LORA":
-        wrong.append(f"peft_type = {fields.get('peft_type')!r}, supported: 'LORA'")
-    for name in ("r", "lora_alpha", "target_modules"):
-        if name not in fields:
-            wrong.append(f"{name} is missing")
-    for name in (
-        "use_dora",
-        "rank_pattern",
-        "alpha_pattern",
-        "modules_to_save",
-        "layers_to_transform",
-        "fan_in_fan_out",
-        "bias",
-        "megatron_config",
-        "exclude_modules",
-        "target_parameters",
-        "trainable_token_indices",
-        "lora_bias",
-        "use_qalora",
-        "alora_invocation_tokens",
-    ):
-        if fields.get(name) not in _NEUTRAL:
-            wrong.append(f"{name} = {fields[name]!r} is not supported")
-    if wrong:
-        raise ValueError(f"{path}: {'; '.join(wrong)}")
-    targets = fields["target_modules"]
-    if isinstance(targets, str) and targets != "all-linear":
-        wrong = f"target_modules = {targets!r} is a pattern; supported: a list of names"
-        raise ValueError(f"{path}: {wrong}")
-    return LoraConfig(
-        rank=fields["r"],
-        alpha=fields["lora_alpha"],
-        dropout=fields.get("lora_dropout", 0.0),
-        targets=None if targets == "all-linear" else tuple(targets),
-        rslora=bool(fields.get("use_rslora", False)),
     )

@@ -42,7 +42,7 @@ def attend(
     mask_BQT: Bool[Array, "b q T"],
     prefix: tuple[Float[Array, "C K H"], Float[Array, "C K H"]] | None = None,
 ) -> Float[Array, "B Q N H"]:
-    """Attend with grouped heads, softmax in float32, each query to its own row and the whole prefix."""
+    """Attend to the own row and the whole prefix: grouped heads, softmax in float32."""
     B, Q, N, H = q_BQNH.shape
     k_BTKH, v_BTKH = axes.spread_heads(k_BTKH), axes.spread_heads(v_BTKH)
     K = k_BTKH.shape[2]

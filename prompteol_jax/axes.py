@@ -145,7 +145,7 @@ def constrain(x: jax.Array, dims: str) -> jax.Array:
 
 
 def spread_heads(x: jax.Array) -> jax.Array:
-    """Repeat the heads of `[..., K, H]` where K is less than the model axis, one copy a device group.
+    """Repeat the heads of `[..., K, H]` where K is less than the model axis.
 
     Groups of devices then hold the head that their queries need, and only that.
     """

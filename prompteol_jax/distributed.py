@@ -32,7 +32,7 @@ def is_primary() -> bool:
 
 
 def simulate_devices(devices: int) -> None:
-    """Let the CPU stand for this many devices, where jax has not started and finds no accelerator."""
+    """Let the CPU stand for this many devices, if jax has not started and finds nothing else."""
     if devices < 2:
         return
     try:

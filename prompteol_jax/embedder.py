@@ -2,50 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Final, Literal
+from collections.abc import Sequence
+from typing import Final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Float
 
 from prompteol_jax import axes, distributed, models, nn
-from prompteol_jax.encode import Ladder, Slab, Sorter, encode, encode_mean, prefill
-from prompteol_jax.models.decoder import Decoder, KVCache, Rows
+from prompteol_jax.models.decoder import Decoder
+from prompteol_jax.pipeline import Pipeline, Pooling, Report
 from prompteol_jax.pretrained import Pretrained, load_pretrained
 from prompteol_jax.progress import progress_bar
 from prompteol_jax.template import Template, read_template
-from prompteol_jax.tokens import Prompt, PromptIds
+from prompteol_jax.tokens import Prompt
 
-Pooling = Literal["last", "mean"]
 DTYPES: Final = ("float32", "bfloat16")
-_CHUNK: Final = 1024  # texts tokenised at once, in a thread ahead of the device
-_AHEAD: Final = 2  # slabs in flight beyond the one whose result is awaited
 _log = logging.getLogger("prompteol_jax")
-
-
-@dataclasses.dataclass
-class Report:
-    """What the last call of `encode` did.
-
-    Attributes:
-        truncated: texts that were cut to the model's positions.
-        tokens: real ids computed; padded_tokens: ids computed with padding and dummy rows.
-    """
-
-    texts: int = 0
-    distinct: int = 0
-    truncated: int = 0
-    whole: int = 0
-    tokens: int = 0
-    padded_tokens: int = 0
-    slabs: int = 0
 
 
 class Embedder:
@@ -66,13 +41,12 @@ class Embedder:
         batch_tokens: int | None = None,
     ):
         self.pretrained = pretrained
-        self.decoder = pretrained.decoder
         self.template = template
         self.pooling = pooling
         self.prompt = Prompt(template, pretrained.tokenizer, max_tokens=pretrained.config.P)
         self.report = Report()
-        self._batch_tokens = batch_tokens or default_batch_tokens(pretrained.mesh)
-        self._cache: KVCache | None = None
+        self._pipeline = Pipeline(pretrained.decoder, self.prompt, pretrained.mesh, pooling)
+        self._batch_tokens = batch_tokens
         self._untied_head: jax.Array | None = None
 
     @classmethod
@@ -110,6 +84,11 @@ class Embedder:
         return cls(pretrained, template, pooling=pooling, batch_tokens=batch_tokens)
 
     @property
+    def decoder(self) -> Decoder:
+        """The weights that encode."""
+        return self._pipeline.decoder
+
+    @property
     def model_name(self) -> str:
         """The name the model was asked for by."""
         return self.pretrained.name
@@ -127,8 +106,7 @@ class Embedder:
 
     def use(self, decoder: Decoder) -> None:
         """Encode with these weights from now on, such as those of a running training."""
-        self.decoder = decoder
-        self._cache = None
+        self._pipeline.use(decoder)
 
     def encode(
         self,
@@ -156,7 +134,8 @@ class Embedder:
         vectors = np.empty((len(distinct), self.width), np.float32)
         self.report = Report(texts=len(texts), distinct=len(distinct))
         with progress_bar("encode", len(distinct), progress) as advance:
-            for members, z_BD in self._vectors(distinct, batch_tokens or self._batch_tokens):
+            tokens = batch_tokens or self._batch_tokens
+            for members, z_BD in self._pipeline.run(distinct, tokens, self.report):
                 _check_finite(z_BD, members, distinct)
                 vectors[members] = z_BD
                 advance(len(members))
@@ -211,81 +190,6 @@ class Embedder:
                 source.folder, source.config, source.mesh, dtype=dtype
             )
         return self._untied_head
-
-    def _vectors(
-        self, texts: Sequence[str], batch_tokens: int
-    ) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Vectors of texts as they are done, slab by slab: places in `texts`, and z_BD."""
-        flying: deque[tuple[Slab, jax.Array]] = deque()
-        with jax.set_mesh(self.pretrained.mesh):
-            for slab in self._slabs(texts, batch_tokens):
-                flying.append((slab, self._launch(slab)))
-                if len(flying) > _AHEAD:
-                    yield _landed(*flying.popleft())
-            while flying:
-                yield _landed(*flying.popleft())
-
-    def _slabs(self, texts: Sequence[str], batch_tokens: int) -> Iterator[Slab]:
-        """Tokenise ahead in a thread and sort into slabs."""
-        mesh = self.pretrained.mesh
-        ladder = Ladder.fixed(self.pretrained.config.P, batch_tokens, mesh.shape["data"])
-        sorter = Sorter(ladder)
-        report = self.report
-        for start, prompts in self._tokenised(texts):
-            report.truncated += int(prompts.truncated.sum())
-            report.whole += int((~prompts.shared).sum())
-            for offset, ids in enumerate(prompts.ids):
-                shared = bool(prompts.shared[offset]) and self.pooling == "last"
-                if prompts.shared[offset] and not shared:
-                    ids = np.concatenate([self.prompt.prefix_C, ids])
-                report.tokens += len(ids)
-                yield from self._counted(sorter.add(start + offset, ids, shared))
-        yield from self._counted(sorter.rest())
-
-    def _counted(self, slabs: Iterator[Slab]) -> Iterator[Slab]:
-        for slab in slabs:
-            self.report.slabs += 1
-            self.report.padded_tokens += slab.ids_BT.size
-            yield slab
-
-    def _tokenised(self, texts: Sequence[str]) -> Iterator[tuple[int, PromptIds]]:
-        starts = range(0, len(texts), _CHUNK)
-        with ThreadPoolExecutor(1) as pool:
-            waiting: deque = deque()
-            for start in starts:
-                waiting.append((start, pool.submit(self.prompt, texts[start : start + _CHUNK])))
-                if len(waiting) > 2:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            for first, future in waiting:
-                yield first, future.result()
-
-    def _launch(self, slab: Slab) -> jax.Array:
-        mesh = self.pretrained.mesh
-
-        def on_mesh(array: np.ndarray, dims: str) -> jax.Array:
-            return distributed.to_global(array, axes.sharding(dims, array.shape, mesh))
-
-        rows = Rows(on_mesh(slab.ids_BT, "BT"), on_mesh(slab.last_BS, "BS"))
-        if self.pooling == "mean":
-            return encode_mean(self.decoder, rows)
-        return encode(self.decoder, rows, self._prefix() if slab.shared else None)[:, 0]
-
-    def _prefix(self) -> KVCache:
-        if self._cache is None:
-            self._cache = prefill(self.decoder, self.prompt.prefix_C)
-        return self._cache
-
-
-def default_batch_tokens(mesh: Mesh) -> int:
-    """Tokens of a slab that keep the devices of a mesh busy."""
-    if mesh.devices.flat[0].platform == "cpu":
-        return 512 * mesh.shape["data"]
-    return 16384 * mesh.shape["data"]
-
-
-def _landed(slab: Slab, z_BD: jax.Array) -> tuple[list[int], np.ndarray]:
-    return slab.members, distributed.to_host(z_BD)[: len(slab.members)]
 
 
 def _check_texts(texts: Sequence[str]) -> None:

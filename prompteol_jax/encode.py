@@ -1,9 +1,9 @@
 """The jitted encode, and the slabs of fixed shape that sentences are sorted into.
 
 A sentence goes to the shortest rung of a fixed ladder of lengths that holds its ids, and every rung
-has a fixed number of rows. The shape that a sentence is computed in depends on its own length alone,
-and the rows of a slab do not see each other: whatever else is encoded with it, a sentence gets
-the same bits on the same mesh.
+has a fixed number of rows. The shape that a sentence is computed in depends on its own length
+alone, and the rows of a slab do not see each other: whatever else is encoded with it, a sentence
+gets the same bits on the same mesh.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def encode(model: Decoder, rows: Rows, cache: KVCache | None = None) -> Float[Ar
 
 @jax.jit
 def encode_mean(model: Decoder, rows: Rows) -> Float[Array, "B D"]:
-    """Mean of the final hidden states of all tokens of each row, one whole prompt a row, float32."""
+    """Mean of the final hidden states of all tokens of each row, a whole prompt, float32."""
     return model.mean(rows)
 
 
@@ -57,7 +57,7 @@ class Ladder:
 
     @classmethod
     def fixed(cls, longest: int, batch_tokens: int, multiple: int) -> Ladder:
-        """Rungs up to `longest` ids with about `batch_tokens` tokens a slab, rows in whole multiples."""
+        """Rungs up to `longest` ids, slabs of about `batch_tokens` tokens."""
         lengths = (*(n for n in LENGTHS if n < longest), longest)[-len(LENGTHS) :]
         rows = tuple(max(1, batch_tokens // n // multiple) * multiple for n in lengths)
         return cls(lengths, rows)

@@ -74,7 +74,7 @@ class Placeholders:
 
 
 class Linear(nnx.Module):
-    """An affine map named by its equation, such as `"BTD,NHD->BTNH"`, with an optional LoRA update."""
+    """An affine map named by its equation, `"BTD,NHD->BTNH"`, with an optional LoRA update."""
 
     def __init__(self, equation: str, make: Placeholders, *, bias: bool = False):
         x_dims, w_dims, y_dims = split_equation(equation)
@@ -84,7 +84,7 @@ class Linear(nnx.Module):
         self.lora = nnx.data(None)
 
     def __call__(self, x: jax.Array, key_B: jax.Array | None = None) -> jax.Array:
-        """Apply the map in `x.dtype`; `key_B` holds one dropout key a row, None where all is fixed."""
+        """Apply the map in `x.dtype`; `key_B` holds one dropout key a row."""
         y = dot(self.equation, x, self.w[...].astype(x.dtype))
         if self.b is not None:
             y = y + self.b[...]

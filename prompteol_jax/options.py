@@ -24,7 +24,7 @@ class ModelOptions:
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of activations and weights; bfloat16 for encode, float32 for evaluation by default."""
     layer: int | None = None
-    """Take hidden_states[LAYER], negative from the end; the last one, after its norm, by default."""
+    """Take hidden_states[LAYER], negative from the end; by default the last, after its norm."""
     pooling: Literal["last", "mean"] = "last"
     """The last token's state, or the mean over all tokens of the prompt."""
     batch_tokens: int | None = None

@@ -1,4 +1,4 @@
-"""A model by name: config, tokenizer and weights on a mesh, and an adapter where one is asked for."""
+"""A model by name: config, tokenizer and weights on a mesh, with an adapter if asked for."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from typing import Any, Final
 import jax
 from jax.sharding import Mesh
 
-from prompteol_jax import adapters, axes, hub, models
+from prompteol_jax import axes, hub, models, peft
 from prompteol_jax.models import tiny
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.tokenizer import Tokenizer, load_tokenizer
-
 
 TOKENIZER_FILES: Final = (
     *("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"),
@@ -63,7 +62,7 @@ def load_pretrained(
     """
     adapter_folder = None if adapter is None else find_adapter(adapter)
     if adapter_folder is not None:
-        adapters.read_adapter_config(adapter_folder)
+        peft.read_adapter_config(adapter_folder)
     folder = None if name == tiny.NAME else hub.local_folder(name)
     config = tiny.CONFIG if folder is None else models.read_config(folder)
     config = models.replace_dropout(config, base_dropout)
@@ -81,13 +80,11 @@ def load_pretrained(
             folder, config, mesh, dtype=dtype, weight_dtype=weight_dtype, layers=layers, rules=rules
         )
     if adapter_folder is not None:
-        decoder = adapters.load_adapter(decoder, config, adapter_folder, mesh)
+        decoder = peft.load_adapter(decoder, config, adapter_folder, mesh)
     return Pretrained(name, folder, config, tokenizer, decoder, mesh)
 
 
-def save_pretrained(
-    pretrained: Pretrained, decoder: Decoder, folder: Path, *, dtype: str
-) -> None:
+def save_pretrained(pretrained: Pretrained, decoder: Decoder, folder: Path, *, dtype: str) -> None:
     """Write weights, config and tokenizer as a Hugging Face folder that transformers loads."""
     models.save_decoder(folder, pretrained.config, decoder, dtype=dtype)
     if pretrained.folder is None:

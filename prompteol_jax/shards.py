@@ -26,7 +26,6 @@ from prompteol_jax.corpus import Chunk
 MANIFEST: Final = "manifest.json"
 _OURS: Final = re.compile(r"(manifest\.json|shard-\d{5,}\.npy|joined)(\.new)?")
 _INFORMATIVE: Final = ("model", "template")  # names of what other settings hold
-_SAMPLE: Final = 1 << 20  # bytes at either end of a file of weights
 
 
 @dataclasses.dataclass
@@ -174,24 +173,6 @@ def join_parquet(shards: Shards, output: Path) -> None:
                 writer.write_table(pa.table([rows], schema=schema))
 
     _join(shards, output, write)
-
-
-def fingerprint(folder: Path) -> str:
-    """SHA-256 over names, sizes and both ends of the files that decide what a model computes.
-
-    A fine-tuned copy differs from its base in every tensor, hence at the ends of its files.
-    """
-    content = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix not in (".safetensors", ".bin", ".json", ".model", ".txt"):
-            continue
-        size = path.stat().st_size
-        content.update(f"{path.name}:{size}:".encode())
-        with path.open("rb") as file:
-            content.update(file.read(_SAMPLE))
-            file.seek(max(0, size - _SAMPLE))
-            content.update(file.read(_SAMPLE))
-    return content.hexdigest()
 
 
 def shard_name(number: int) -> str:

@@ -119,7 +119,7 @@ def stable_prefix(template: Template, tokenizer: Tokenizer) -> Int32[np.ndarray,
     """Return the longest run of ids that prompts begin with, always short of a whole prompt."""
     prompts = [ids.tolist() for ids in tokenizer.ids([template.fill(probe) for probe in _PROBES])]
     shortest = min(len(ids) for ids in prompts)
-    return np.array(commonprefix(prompts)[: shortest - 1], np.int32)
+    return np.array(commonprefix(prompts)[: shortest - 1], np.int32)  # noqa: RUF071
 
 
 def show(template: Template, tokenizer: Tokenizer, text: str) -> str:

@@ -30,7 +30,7 @@ class TrainConfig:
     template: str = "eol"
     """A template's name or file."""
     data: str = SYNTHETIC
-    """`synthetic`, or a .csv or .jsonl file with sent0, sent1 and, in all rows or none, hard_neg."""
+    """`synthetic`, or a .csv or .jsonl file: sent0, sent1 and, in all rows or none, hard_neg."""
     skip_bad: bool = False
     """Drop malformed rows and count them, instead of refusing the file."""
     dev: Path | None = None
@@ -115,10 +115,10 @@ class TrainConfig:
             if not fine
         ]
         try:
-            data, model = axes.parse_mesh(self.mesh)
+            data, _ = axes.parse_mesh(self.mesh)
             if self.batch % data:
                 wrong.append(
-                    f"--batch {self.batch} must be a multiple of the data axis of --mesh {self.mesh}"
+                    f"--batch {self.batch} must be a multiple of the {data} of --mesh {self.mesh}"
                 )
         except ValueError as error:
             wrong.append(f"--mesh: {error}")

@@ -1,7 +1,7 @@
 """Contrastive fine-tuning: `python -m train.contrastive --mesh 4x2`.
 
-The story of a run, in order: flags, devices, data, model, a score before, the steps with scores and
-checkpoints between them, a score after, the best weights in RUN/adapter and a page in RUN/report.html.
+The story of a run, in order: flags, devices, data, model, a score before, the steps with scores
+and checkpoints between them, a score after, the best weights in RUN/adapter, RUN/report.html.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from prompteol_jax import adapters, nn
+from prompteol_jax import adapters, nn, peft
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.pretrained import Pretrained, load_pretrained, save_pretrained
 from train.config import TrainConfig
@@ -39,7 +39,7 @@ class Trainable:
             save_pretrained(self.pretrained, decoder, folder, dtype="float32")
         else:
             folder = run / "adapter"
-            adapters.save_adapter(decoder, self.pretrained.config, folder, base=base)
+            peft.save_adapter(decoder, self.pretrained.config, folder, base=base)
         return folder
 
 

@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 
 from eval.scores import development_score
 from eval.tasks import Pairs
-from prompteol_jax import distributed
 from prompteol_jax.embedder import Embedder
 from prompteol_jax.template import read_template
 from train.batches import Assembler
@@ -59,9 +58,7 @@ class Course:
         warmup = min(100, self.steps // 10) if warmup is None else warmup
         optimizer, self.schedule = make_optimizer(config.lr, self.steps, warmup)
         stochastic = pretrained.config.dropout > 0 or (not config.full and config.dropout > 0)
-        self.learner = Learner(
-            trainable.graph, optimizer, config.chunks, config.remat, stochastic
-        )
+        self.learner = Learner(trainable.graph, optimizer, config.chunks, config.remat, stochastic)
         self.checkpoints = Checkpoints(folder.path / "checkpoints", keep=config.keep)
         self.key = jax.random.key(config.seed)
         self.mesh = mesh

@@ -54,7 +54,7 @@ class Learner:
     stochastic: bool
 
     def init(self, trainable: nnx.State) -> TrainState:
-        """The state before the first step; the optimizer's part is born with the weights' layout."""
+        """The state before the first step; the optimizer has the layout of the weights."""
         return TrainState(
             jnp.zeros((), jnp.int32), trainable, jax.jit(self.optimizer.init)(trainable)
         )
@@ -103,7 +103,7 @@ def _keys(key: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
 def in_chunks(
     encode: Callable[[Rows, KVCache | None, Any], jax.Array], chunks: int
 ) -> Callable[[Rows, KVCache | None, Any], jax.Array]:
-    """Encode rows part by part, each recomputed in the backward pass: memory for one part at a time.
+    """Encode rows part by part, recomputing each in the backward pass: memory for one part.
 
     Chunks are strided, so that on a mesh every row stays on its device. Gradients are those of the
     whole batch.

@@ -56,7 +56,7 @@ def read_config(folder: Path) -> Config:
 
 
 def resolve_layer(layer: int | None, L: int) -> int | None:
-    """Count blocks to run for `hidden_states[layer]`; None for the last, which the final norm follows.
+    """Count the blocks to run for `hidden_states[layer]`; None for all and the final norm.
 
     Raises: ValueError where there is no such layer; the embedding itself, layer 0, is none.
     """

@@ -1,6 +1,6 @@
 """The decoder that every family shares: embed, scan the blocks, and finish one token a sentence.
 
-    ids_BT -> stem -> [block 0 .. L-2, scanned] -> last block, queries of the last tokens only -> finish
+    ids_BT -> stem -> blocks 0 .. L-2, scanned -> last block, only for last tokens -> finish
 
 The last block is held apart because only a sentence's last token is wanted from it: keys and values
 are computed for every token, queries and all that follows for one. No language-model head is run.

@@ -52,7 +52,7 @@ class Fields:
         return value if isinstance(value, int) and value > 0 else 1
 
     def expect(self, name: str, *allowed: Any) -> None:
-        """Accept a field only with one of these values; absent is fine, it defaults to the first."""
+        """Accept a field only with one of these values; absent, it is the first."""
         value = self._left.pop(name, None)
         if value is not None and value not in allowed:
             self.wrong(f"{name} = {value!r} is not supported; supported: {list(allowed)}")

@@ -25,7 +25,7 @@ class Rope:
     """How fast each pair of a head turns.
 
     Attributes:
-        scaling: `"default"`, `"linear"` (all frequencies over `factor`) or `"llama3"` (low ones only).
+        scaling: `"default"`, `"linear"` (all frequencies over `factor`) or `"llama3"` (low ones).
     """
 
     theta: float = 10000.0
@@ -57,7 +57,7 @@ class Rope:
 
     @classmethod
     def from_hf(cls, f: Fields) -> Rope:
-        """Read `rope_theta` and `rope_scaling`, or `rope_parameters` as transformers 5 writes them."""
+        """Read `rope_theta` and `rope_scaling`, or the `rope_parameters` of transformers 5."""
         given = dict(f.take("rope_parameters", None) or f.take("rope_scaling", None) or {})
         f.ignore("rope_scaling")
         theta = f.take("rope_theta", None) or given.pop("rope_theta", None) or 10000.0
@@ -258,7 +258,7 @@ class Finish(nnx.Module):
 
 
 def _linear(source: str, target: str, dims: str) -> tuple[hf.Move, hf.Move]:
-    out = dims.split(" -> ")[0].removesuffix(" D") if dims.startswith("(") else dims.split(" ")[0]
+    out = dims[: dims.index(")") + 1] if dims.startswith("(") else dims[0]
     return (
         hf.Move(f"layers.{{l}}.{source}.weight", f"block.{target}.w", dims),
         hf.Move(f"layers.{{l}}.{source}.bias", f"block.{target}.b", f"{out} -> {out.strip('()')}"),

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from prompteol_jax import attention, axes, hf, nn

@@ -87,3 +87,36 @@ def coarse(monkeypatch):
         return Ladder((96, longest), (40, multiple))
 
     monkeypatch.setattr(Ladder, "fixed", fixed)
+
+
+@pytest.fixture(scope="session")
+def decoders():
+    """Small decoders by name, their weights large enough that every token shows in every vector."""
+    import jax
+    import jax.numpy as jnp
+
+    from prompteol_jax import axes, models
+    from prompteol_jax.models.llama import LlamaConfig
+    from prompteol_jax.models.opt import OptConfig
+
+    opt = dict(L=3, D=32, N=4, F=64, V=60, P=40)
+    configs = {
+        "opt": OptConfig(**opt, E=32),
+        "opt-350m": OptConfig(**opt, E=16, pre_norm=False),
+        "llama": LlamaConfig(**opt, K=2, H=12, attention_bias=True),
+    }
+
+    @functools.cache
+    def build(name, mesh="1x1", layers=None):
+        config, mesh = configs[name], axes.make_mesh(axes.parse_mesh(mesh))
+        key = jax.random.key(0)
+        model = models.random_decoder(config, mesh, key, dtype=jnp.float32, layers=layers)
+        leaves = models.leaves(model)
+        keys = jax.random.split(key, len(leaves))
+        noisy = {
+            path: jax.device_put(leaf + 0.2 * jax.random.normal(k, leaf.shape), leaf.sharding)
+            for k, (path, leaf) in zip(keys, leaves.items(), strict=True)
+        }
+        return config, models.fill(model, noisy)
+
+    return build

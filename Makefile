@@ -1,0 +1,29 @@
+# Needs Python 3.11 or newer and nothing else: every target sets up what it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test lint clean
+
+setup: $(BIN)/.ready
+
+# torch comes first and alone: asked for together with the rest, a larger build might be chosen.
+$(BIN)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+demo: setup
+	$(BIN)/python -m train.contrastive --mesh 4x2
+
+test: setup
+	$(BIN)/python -m pytest -q -m "not slow" $(TESTS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info
