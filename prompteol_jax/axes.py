@@ -25,7 +25,7 @@ from typing import Final
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 RULES: Final[Mapping[str, str]] = MappingProxyType(
     {"B": "data", "N": "model", "K": "model", "F": "model", "V": "model"}
@@ -109,7 +109,10 @@ def _divisors(n: int) -> list[int]:
 
 
 def spec(
-    dims: str, shape: tuple[int, ...], mesh: Mesh, rules: Mapping[str, str] = RULES
+    dims: str,
+    shape: tuple[int, ...],
+    mesh: Mesh | AbstractMesh,
+    rules: Mapping[str, str] = RULES,
 ) -> PartitionSpec:
     """Give every letter of `dims` its mesh axis, from the left.
 

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from train.config import SYNTHETIC, TrainConfig
 
@@ -19,13 +19,17 @@ if TYPE_CHECKING:
     from train.data import Triplet
 
 
+PROGRAM: Final = "python -m train.contrastive"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     import tyro
 
     from prompteol_jax.commands import run_command
 
-    run_command(lambda: run(tyro.cli(TrainConfig, args=argv, prog="python -m train.contrastive")))
+    options = tyro.cli(TrainConfig, args=argv, prog=PROGRAM)
+    run_command(PROGRAM, run, options)
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
