@@ -25,7 +25,7 @@ from prompteol_jax.options import ModelOptions
 class WordsOptions(ModelOptions):
     """Prints the most likely next tokens after each text's prompt, in float32 by default."""
 
-    texts: tyro.conf.Positional[tuple[str, ...]]
+    texts: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="TEXT ...")]
     """Texts to sum up."""
     k: Annotated[int, tyro.conf.arg(aliases=("-k",))] = 10
     """Tokens for each text."""
@@ -37,7 +37,7 @@ class WordsOptions(ModelOptions):
 class ShowOptions:
     """Prints a prompt token by token, with a bar where its ids are the template's shared prefix."""
 
-    text: tyro.conf.Positional[str]
+    text: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TEXT")]
     """Text to put into the template."""
     model: str
     """A Hugging Face folder, a hub name such as facebook/opt-2.7b, or `tiny`."""

@@ -104,7 +104,9 @@ def _check_output(options: EncodeOptions) -> Path:
     elif not os.access(parent, os.W_OK):
         problems.append(f"the folder {parent} of --output cannot be written to")
     is_file = output.suffix.lower() in JOINS and not output.is_dir()
-    if not is_file and output.suffix and not output.is_dir():
+    if output == corpus.STDIN:
+        problems.append("--output - is no file; vectors are not written to standard output")
+    elif not is_file and output.suffix and not output.is_dir():
         problems.append(
             f"--output {output} has the unknown suffix {output.suffix!r}; give {', '.join(JOINS)}, "
             "or a folder, which has none unless it exists"
@@ -112,6 +114,8 @@ def _check_output(options: EncodeOptions) -> Path:
     parts = output.with_name(f"{output.name}.parts") if is_file else output
     if output.exists() and options.input.exists() and output.samefile(options.input):
         problems.append(f"--output {output} is the input")
+    elif output.is_file() and not (is_file or output.suffix):
+        problems.append(f"--output {output} is a file; a name without a suffix means a folder")
     elif output.is_file() and not (options.overwrite or (parts / shards.MANIFEST).exists()):
         problems.append(f"--output {output} exists; --overwrite replaces it")
     if problems:
