@@ -5,6 +5,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 # `import oracle` works by this name alone: with tests/ on the path, tests/prompteol_jax would take
@@ -107,16 +108,17 @@ def decoders():
     }
 
     @functools.cache
-    def build(name, mesh="1x1", layers=None):
+    def build(name, mesh="1x1"):
         config, mesh = configs[name], axes.make_mesh(axes.parse_mesh(mesh))
-        key = jax.random.key(0)
-        model = models.random_decoder(config, mesh, key, dtype=jnp.float32, layers=layers)
-        leaves = models.leaves(model)
-        keys = jax.random.split(key, len(leaves))
-        noisy = {
-            path: jax.device_put(leaf + 0.2 * jax.random.normal(k, leaf.shape), leaf.sharding)
-            for k, (path, leaf) in zip(keys, leaves.items(), strict=True)
-        }
-        return config, models.fill(model, noisy)
+        model = models.abstract_decoder(config, mesh, dtype=jnp.float32)
+        rng = np.random.default_rng(0)
+
+        def draw(path, leaf):
+            centre = 1.0 if path.endswith(".scale") else 0.0
+            numbers = rng.normal(centre, 0.2, leaf.shape).astype(np.float32)
+            return jax.device_put(numbers, leaf.sharding)
+
+        leaves = models.leaves(model).items()
+        return config, models.fill(model, {path: draw(path, leaf) for path, leaf in leaves})
 
     return build

@@ -1,0 +1,109 @@
+"""Laws of the decoder: nothing flows backwards, padding and prefix are only ways to compute."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prompteol_jax import models, nn
+from prompteol_jax.encode import encode, encode_mean, prefill
+from prompteol_jax.models.decoder import Rows
+
+NAMES = ("opt", "opt-350m", "llama")
+IDS_BT = np.random.default_rng(0).permutation(48).reshape(4, 12).astype(np.int32)  # all distinct
+LAST_BS = np.array([[11], [6], [0], [3]], np.int32)
+ROWS = Rows(jnp.asarray(IDS_BT), jnp.asarray(LAST_BS))
+
+
+def whole(prefix, rows):
+    """The same sentences with the prefix written out in every row."""
+    wide = np.broadcast_to(prefix, (len(rows.ids_BT), len(prefix)))
+    return Rows(np.concatenate([wide, rows.ids_BT], axis=1), rows.last_BS + len(prefix))
+
+
+@partial(jax.jit, static_argnums=1)
+def gradient(model, remat="none"):
+    """Of a loss over all vectors, to the word embeddings."""
+
+    def loss(tokens):
+        changed = models.fill(model, models.leaves(model) | {"stem.tokens": tokens})
+        return jnp.square(changed(ROWS, remat=remat)).sum()
+
+    return jax.grad(loss)(model.stem.tokens[...])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_gradient_flows_from_a_sentence_to_tokens_behind_its_last(name, decoders):
+    _, model = decoders(name)
+    reached_BT = np.abs(gradient(model)).max(1)[IDS_BT] > 0
+    np.testing.assert_array_equal(reached_BT, np.arange(12) <= LAST_BS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_fills_the_padding_never_matters(name, decoders):
+    _, model = decoders(name)
+    other = np.where(np.arange(12) <= LAST_BS, IDS_BT, 59 - IDS_BT)
+    for of in (encode, encode_mean):
+        np.testing.assert_array_equal(of(model, ROWS), of(model, Rows(other, LAST_BS)))
+    cache = prefill(model, IDS_BT[0, :5])
+    np.testing.assert_array_equal(
+        encode(model, ROWS, cache), encode(model, Rows(other, LAST_BS), cache)
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_has_the_same_bits_in_any_place_and_company(name, decoders):
+    _, model = decoders(name)
+    order = np.array([2, 0, 3, 1])
+    moved = Rows(IDS_BT[order], LAST_BS[order])
+    np.testing.assert_array_equal(encode(model, moved), encode(model, ROWS)[order])
+
+
+@pytest.mark.parametrize(
+    ("name", "C"), [("opt", 0), ("opt", 1), ("opt", 5), ("opt-350m", 5), ("llama", 5)]
+)
+def test_a_shared_prefix_is_the_same_as_one_in_every_row(name, C, decoders):
+    _, model = decoders(name)
+    prefix = np.arange(50, 50 + C, dtype=np.int32)
+    cache = prefill(model, prefix)
+    assert cache.length == C
+    z_BSD = encode(model, ROWS, cache)
+    np.testing.assert_allclose(z_BSD, encode(model, whole(prefix, ROWS)), atol=2e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_token_may_be_asked_for_and_the_mean_is_theirs(name, decoders):
+    _, model = decoders(name)
+    every = encode(model, Rows(IDS_BT, np.tile(np.arange(12, dtype=np.int32), (4, 1))))
+    of_last = np.take_along_axis(np.asarray(every), LAST_BS[..., None], axis=1)
+    np.testing.assert_allclose(of_last, encode(model, ROWS), atol=2e-5)
+    means = [np.asarray(every)[row, : last + 1].mean(0) for row, last in enumerate(LAST_BS[:, 0])]
+    np.testing.assert_allclose(encode_mean(model, ROWS), means, atol=2e-5)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("name", ["opt", "llama"])
+def test_recomputing_in_the_backward_pass_changes_no_gradient(name, remat, decoders):
+    _, model = decoders(name)
+    np.testing.assert_allclose(gradient(model, remat), gradient(model), rtol=1e-4, atol=1e-4)
+
+
+def test_dropout_of_a_row_does_not_depend_on_its_batch_and_acts_in_every_layer(decoders):
+    _, model = decoders("opt")
+    run = jax.jit(lambda rows, key_B: model(rows, None, key_B))
+    key_B = nn.fold_keys_over(jax.random.key(0), 4)
+    z_BSD = run(ROWS, key_B)
+    order = np.array([2, 0, 3, 1])
+    moved = run(Rows(IDS_BT[order], LAST_BS[order]), key_B[order])
+    np.testing.assert_array_equal(moved, z_BSD[order])
+    assert (np.abs(np.asarray(z_BSD - encode(model, ROWS))).max((1, 2)) > 1e-2).all()
+    assert np.abs(np.asarray(run(ROWS, nn.fold_keys(key_B, 1)) - z_BSD)).max() > 1e-2
+
+
+def test_llama_has_no_dropout_of_its_own(decoders):
+    _, model = decoders("llama")
+    key_B = nn.fold_keys_over(jax.random.key(0), 4)
+    z_BSD = jax.jit(lambda key_B: model(ROWS, None, key_B))(key_B)
+    np.testing.assert_allclose(z_BSD, encode(model, ROWS), atol=1e-6)
