@@ -47,6 +47,10 @@ class ShowOptions:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
+    run_command("prompteol", _run, argv)
+
+
+def _run(argv: Sequence[str] | None) -> None:
     options = tyro.extras.subcommand_cli_from_dict(
         {name: kind for name, (kind, _) in COMMANDS.items()},
         prog="prompteol",
@@ -55,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     run = next(run for kind, run in COMMANDS.values() if type(options) is kind)
-    run_command("prompteol", run, options)
+    run(options)
 
 
 def words(options: WordsOptions) -> None:

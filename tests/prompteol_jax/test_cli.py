@@ -328,6 +328,19 @@ def test_help_explains_without_loading_jax(argv, expected):
         assert flag in done.stdout
 
 
+def test_a_reader_that_has_seen_enough_is_no_error():
+    shown, reading = os.pipe()
+    os.close(shown)
+    done = subprocess.run(
+        [sys.executable, "-m", "prompteol_jax.cli", "--help"],
+        stdout=reading,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(reading)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 def command(texts, output, *flags):
     flags = ["--model", "tiny", "--input", texts, "--output", output, "--shard-rows", "50", *flags]
     return [sys.executable, "-m", "prompteol_jax.cli", "encode", *flags]
