@@ -31,6 +31,14 @@ def is_primary() -> bool:
     return jax.process_index() == 0
 
 
+def wait_for_all(name: str) -> None:
+    """Return when every process has come to this point, called by the same name in all."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
 def simulate_devices(devices: int) -> None:
     """Let the CPU stand for this many devices, if jax has not started and finds nothing else."""
     if devices < 2:

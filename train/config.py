@@ -6,8 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import Final, Literal
 
-from prompteol_jax import axes
-
 SYNTHETIC: Final = "synthetic"
 # What a resumed run may be given anew; anything else changes what it computes.
 FREE_ON_RESUME: Final = frozenset(
@@ -49,9 +47,9 @@ class TrainConfig:
     full: bool = False
     """Train every weight instead of an adapter."""
     rank: int = 64
-    """LoRA: rank of the updates of every linear layer."""
+    """LoRA: rank of a fresh adapter's updates of every linear layer."""
     alpha: float = 16.0
-    """LoRA: updates are scaled by alpha / rank."""
+    """LoRA: a fresh adapter's updates are scaled by alpha / rank."""
     dropout: float = 0.05
     """LoRA: dropout of the updates' inputs."""
     base_dropout: float | None = None
@@ -114,14 +112,7 @@ class TrainConfig:
             )
             if not fine
         ]
-        try:
-            data, _ = axes.parse_mesh(self.mesh)
-            if self.batch % data:
-                wrong.append(
-                    f"--batch {self.batch} must be a multiple of the {data} of --mesh {self.mesh}"
-                )
-        except ValueError as error:
-            wrong.append(f"--mesh: {error}")
+        wrong += self._misfits()
         if self.full and self.adapter is not None:
             wrong.append("--full trains every weight and takes no --adapter: drop one of the two")
         if self.resume and self.output is None:
@@ -130,3 +121,28 @@ class TrainConfig:
             wrong.append(f"--data {self.data} is neither `{SYNTHETIC}` nor a file")
         if wrong:
             raise ValueError("; ".join(wrong))
+
+    def _misfits(self) -> list[str]:
+        """What is wrong with the mesh, and with the processes that share it."""
+        from prompteol_jax import axes  # brings jax, which --help does without
+
+        try:
+            data, model = axes.parse_mesh(self.mesh)
+        except ValueError as error:
+            return [f"--mesh: {error}"]
+        wrong = []
+        if self.batch % data:
+            wrong.append(
+                f"--batch {self.batch} must be a multiple of the {data} of --mesh {self.mesh}"
+            )
+        missing = [self.processes, self.process].count(None)
+        if self.coordinator in (None, "auto"):
+            if missing < 2:
+                wrong.append("--processes and --process need --coordinator HOST:PORT beside them")
+        elif missing:
+            wrong.append(f"--coordinator {self.coordinator} needs --processes N and --process I")
+        elif not 0 <= self.process < self.processes:
+            wrong.append(f"--process {self.process} must be from 0 to --processes - 1")
+        elif data * model % self.processes:
+            wrong.append(f"--mesh {self.mesh} cannot be shared by --processes {self.processes}")
+        return wrong

@@ -42,14 +42,18 @@ def run(config: TrainConfig) -> dict[str, Any]:
     distributed.initialize(config.coordinator, config.processes, config.process)
     triplets, dev = read_data(config)
     mesh = axes.make_mesh(shape)
+    if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
+        _say(f"mesh {config.mesh}: {mesh.size} devices simulated on the CPU")
 
     from train import learning, loop
     from train.run_folder import RunFolder
 
-    folder = RunFolder.open(config)
+    folder = RunFolder.find(config)
+    batches = loop.make_batches(config, triplets)
     start = time.perf_counter()
     trainable = learning.make_trainable(config, mesh, loop.compute_dtype(config))
-    course = loop.Course(config, folder, trainable, mesh, triplets, dev)
+    course = loop.Course(config, folder, trainable, batches, dev)
+    folder.begin(config)
     result = course.run()
     result["seconds"] = round(time.perf_counter() - start, 2)
     if distributed.is_primary():
@@ -80,8 +84,10 @@ def read_data(config: TrainConfig) -> tuple[Sequence[Triplet], Pairs | None]:
 
 def finish(config: TrainConfig, run: Path, result: dict[str, Any]) -> None:
     """Write the result and the report, and print the table."""
+    from train.learning import exported
     from train.report import write_run_report
 
+    weights = exported(run, full=config.full)
     page = write_run_report(run)
     if config.json:
         config.json.parent.mkdir(parents=True, exist_ok=True)
@@ -101,12 +107,16 @@ def finish(config: TrainConfig, run: Path, result: dict[str, Any]) -> None:
         Console().print(table)
     Console().print(
         f"{result['steps']} steps in {result['seconds']:.0f} s, loss {result['loss']:.4f}\n"
-        f"best weights (step {result['best_step']}): {result['exported']}\nreport: {page}",
+        f"best weights (step {result['best_step']}): {weights}\nreport: {page}",
         soft_wrap=True,
     )
 
 
 def _say(line: str) -> None:
+    from prompteol_jax import distributed
+
+    if not distributed.is_primary():
+        return
     from rich.console import Console
 
     Console(stderr=True).print(line, soft_wrap=True)

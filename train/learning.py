@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from prompteol_jax import adapters, nn, peft
+from prompteol_jax import adapters, distributed, nn, peft
 from prompteol_jax.models.decoder import Decoder
-from prompteol_jax.pretrained import Pretrained, load_pretrained, save_pretrained
+from prompteol_jax.pretrained import Pretrained, find_adapter, load_pretrained, save_pretrained
 from train.config import TrainConfig
 
 
@@ -33,14 +33,21 @@ class Trainable:
 
     def export(self, trainable: nnx.State, run: Path, base: str) -> Path:
         """Write the weights into the run: a PEFT adapter, or a whole model after --full."""
-        decoder = self.decoder(trainable)
-        if self.full:
-            folder = run / "model"
-            save_pretrained(self.pretrained, decoder, folder, dtype="float32")
-        else:
-            folder = run / "adapter"
-            peft.save_adapter(decoder, self.pretrained.config, folder, base=base)
+        if jax.process_count() > 1:
+            trainable = jax.tree.map(lambda x: jnp.asarray(distributed.to_host(x)), trainable)
+        folder = exported(run, full=self.full)
+        if distributed.is_primary():
+            decoder = self.decoder(trainable)
+            if self.full:
+                save_pretrained(self.pretrained, decoder, folder, dtype="float32")
+            else:
+                peft.save_adapter(decoder, self.pretrained.config, folder, base=base)
         return folder
+
+
+def exported(run: Path, *, full: bool) -> Path:
+    """Where a run's weights are written."""
+    return run / ("model" if full else "adapter")
 
 
 def make_trainable(config: TrainConfig, mesh: Mesh, dtype: Any) -> Trainable:
@@ -48,16 +55,22 @@ def make_trainable(config: TrainConfig, mesh: Mesh, dtype: Any) -> Trainable:
 
     What trains is float32, whatever the dtype of activations and frozen weights.
     """
+    adapter = None if config.adapter is None else find_adapter(config.adapter)
+    if adapter is not None:
+        peft.read_adapter_config(adapter)
     pretrained = load_pretrained(
         config.model,
         mesh,
         dtype=dtype,
         weight_dtype=jnp.float32 if config.full else dtype,
-        adapter=config.adapter,
         base_dropout=config.base_dropout,
     )
     decoder = pretrained.decoder
-    if not config.full and config.adapter is None:
+    if adapter is not None:
+        decoder = peft.load_adapter(
+            decoder, pretrained.config, adapter, mesh, dropout=config.dropout
+        )
+    elif not config.full:
         lora = adapters.LoraConfig(rank=config.rank, alpha=config.alpha, dropout=config.dropout)
         key = jax.random.key(config.seed)
         decoder = adapters.add_lora(decoder, pretrained.config, lora, mesh, key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
 
 from eval.scores import development_score
 from eval.tasks import Pairs
@@ -23,8 +23,8 @@ from train.config import TrainConfig
 from train.data import Batches, Triplet
 from train.learning import Trainable
 from train.metrics import MetricsLog
-from train.run_folder import RunFolder
-from train.step import Learner, TrainState, make_optimizer
+from train.run_folder import DEV, RunFolder
+from train.step import Learner, TrainState, make_optimizer, state_places
 
 
 def compute_dtype(config: TrainConfig) -> Any:
@@ -32,6 +32,22 @@ def compute_dtype(config: TrainConfig) -> Any:
     if config.dtype is not None:
         return jnp.dtype(config.dtype)
     return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+
+
+@dataclasses.dataclass
+class Standing:
+    """What a run knows of itself beside its state; every checkpoint holds it.
+
+    Attributes:
+        best: highest development score after a step, of the weights that are exported.
+        dev_last: the newest score; loss: of the newest step.
+    """
+
+    dev_before: float | None = None
+    best: float | None = None
+    best_step: int = 0
+    dev_last: float | None = None
+    loss: float | None = None
 
 
 class Course:
@@ -42,46 +58,44 @@ class Course:
         config: TrainConfig,
         folder: RunFolder,
         trainable: Trainable,
-        mesh: Mesh,
-        triplets: Sequence[Triplet],
+        batches: Batches,
         dev: Pairs | None,
     ):
-        self.config, self.folder, self.trainable, self.dev = config, folder, trainable, dev
+        self.config, self.folder, self.trainable = config, folder, trainable
+        self.batches, self.dev = batches, dev
         pretrained = trainable.pretrained
+        self.mesh, self.steps = pretrained.mesh, len(batches)
         self.embedder = Embedder(pretrained, read_template(config.template))
-        self.batches = Batches(
-            triplets, batch=config.batch, epochs=_epochs(config, len(triplets)), seed=config.seed
-        )
-        self.steps = min(len(self.batches), config.steps or len(self.batches))
-        self.assemble = Assembler(self.embedder.prompt, mesh, config.cut, config.chunks)
+        self.assemble = Assembler(self.embedder.prompt, self.mesh, config.cut, config.chunks)
         warmup = config.warmup_steps
         warmup = min(100, self.steps // 10) if warmup is None else warmup
         optimizer, self.schedule = make_optimizer(config.lr, self.steps, warmup)
-        stochastic = pretrained.config.dropout > 0 or (not config.full and config.dropout > 0)
-        self.learner = Learner(trainable.graph, optimizer, config.chunks, config.remat, stochastic)
+        self.learner = Learner(
+            trainable.graph,
+            optimizer,
+            state_places(optimizer, trainable.start, self.mesh),
+            config.chunks,
+            config.remat,
+            stochastic=pretrained.config.dropout > 0 or (not config.full and config.dropout > 0),
+        )
         self.checkpoints = Checkpoints(folder.path / "checkpoints", keep=config.keep)
         self.key = jax.random.key(config.seed)
-        self.mesh = mesh
-        self.dev_before: float | None = None
-        self.best: float | None = None
-        self.best_step = 0
+        self.standing = Standing()
 
     def run(self) -> dict[str, Any]:
         """Take the remaining steps; the result of the run without its wall time."""
-        with jax.set_mesh(self.mesh):
-            state = self._begin()
-            first = int(state.step)
-            with MetricsLog(self.folder.path, first, self.steps) as log:
-                state, loss, last = self._advance(state, first, log)
-            self.checkpoints.close()
+        state = self._begin()
+        first = int(state.step)
+        with MetricsLog(self.folder.path, first, self.steps) as log:
+            self._advance(state, first, log)
+        self.checkpoints.close()
         return {
-            "dev_before": self.dev_before,
-            "dev_after": last if self.best is None else self.best,
-            "dev_last": last,
-            "best_step": self.best_step,
+            "dev_before": self.standing.dev_before,
+            "dev_after": self.standing.best,
+            "dev_last": self.standing.dev_last,
+            "best_step": self.standing.best_step,
             "steps": self.steps,
-            "loss": loss,
-            "exported": str(self._exported),
+            "loss": self.standing.loss,
         }
 
     def _begin(self) -> TrainState:
@@ -89,40 +103,38 @@ class Course:
         state = self.learner.init(self.trainable.start)
         if self.config.resume and self.checkpoints.steps():
             step, state, meta = self.checkpoints.restore(state)
-            self.dev_before, self.best, self.best_step = (
-                meta[k] for k in ("dev_before", "best", "best_step")
-            )
-            for name in ("metrics.jsonl", "dev.jsonl"):
-                self.folder.forget(name, step)
+            self.standing = Standing(**meta)
+            self.folder.forget(after=step)
             return state
-        for name in ("metrics.jsonl", "dev.jsonl"):
-            self.folder.forget(name, -1)
-        self.dev_before = self._score(state.trainable, 0)
+        self.folder.forget(after=-1)
+        self.standing.dev_before = self._score(state.trainable, 0)
         return state
 
-    def _advance(
-        self, state: TrainState, first: int, log: MetricsLog
-    ) -> tuple[TrainState, float, float | None]:
+    def _advance(self, state: TrainState, first: int, log: MetricsLog) -> None:
         """Steps `first` to the end; metrics are fetched one step late, while the next one runs."""
-        loss, last, waiting = math.nan, self.best, None
-        clock = time.perf_counter()
+        waiting, clock = None, time.perf_counter()
         for step, batch, prefix_C, triplets in self._prefetched(first):
-            state, metrics = self.learner.step(
-                state, self.trainable.frozen, batch, prefix_C, self.key
-            )
+            with jax.set_mesh(self.mesh):
+                state, metrics = self.learner.step(
+                    state, self.trainable.frozen, batch, prefix_C, self.key
+                )
             if waiting is not None:
-                loss = self._record(log, *waiting)
+                self._record(log, *waiting)
             now = time.perf_counter()
-            waiting = (step, metrics, triplets, now - clock)
-            clock = now
+            waiting, clock = (step, metrics, triplets, now - clock), now
             done = step + 1
-            if done % self.config.eval_every == 0 or done == self.steps:
-                loss, waiting = self._record(log, *waiting), None
-                last = self._judge(state.trainable, done)
+            judged = done % self.config.eval_every == 0 or done == self.steps
+            saved = done % self.config.save_every == 0 or done == self.steps
+            if judged or saved:
+                # A checkpoint stands for all steps up to its own, so their metrics come first.
+                self._record(log, *waiting)
+                waiting = None
+            if judged:
+                self._judge(state.trainable, done)
+            if saved:
+                self.checkpoints.save(done, state, dataclasses.asdict(self.standing))
+            if judged or saved:
                 clock = time.perf_counter()
-            if done % self.config.save_every == 0 or done == self.steps:
-                self.checkpoints.save(done, state, self._meta(done))
-        return state, loss, last
 
     def _prefetched(self, first: int) -> Iterator[tuple]:
         """Batches from `first` on, each assembled in a thread while the one before is computed."""
@@ -141,7 +153,7 @@ class Course:
 
     def _record(
         self, log: MetricsLog, step: int, metrics: dict, triplets: Sequence, seconds: float
-    ) -> float:
+    ) -> None:
         """Log a step; a loss that is not finite ends the run.
 
         Raises: FloatingPointError with the step and the first rows of its batch.
@@ -157,45 +169,37 @@ class Course:
         log.write(
             {
                 "step": step + 1,
-                **values,
+                "loss": values["loss"],
+                "accuracy": values["accuracy"],
                 "lr": float(self.schedule(step)),
+                "grad_norm": values["grad_norm"],
                 "step_s": seconds,
                 "sentences_per_s": sentences / seconds,
             }
         )
-        return values["loss"]
+        self.standing.loss = values["loss"]
 
-    def _judge(self, weights: nnx.State, step: int) -> float | None:
+    def _judge(self, weights: nnx.State, step: int) -> None:
         """Score the weights and keep them if they are the best so far; later ties win."""
         score = self._score(weights, step)
-        if score is None or self.best is None or score >= self.best:
-            self.best, self.best_step = score, step
+        now = self.standing
+        now.dev_last = score
+        if score is None or now.best is None or score >= now.best:
+            now.best, now.best_step = score, step
             self.trainable.export(weights, self.folder.path, self.config.model)
-        return score
 
     def _score(self, weights: nnx.State, step: int) -> float | None:
         if self.dev is None:
             return None
         self.embedder.use(self.trainable.decoder(weights))
         score = development_score(self.embedder, self.dev)
-        self.folder.append("dev.jsonl", {"step": step, "dev": score})
+        self.folder.append(DEV, {"step": step, "dev": score})
         return score
 
-    def _meta(self, step: int) -> dict[str, Any]:
-        return {
-            "position": step,
-            "dev_before": self.dev_before,
-            "best": self.best,
-            "best_step": self.best_step,
-        }
 
-    @property
-    def _exported(self) -> Any:
-        return self.folder.path / ("model" if self.config.full else "adapter")
-
-
-def _epochs(config: TrainConfig, rows: int) -> float:
-    """Enough epochs for the steps asked for."""
-    if config.steps is None:
-        return config.epochs
-    return config.steps / max(1, rows // config.batch)
+def make_batches(config: TrainConfig, triplets: Sequence[Triplet]) -> Batches:
+    """The batches of the run: those of its epochs, or of `--steps` steps."""
+    epochs = config.epochs
+    if config.steps is not None:
+        epochs = config.steps / max(1, len(triplets) // config.batch)
+    return Batches(triplets, batch=config.batch, epochs=epochs, seed=config.seed)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from prompteol_jax import distributed
+from train.run_folder import METRICS
 
-METRICS: Final = "metrics.jsonl"
 _LINE_EVERY_S: Final = 30.0  # between lines where standard error is no terminal
 
 

@@ -12,6 +12,8 @@ from prompteol_jax import distributed
 from train.config import FREE_ON_RESUME, TrainConfig
 
 CONFIG: Final = "config.json"
+METRICS: Final = "metrics.jsonl"
+DEV: Final = "dev.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,26 +23,29 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def open(cls, config: TrainConfig) -> RunFolder:
-        """Make the folder of a new run, or check that of one to be resumed.
+    def find(cls, config: TrainConfig) -> RunFolder:
+        """The folder of a new run, or that of one to be resumed; nothing is written yet.
 
         Raises: FileExistsError where a new run would write over another; FileNotFoundError where
             there is nothing to resume; ValueError that lists every flag that differs on resume.
         """
         folder = cls(config.output or _fresh(config))
-        fields = _fields(config)
         if config.resume:
-            folder._check_same(fields)
+            folder._check_same(_fields(config))
         elif (folder.path / CONFIG).exists():
             raise FileExistsError(
                 f"{folder.path} holds a run already: continue it with --resume, or choose another "
                 "--output"
             )
-        if distributed.is_primary():
-            folder.path.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(fields, indent=2) + "\n"
-            (folder.path / CONFIG).write_text(text, encoding="utf-8")
         return folder
+
+    def begin(self, config: TrainConfig) -> None:
+        """Make the folder and write the run's config, once every process has looked at it."""
+        distributed.wait_for_all("run folder")
+        if distributed.is_primary():
+            self.path.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(_fields(config), indent=2) + "\n"
+            (self.path / CONFIG).write_text(text, encoding="utf-8")
 
     def _check_same(self, fields: dict[str, Any]) -> None:
         path = self.path / CONFIG
@@ -61,16 +66,22 @@ class RunFolder:
             with (self.path / name).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
 
-    def forget(self, name: str, after: int) -> None:
-        """Drop the lines of a jsonl file whose step lies behind the one that is resumed."""
-        path = self.path / name
-        if not distributed.is_primary() or not path.exists():
+    def forget(self, after: int) -> None:
+        """Drop what metrics.jsonl and dev.jsonl say of steps behind the one that is resumed."""
+        if not distributed.is_primary():
             return
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= after]
-        part = path.with_name(f"{name}.part")
-        part.write_text("".join(kept), encoding="utf-8")
-        part.replace(path)
+        for path in (self.path / METRICS, self.path / DEV):
+            if path.exists():
+                _truncate(path, after)
+
+
+def _truncate(path: Path, after: int) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    # A line that a kill broke off has no end.
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= after]
+    part = path.with_name(f"{path.name}.part")
+    part.write_text("".join(kept), encoding="utf-8")
+    part.replace(path)
 
 
 def _fields(config: TrainConfig) -> dict[str, Any]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
 from prompteol_jax import nn
@@ -38,26 +40,30 @@ class TrainState(NamedTuple):
     optimizer: optax.OptState
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Learner:
     """The fixed parts of a step.
 
     Attributes:
+        places: where each part of the state lies; it never moves, so a step is compiled once.
         chunks: parts that the rows are encoded in one after another, with memory for one.
         stochastic: the model has dropout, so a step needs keys.
     """
 
     graph: nnx.GraphDef
     optimizer: optax.GradientTransformation
-    chunks: int
-    remat: Remat
-    stochastic: bool
+    places: TrainState
+    chunks: int = 1
+    remat: Remat = "none"
+    stochastic: bool = False
 
     def init(self, trainable: nnx.State) -> TrainState:
-        """The state before the first step; the optimizer has the layout of the weights."""
-        return TrainState(
-            jnp.zeros((), jnp.int32), trainable, jax.jit(self.optimizer.init)(trainable)
-        )
+        """The state before the first step."""
+
+        def first(trainable: nnx.State) -> TrainState:
+            return TrainState(jnp.int32(0), trainable, self.optimizer.init(trainable))
+
+        return jax.jit(first, out_shardings=self.places)(trainable)
 
     def embed(
         self, model: Decoder, rows: Rows, prefix_C: jax.Array, key: jax.Array | None
@@ -69,8 +75,15 @@ class Learner:
         z_BSD = in_chunks(partial(model, remat=self.remat), self.chunks)(rows, cache, key_B)
         return z_BSD.reshape(-1, z_BSD.shape[-1])
 
-    @partial(jax.jit, static_argnums=0, donate_argnums=1)
-    def step(
+    @cached_property
+    def step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+        """The jitted step, `(state, frozen, batch, prefix_C, key) -> (state, metrics)`.
+
+        The state that it is given is used up; metrics are those before the update.
+        """
+        return jax.jit(self._step, donate_argnums=0, out_shardings=(self.places, None))
+
+    def _step(
         self,
         state: TrainState,
         frozen: nnx.State,
@@ -78,20 +91,42 @@ class Learner:
         prefix_C: Int[Array, "C"],
         key: Key[Array, ""],
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """Take one optimizer step on a global batch; metrics are those before the update."""
         key = jax.random.fold_in(key, state.step) if self.stochastic else None
-
-        def loss(trainable: nnx.State) -> tuple[jax.Array, jax.Array]:
-            model = nnx.merge(self.graph, trainable, frozen)
-            z_nD = self.embed(model, batch.rows, prefix_C, key)
-            triplets = [z_nD[place_B] for place_B in batch.place_B3.T]
-            return contrastive_loss(*triplets)
-
-        (value, accuracy), grads = jax.value_and_grad(loss, has_aux=True)(state.trainable)
+        evaluate = jax.value_and_grad(self.loss, has_aux=True)
+        (loss, accuracy), grads = evaluate(state.trainable, frozen, batch, prefix_C, key)
         updates, optimizer = self.optimizer.update(grads, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        metrics = {"loss": value, "accuracy": accuracy, "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": loss, "accuracy": accuracy, "grad_norm": optax.global_norm(grads)}
         return TrainState(state.step + 1, trainable, optimizer), metrics
+
+    def loss(
+        self,
+        trainable: nnx.State,
+        frozen: nnx.State,
+        batch: Batch,
+        prefix_C: Int[Array, "C"] | Int[np.ndarray, "C"],
+        key: Key[Array, ""] | None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Loss and accuracy of a batch as a function of what trains."""
+        model = nnx.merge(self.graph, trainable, frozen)
+        z_nD = self.embed(model, batch.rows, prefix_C, key)
+        return contrastive_loss(*(z_nD[place_B] for place_B in batch.place_B3.T))
+
+
+def state_places(
+    optimizer: optax.GradientTransformation, trainable: nnx.State, mesh: Mesh
+) -> TrainState:
+    """Shardings of a state: the optimizer's moments lie where their weights do, the rest whole."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    layout = jax.tree.map(lambda x: x.sharding, trainable)
+    moments = optax.tree.map_params(
+        optimizer,
+        lambda _, place: place,
+        jax.eval_shape(optimizer.init, trainable),
+        layout,
+        transform_non_params=lambda _: whole,
+    )
+    return TrainState(whole, layout, moments)
 
 
 def _keys(key: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
