@@ -164,7 +164,10 @@ def merge_lora(model: Decoder) -> Decoder:
     for _, linear in list(nnx.iter_modules(model)):
         if isinstance(linear, nn.Linear) and linear.lora is not None:
             w = linear.w[...]
-            linear.w[...] = (w.astype(jnp.float32) + linear.lora.product()).astype(w.dtype)
+            merged = (w.astype(jnp.float32) + linear.lora.product()).astype(w.dtype)
+            linear.w = linear.w.replace(
+                merged
+            )  # the variable itself belongs to the other model too
             linear.lora = nnx.data(None)
     return model
 

@@ -192,7 +192,7 @@ class Embedder:
         return self._untied_head
 
 
-def _check_texts(texts: Sequence[str]) -> None:
+def _check_texts(texts: Sequence[object]) -> None:
     if isinstance(texts, str):
         raise TypeError("texts is one string; give a list of strings: encode([text])")
     wrong = [i for i, text in enumerate(texts) if not isinstance(text, str)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,8 +64,10 @@ def load_adapter(
     lora = read_adapter_config(folder)
     if dropout is not None:
         lora = dataclasses.replace(lora, dropout=dropout)
+    # A model that ends at an inner layer lacks some of what the adapter was made for.
+    whole = models.abstract_decoder(config, mesh, dtype=model.dtype)
     known = {
-        s.removesuffix(".weight").rsplit(".", 1)[-1] for s, *_ in models.weight_table(config, model)
+        s.removesuffix(".weight").rsplit(".", 1)[-1] for s, *_ in models.weight_table(config, whole)
     }
     strange = [t for t in lora.targets or () if t.rsplit(".", 1)[-1] not in known]
     if strange:
@@ -74,12 +77,15 @@ def load_adapter(
         )
     model = adapters.attach(model, config, lora, mesh)
     empty = {path: leaf for path, leaf in models.leaves(model).items() if ".lora." in path}
+    moves = adapters.factor_table(model, config, lora.targets)
+    full = adapters.factor_table(whole, config, lora.targets)
     arrays = hf.read_weights(
         _open_adapter(folder),
-        adapters.factor_table(model, config, lora.targets),
+        moves,
         empty,
         {**config.sizes, "R": lora.rank},
         layers=model.depth,
+        ignore=[re.escape(move.source) for move in full if move not in moves],
     )
     return models.fill(model, models.leaves(model) | arrays)
 
@@ -143,8 +149,17 @@ def read_adapter_config(folder: Path) -> adapters.LoraConfig:
         raise ValueError(f"{path}: {'; '.join(wrong)}")
     return adapters.LoraConfig(
         rank=fields["r"],
-        alpha=fields["lora_alpha"],
-        dropout=fields.get("lora_dropout", 0.0),
-        targets=None if targets == "all-linear" else tuple(targets),
+        alpha=float(fields["lora_alpha"]),
+        dropout=float(fields.get("lora_dropout", 0.0)),
+        targets=None if targets == "all-linear" else _every_layer(targets),
         rslora=bool(fields.get("use_rslora", False)),
     )
+
+
+def _every_layer(targets: list[str]) -> tuple[str, ...]:
+    """Names as in the weight table; peft may list `model.decoder.layers.0.fc1` and so on.
+
+    One that is adapted in some layers only then lacks the factors of the others, which is an error.
+    """
+    names = (re.sub(r"(^|\.)\d+\.", r"\1{l}.", name) for name in targets)
+    return tuple(dict.fromkeys(name.removeprefix("model.") for name in names))

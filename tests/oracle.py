@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import shutil
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,14 +125,20 @@ def load(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
+@contextlib.contextmanager
+def _lent(folder: Path) -> Iterator[Any]:
+    """A model that nobody else has, since peft changes what it is given."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft is behind transformers
+        yield load.__wrapped__(folder)
+
+
 def load_adapted(folder: Path, adapter: Path) -> Any:
     """Load a folder's causal model and put an adapter on it with peft."""
     from peft import PeftModel
 
-    load.cache_clear()  # peft changes the model that it is given
-    adapted = PeftModel.from_pretrained(load(folder), adapter).eval()
-    load.cache_clear()
-    return adapted
+    with _lent(folder) as base:
+        return PeftModel.from_pretrained(base, adapter).eval()
 
 
 def write_adapter(base: Path, folder: Path, *, deviation: float = 0.02, **fields: Any) -> Path:
@@ -138,9 +146,8 @@ def write_adapter(base: Path, folder: Path, *, deviation: float = 0.02, **fields
     import torch
     from peft import LoraConfig, get_peft_model
 
-    load.cache_clear()
-    adapted = get_peft_model(load(base), LoraConfig(task_type="CAUSAL_LM", **fields))
-    load.cache_clear()
+    with _lent(base) as model:
+        adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **fields))
     torch.manual_seed(1)
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
