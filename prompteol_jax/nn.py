@@ -156,6 +156,30 @@ class RMSNorm(nnx.Module):
         return (y * self.scale[...]).astype(x.dtype)
 
 
+def to_bits(tree: Any) -> Any:
+    """Turn the bfloat16 arrays of a tree into uint16 of the same bits, which can be sliced for free.
+
+    XLA's CPU compiler widens a whole bfloat16 array to float32 before it slices or gathers from it.
+    """
+    return jax.tree.map(
+        lambda x: jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x,
+        tree,
+    )
+
+
+def from_bits(tree: Any) -> Any:
+    """Undo `to_bits`, after the slicing."""
+    return jax.tree.map(
+        lambda x: jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x,
+        tree,
+    )
+
+
+def lookup(table_VD: jax.Array, index: jax.Array) -> jax.Array:
+    """Take rows of a table."""
+    return from_bits(to_bits(table_VD)[index])
+
+
 def dropout(x: jax.Array, key_B: jax.Array | None, rate: float) -> jax.Array:
     """Zero entries with probability `rate` and scale up the rest; the identity without keys.
 

@@ -13,6 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from prompteol_jax import axes, hub, models, peft
+from prompteol_jax.compilation import keep_compiled
 from prompteol_jax.models import tiny
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.tokenizer import Tokenizer, load_tokenizer
@@ -60,6 +61,7 @@ def load_pretrained(
     Raises: ValueError, FileNotFoundError or OSError, before any weight is read, for whatever does
         not fit; hf.WeightMismatch where the weights do not.
     """
+    keep_compiled()
     adapter_folder = None if adapter is None else find_adapter(adapter)
     if adapter_folder is not None:
         peft.read_adapter_config(adapter_folder)

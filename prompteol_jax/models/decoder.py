@@ -159,11 +159,12 @@ class Decoder(nnx.Module):
 
         @partial(_rematerialised, remat)
         def layer(x_BTD: jax.Array, xs: tuple) -> tuple[jax.Array, tuple]:
-            block, prefix, index = xs
+            block, prefix, index = nn.from_bits(xs)
             return block(x_BTD, view, prefix, nn.fold_keys(key_B, index))
 
         prefixes = None if cache is None else cache.blocks
-        x_BTD, kv = jax.lax.scan(layer, x_BTD, (self.blocks, prefixes, jnp.arange(self._scanned)))
+        xs = nn.to_bits((self.blocks, prefixes, jnp.arange(self._scanned)))
+        x_BTD, kv = jax.lax.scan(layer, x_BTD, xs)
         return x_BTD, kv, view
 
 

@@ -196,7 +196,7 @@ class Stem(nnx.Module):
     def __call__(
         self, ids_BT: jax.Array, place_BT: jax.Array, key_B: jax.Array | None
     ) -> jax.Array:
-        return self.tokens[...][ids_BT]
+        return nn.lookup(self.tokens[...], ids_BT)
 
     def angles(self, place_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Cosines and sines of every token's place."""

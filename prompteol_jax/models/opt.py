@@ -126,10 +126,10 @@ class Stem(nnx.Module):
     def __call__(
         self, ids_BT: jax.Array, place_BT: jax.Array, key_B: jax.Array | None
     ) -> jax.Array:
-        x = self.tokens[...][ids_BT]
+        x = nn.lookup(self.tokens[...], ids_BT)
         if self.project_in is not None:
             x = self.project_in(x)
-        x_BTD = x + self.positions[...][place_BT + POSITION_OFFSET]
+        x_BTD = x + nn.lookup(self.positions[...], place_BT + POSITION_OFFSET)
         return nn.dropout(x_BTD, key_B, self.rate)
 
     def angles(self, place_BT: jax.Array) -> None:
