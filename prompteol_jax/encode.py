@@ -58,7 +58,8 @@ class Ladder:
     @classmethod
     def fixed(cls, longest: int, batch_tokens: int, multiple: int) -> Ladder:
         """Rungs up to `longest` ids, slabs of about `batch_tokens` tokens."""
-        lengths = (*(n for n in LENGTHS if n < longest), longest)[-len(LENGTHS) :]
+        beyond = (LENGTHS[-1] << n for n in range(1, longest.bit_length()))
+        lengths = (*(n for n in (*LENGTHS, *beyond) if n < longest), longest)
         rows = tuple(max(1, batch_tokens // n // multiple) * multiple for n in lengths)
         return cls(lengths, rows)
 

@@ -165,15 +165,25 @@ def random_decoder(
     Matrices are normal with deviation 0.3 / sqrt(inputs), half of that for queries and keys, which
     lets attention begin almost uniform; embeddings 0.01, positions 0.001, norms one, biases zero.
     """
-    model = abstract_decoder(config, mesh, dtype=dtype, weight_dtype=weight_dtype, layers=layers)
-    places = leaves(model)
-    out = {path: place.sharding for path, place in places.items()}
+    shape = partial(abstract_decoder, config, mesh, dtype=dtype, weight_dtype=weight_dtype)
+    model, places = shape(layers=layers), leaves(shape())
+    out = {path: place.sharding for path, place in leaves(model).items()}
 
     def draw() -> dict[str, jax.Array]:
         keys = dict(zip(places, jax.random.split(key, len(places)), strict=True))
-        return {path: _initial(path, keys[path], place) for path, place in places.items()}
+        whole = {path: _initial(path, keys[path], place) for path, place in places.items()}
+        return {path: _up_to(layers, path, whole) for path in out}
 
     return fill(model, jax.jit(draw, out_shardings=out)())
+
+
+def _up_to(layers: int | None, path: str, whole: Mapping[str, jax.Array]) -> jax.Array:
+    """A leaf of the model's first layers alone."""
+    if layers is not None and path.startswith("last."):
+        return whole[path.replace("last.", "blocks.", 1)][layers - 1]
+    if layers is not None and path.startswith("blocks."):
+        return whole[path][: layers - 1]
+    return whole[path]
 
 
 def _initial(path: str, key: jax.Array, place: jax.ShapeDtypeStruct) -> jax.Array:

@@ -1,5 +1,7 @@
 """Laws of slabs and meshes: a sentence alone decides its shape, the mesh changes nothing."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,11 +11,13 @@ from prompteol_jax.encode import LENGTHS, Ladder, Sorter
 
 
 @pytest.mark.parametrize("multiple", [1, 8])
-@pytest.mark.parametrize("longest", [40, 512, 2048, 4096])
+@pytest.mark.parametrize("longest", [40, 512, 2048, 4096, 131072])
 def test_a_ladder_ends_at_the_longest_prompt_and_cuts_rows_to_the_mesh(longest, multiple):
     ladder = Ladder.fixed(longest, 4096, multiple)
     assert ladder.lengths[-1] == longest
-    assert len(ladder.lengths) <= len(LENGTHS)
+    assert set(LENGTHS) >= set(ladder.lengths[:-1]) or longest > 2 * LENGTHS[-1]
+    # Beyond the shortest rungs, no sentence is padded to more than about twice its length.
+    assert all(b <= 2 * a for a, b in itertools.pairwise(ladder.lengths))
     assert list(ladder.lengths) == sorted(set(ladder.lengths))
     assert all(rows % multiple == 0 and rows > 0 for rows in ladder.rows)
     wide = [t for t, rows in zip(ladder.lengths, ladder.rows, strict=True) if rows > multiple]

@@ -51,6 +51,16 @@ def test_an_adapter_is_a_folder_or_that_of_a_training_run(tiny, tmp_path):
     assert adapters.lora_config(found.decoder, found.config).rank == 2
 
 
+def test_an_inner_layer_of_tiny_is_that_of_the_same_weights(tiny):
+    whole = models.leaves(tiny.decoder)
+    cut = models.leaves(load("tiny", layer=1).decoder)
+    for path, leaf in cut.items():
+        kind = path.split(".")[0]
+        same = {"last": lambda p: whole[p.replace("last", "blocks")][0]}
+        same |= {"blocks": lambda p: whole[p][:0], "stem": whole.__getitem__}
+        np.testing.assert_array_equal(leaf, same[kind](path))
+
+
 def test_settings_reach_the_decoder(tiny):
     assert load("tiny", base_dropout=0.25).config.dropout == 0.25
     half = load("tiny", weight_dtype="bfloat16").decoder
