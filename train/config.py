@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Final, Literal
 
@@ -101,9 +102,10 @@ class TrainConfig:
                 ("cut", "1 or more", self.cut >= 1),
                 ("epochs", "above 0", self.epochs > 0),
                 ("steps", "1 or more", self.steps is None or self.steps >= 1),
-                ("lr", "above 0", self.lr > 0),
+                ("lr", "above 0 and finite", 0 < self.lr < math.inf),
                 ("warmup_steps", "0 or more", (self.warmup_steps or 0) >= 0),
                 ("rank", "1 or more", self.rank >= 1),
+                ("alpha", "above 0", self.alpha > 0),
                 ("dropout", "from 0 to below 1", 0 <= self.dropout < 1),
                 ("base_dropout", "from 0 to below 1", 0 <= (self.base_dropout or 0) < 1),
                 ("eval_every", "1 or more", self.eval_every >= 1),

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from prompteol_jax import adapters, distributed, nn, peft
 from prompteol_jax.models.decoder import Decoder
@@ -23,15 +24,15 @@ class Trainable:
 
     pretrained: Pretrained
     graph: nnx.GraphDef
-    start: nnx.State
-    frozen: nnx.State
+    start: PyTree
+    frozen: PyTree
     full: bool
 
-    def decoder(self, trainable: nnx.State) -> Decoder:
+    def decoder(self, trainable: PyTree) -> Decoder:
         """The model with these weights."""
         return nnx.merge(self.graph, trainable, self.frozen)
 
-    def export(self, trainable: nnx.State, run: Path, base: str) -> Path:
+    def export(self, trainable: PyTree, run: Path, base: str) -> Path:
         """Write the weights into the run: a PEFT adapter, or a whole model after --full."""
         if jax.process_count() > 1:
             trainable = jax.tree.map(lambda x: jnp.asarray(distributed.to_host(x)), trainable)

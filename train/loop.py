@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from jaxtyping import PyTree
 
 from eval.scores import development_score
 from eval.tasks import Pairs
@@ -179,7 +179,7 @@ class Course:
         )
         self.standing.loss = values["loss"]
 
-    def _judge(self, weights: nnx.State, step: int) -> None:
+    def _judge(self, weights: PyTree, step: int) -> None:
         """Score the weights and keep them if they are the best so far; later ties win."""
         score = self._score(weights, step)
         now = self.standing
@@ -188,7 +188,7 @@ class Course:
             now.best, now.best_step = score, step
             self.trainable.export(weights, self.folder.path, self.config.model)
 
-    def _score(self, weights: nnx.State, step: int) -> float | None:
+    def _score(self, weights: PyTree, step: int) -> float | None:
         if self.dev is None:
             return None
         self.embedder.use(self.trainable.decoder(weights))

@@ -32,7 +32,7 @@ def contrastive_loss(
     unit_AD = axes.constrain(jnp.concatenate([_unit(z) for z in alternatives]), "AD")
     unit_BD = axes.constrain(_unit(anchor_BD) / temperature, "BD")
     B, A = len(unit_BD), len(unit_AD)
-    chunks = max(1, -(-B * A // _WHOLE))
+    chunks = min(B, -(-B * A // _WHOLE))
     while B % chunks:
         chunks += 1
     # Strided chunks leave every row on its device.

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Int, Key, PyTree
 
 from prompteol_jax import nn
 from prompteol_jax.models.decoder import Decoder, KVCache, Remat, Rows
@@ -36,7 +36,7 @@ class TrainState(NamedTuple):
     """All that changes from step to step, and nothing else: the frozen base is not in it."""
 
     step: Int[Array, ""]
-    trainable: nnx.State
+    trainable: PyTree
     optimizer: optax.OptState
 
 
@@ -57,10 +57,10 @@ class Learner:
     remat: Remat = "none"
     stochastic: bool = False
 
-    def init(self, trainable: nnx.State) -> TrainState:
+    def init(self, trainable: PyTree) -> TrainState:
         """The state before the first step."""
 
-        def first(trainable: nnx.State) -> TrainState:
+        def first(trainable: PyTree) -> TrainState:
             return TrainState(jnp.int32(0), trainable, self.optimizer.init(trainable))
 
         return jax.jit(first, out_shardings=self.places)(trainable)
@@ -86,7 +86,7 @@ class Learner:
     def _step(
         self,
         state: TrainState,
-        frozen: nnx.State,
+        frozen: PyTree,
         batch: Batch,
         prefix_C: Int[Array, "C"],
         key: Key[Array, ""],
@@ -101,8 +101,8 @@ class Learner:
 
     def loss(
         self,
-        trainable: nnx.State,
-        frozen: nnx.State,
+        trainable: PyTree,
+        frozen: PyTree,
         batch: Batch,
         prefix_C: Int[Array, "C"] | Int[np.ndarray, "C"],
         key: Key[Array, ""] | None,
@@ -114,7 +114,7 @@ class Learner:
 
 
 def state_places(
-    optimizer: optax.GradientTransformation, trainable: nnx.State, mesh: Mesh
+    optimizer: optax.GradientTransformation, trainable: PyTree, mesh: Mesh
 ) -> TrainState:
     """Shardings of a state: the optimizer's moments lie where their weights do, the rest whole."""
     whole = NamedSharding(mesh, PartitionSpec())
