@@ -157,9 +157,9 @@ class RMSNorm(nnx.Module):
 
 
 def to_bits(tree: Any) -> Any:
-    """Turn the bfloat16 arrays of a tree into uint16 of the same bits, which can be sliced for free.
+    """Turn the bfloat16 arrays of a tree into uint16 of the same bits, to be sliced for free.
 
-    XLA's CPU compiler widens a whole bfloat16 array to float32 before it slices or gathers from it.
+    XLA's CPU compiler would widen the whole array to float32 before slicing or gathering.
     """
     return jax.tree.map(
         lambda x: jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x,
