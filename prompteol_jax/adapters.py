@@ -17,10 +17,12 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from prompteol_jax import hf, models, nn
+from prompteol_jax import distributed, hf, models, nn
+from prompteol_jax.models import initial
 from prompteol_jax.models.decoder import Decoder
 
 
@@ -86,22 +88,21 @@ def add_lora(
     Source: peft's default initialisation (kaiming uniform with a = sqrt(5)).
     """
     model = attach(model, config, lora, mesh)
-    empty = {path: leaf for path, leaf in models.leaves(model).items() if ".lora." in path}
-    keys = dict(zip(empty, jax.random.split(key, len(empty)), strict=True))
-
-    def draw() -> dict[str, jax.Array]:
-        return {path: _initial(path, keys[path], leaf) for path, leaf in empty.items()}
-
-    places = {path: leaf.sharding for path, leaf in empty.items()}
-    return models.fill(model, models.leaves(model) | jax.jit(draw, out_shardings=places)())
+    fresh = {
+        path: distributed.to_global(_draw(path, key, leaf.shape), leaf.sharding)
+        for path, leaf in models.leaves(model).items()
+        if ".lora." in path
+    }
+    return models.fill(model, models.leaves(model) | fresh)
 
 
-def _initial(path: str, key: jax.Array, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+def _draw(path: str, key: jax.Array, shape: tuple[int, ...]) -> np.ndarray:
     if path.endswith(".b"):
-        return jnp.zeros(leaf.shape, leaf.dtype)
+        return np.zeros(shape, np.float32)
     first = 2 if path.startswith("blocks.") else 1  # behind L and R come the inputs
-    bound = math.prod(leaf.shape[first:]) ** -0.5
-    return jax.random.uniform(key, leaf.shape, leaf.dtype, -bound, bound)
+    bound = math.prod(shape[first:]) ** -0.5
+    draw = initial.generator(key, path).random(shape, np.float32)
+    return np.float32(bound) * (2 * draw - 1)
 
 
 def attach(model: Decoder, config: models.Config, lora: LoraConfig, mesh: Mesh) -> Decoder:

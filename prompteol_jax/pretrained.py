@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from prompteol_jax import axes, hub, models, peft
 from prompteol_jax.compilation import keep_compiled
-from prompteol_jax.models import tiny
+from prompteol_jax.models import initial, tiny
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.tokenizer import Tokenizer, load_tokenizer
 
@@ -73,7 +74,7 @@ def load_pretrained(
     if folder is None:
         tokenizer = tiny.tiny_tokenizer()
         key = jax.random.key(tiny.SEED)
-        decoder = models.random_decoder(
+        decoder = initial.random_decoder(
             config, mesh, key, dtype=dtype, weight_dtype=weight_dtype, layers=layers
         )
     else:
@@ -88,7 +89,12 @@ def load_pretrained(
 
 def save_pretrained(pretrained: Pretrained, decoder: Decoder, folder: Path, *, dtype: str) -> None:
     """Write weights, config and tokenizer as a Hugging Face folder that transformers loads."""
-    models.save_decoder(folder, pretrained.config, decoder, dtype=dtype)
+    head = None
+    if not pretrained.config.tied:
+        head = models.read_head(
+            pretrained.folder, pretrained.config, pretrained.mesh, dtype=jnp.dtype(dtype)
+        )
+    models.save_decoder(folder, pretrained.config, decoder, dtype=dtype, head=head)
     if pretrained.folder is None:
         pretrained.tokenizer.backend.save(str(folder / "tokenizer.json"))
         fields = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": tiny.BOS}

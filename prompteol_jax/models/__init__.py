@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -25,6 +24,7 @@ Config = opt.OptConfig | llama.LlamaConfig
 FAMILIES: Final[Mapping[str, tuple[type, ModuleType]]] = MappingProxyType(
     {"opt": (opt.OptConfig, opt), "llama": (llama.LlamaConfig, llama)}
 )
+HEAD: Final = hf.Move("lm_head.weight", "head", "V D -> V D")
 
 
 class Raw(nnx.Module):
@@ -151,61 +151,25 @@ def weight_table(config: Config, model: Decoder) -> tuple[hf.Move, ...]:
     )
 
 
-def random_decoder(
-    config: Config,
-    mesh: Mesh,
-    key: jax.Array,
-    *,
-    dtype: Any,
-    weight_dtype: Any = None,
-    layers: int | None = None,
-) -> Decoder:
-    """Draw a decoder at random, so small that a few adapter steps can teach it something.
+def save_decoder(
+    folder: Path, config: Config, model: Decoder, *, dtype: str, head: jax.Array | None = None
+) -> None:
+    """Write a Hugging Face folder that transformers loads: config.json and safetensors.
 
-    Matrices are normal with deviation 0.3 / sqrt(inputs), half of that for queries and keys, which
-    lets attention begin almost uniform; embeddings 0.01, positions 0.001, norms one, biases zero.
+    Args:
+        head: the language-model head, where it is not tied to the embedding.
     """
-    shape = partial(abstract_decoder, config, mesh, dtype=dtype, weight_dtype=weight_dtype)
-    model, places = shape(layers=layers), leaves(shape())
-    out = {path: place.sharding for path, place in leaves(model).items()}
-
-    def draw() -> dict[str, jax.Array]:
-        keys = dict(zip(places, jax.random.split(key, len(places)), strict=True))
-        whole = {path: _initial(path, keys[path], place) for path, place in places.items()}
-        return {path: _up_to(layers, path, whole) for path in out}
-
-    return fill(model, jax.jit(draw, out_shardings=out)())
-
-
-def _up_to(layers: int | None, path: str, whole: Mapping[str, jax.Array]) -> jax.Array:
-    """A leaf of the model's first layers alone."""
-    if layers is not None and path.startswith("last."):
-        return whole[path.replace("last.", "blocks.", 1)][layers - 1]
-    if layers is not None and path.startswith("blocks."):
-        return whole[path][: layers - 1]
-    return whole[path]
-
-
-def _initial(path: str, key: jax.Array, place: jax.ShapeDtypeStruct) -> jax.Array:
-    if path.endswith(".scale"):
-        return jnp.ones(place.shape, place.dtype)
-    if path.endswith((".b", ".bias")):
-        return jnp.zeros(place.shape, place.dtype)
-    deviation = {"stem.tokens": 0.01, "stem.positions": 0.001}.get(path)
-    if deviation is None:
-        outputs = 2 if path.endswith(("q.w", "k.w", "v.w")) else 1  # axes behind which inputs stand
-        first = outputs + path.startswith("blocks.")
-        deviation = 0.3 / math.prod(place.shape[first:]) ** 0.5
-        deviation *= 0.5 if path.endswith(("q.w", "k.w")) else 1.0
-    return deviation * jax.random.normal(key, place.shape, place.dtype)
-
-
-def save_decoder(folder: Path, config: Config, model: Decoder, *, dtype: str) -> None:
-    """Write a Hugging Face folder that transformers loads: config.json and safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
-    moves = weight_table(config, model)
+    arrays, moves = leaves(model), weight_table(config, model)
+    if head is not None:
+        arrays, moves = arrays | {HEAD.target: head}, (*moves, HEAD)
     hf.write_weights(
-        folder, leaves(model), moves, config.sizes, dtype=dtype, rename=lambda name: f"model.{name}"
+        folder,
+        arrays,
+        moves,
+        config.sizes,
+        dtype=dtype,
+        rename=lambda name: name if name == HEAD.source else f"model.{name}",
     )
     fields = {**config.to_hf(), "dtype": dtype}
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
@@ -213,13 +177,14 @@ def save_decoder(folder: Path, config: Config, model: Decoder, *, dtype: str) ->
 
 def read_head(folder: Path, config: Config, mesh: Mesh, *, dtype: Any) -> jax.Array:
     """Read a language-model head that is not tied to the embedding."""
-    move = hf.Move("lm_head.weight", "head", "V D -> V D")
     shape = (config.V, config.D)
     place = axes.sharding("VD", shape, mesh)
     leaf = jax.ShapeDtypeStruct(shape, dtype, sharding=place)
     tensors = hf.open_tensors(folder)
-    head = {name: tensor for name, tensor in tensors.items() if name == move.source}
-    return hf.read_weights(head, (move,), {"head": leaf}, config.sizes, layers=config.L)["head"]
+    head = {name: tensor for name, tensor in tensors.items() if name == HEAD.source}
+    return hf.read_weights(head, (HEAD,), {HEAD.target: leaf}, config.sizes, layers=config.L)[
+        HEAD.target
+    ]
 
 
 def replace_dropout(config: Config, rate: float | None) -> Config:

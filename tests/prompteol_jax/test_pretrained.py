@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from prompteol_jax import adapters, axes, models, peft
+from prompteol_jax.models import initial
 from prompteol_jax.pretrained import find_adapter, load_pretrained, save_pretrained
 
 MESH = (1, 1)
@@ -77,14 +78,14 @@ def test_settings_reach_the_decoder(tiny):
     ],
 )
 def test_refuses_before_any_weight_is_made(settings, error, message, monkeypatch):
-    for work in ("random_decoder", "load_decoder"):
-        monkeypatch.delattr(models, work)
+    monkeypatch.delattr(initial, "random_decoder")
+    monkeypatch.delattr(models, "load_decoder")
     with pytest.raises(error, match=message):
         load(**{"name": "tiny"} | settings)
 
 
 def test_refuses_a_kind_of_adapter_before_any_weight_is_made(monkeypatch, tmp_path):
-    monkeypatch.delattr(models, "random_decoder")
+    monkeypatch.delattr(initial, "random_decoder")
     fields = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": [], "use_dora": True}
     (tmp_path / "adapter_config.json").write_text(json.dumps(fields))
     with pytest.raises(ValueError, match="use_dora = True is not supported"):
