@@ -112,7 +112,8 @@ class Course:
 
     def _advance(self, state: TrainState, first: int, log: MetricsLog) -> None:
         """Steps `first` to the end; metrics are fetched one step late, while the next one runs."""
-        waiting, clock = None, time.perf_counter()
+        waiting = None
+        self._clock = time.perf_counter()
         for step, batch, prefix_C, triplets in self._prefetched(first):
             with jax.set_mesh(self.mesh):
                 state, metrics = self.learner.step(
@@ -120,8 +121,7 @@ class Course:
                 )
             if waiting is not None:
                 self._record(log, *waiting)
-            now = time.perf_counter()
-            waiting, clock = (step, metrics, triplets, now - clock), now
+            waiting = (step, metrics, triplets)
             done = step + 1
             judged = done % self.config.eval_every == 0 or done == self.steps
             saved = done % self.config.save_every == 0 or done == self.steps
@@ -134,7 +134,7 @@ class Course:
             if saved:
                 self.checkpoints.save(done, state, dataclasses.asdict(self.standing))
             if judged or saved:
-                clock = time.perf_counter()
+                self._clock = time.perf_counter()
 
     def _prefetched(self, first: int) -> Iterator[tuple]:
         """Batches from `first` on, each assembled in a thread while the one before is computed."""
@@ -151,14 +151,14 @@ class Course:
                 waiting = pool.submit(assemble, step + 1) if step + 1 < self.steps else None
                 yield ready
 
-    def _record(
-        self, log: MetricsLog, step: int, metrics: dict, triplets: Sequence, seconds: float
-    ) -> None:
-        """Log a step; a loss that is not finite ends the run.
+    def _record(self, log: MetricsLog, step: int, metrics: dict, triplets: Sequence) -> None:
+        """Log a step, timed from the end of the one before; a loss that is not finite ends the run.
 
         Raises: FloatingPointError with the step and the first rows of its batch.
         """
         values = {name: float(value) for name, value in metrics.items()}
+        now = time.perf_counter()
+        seconds, self._clock = now - self._clock, now
         if not all(map(math.isfinite, values.values())):
             rows = "; ".join(repr(triplet.sent0[:80]) for triplet in triplets[:3])
             raise FloatingPointError(
