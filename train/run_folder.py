@@ -46,6 +46,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             text = json.dumps(_fields(config), indent=2) + "\n"
             (self.path / CONFIG).write_text(text, encoding="utf-8")
+            (self.path / DEV).touch()  # stays empty without development pairs
 
     def _check_same(self, fields: dict[str, Any]) -> None:
         path = self.path / CONFIG

@@ -96,7 +96,7 @@ class Learner:
         (loss, accuracy), grads = evaluate(state.trainable, frozen, batch, prefix_C, key)
         updates, optimizer = self.optimizer.update(grads, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        metrics = {"loss": loss, "accuracy": accuracy, "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": loss, "accuracy": accuracy, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, trainable, optimizer), metrics
 
     def loss(

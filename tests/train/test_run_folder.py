@@ -89,4 +89,5 @@ def test_forgets_what_lies_behind_the_step_that_is_resumed(tmp_path):
 def test_forgetting_needs_no_files(tmp_path):
     folder = begun(tmp_path)
     folder.forget(after=3)
-    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "dev.jsonl"]
+    assert (tmp_path / "dev.jsonl").read_text() == ""

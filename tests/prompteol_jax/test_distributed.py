@@ -1,0 +1,158 @@
+"""Laws of processes: two of four devices are one of eight."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from prompteol_jax import Embedder, axes, distributed
+
+TEXTS = ["A man is washing a car.", "", "The doctor reads (a book)!", "One two three."] * 3
+# One process of a run; then, still joined, its part of an encoding.
+_PROCESS = """
+import sys
+import numpy as np
+from train.contrastive import main
+
+main(sys.argv[2:])
+
+from prompteol_jax import Embedder, distributed
+
+vectors = Embedder.from_pretrained("tiny", mesh={mesh!r}, dtype="float32").encode({texts!r})
+np.save(sys.argv[1] + f".{{int(not distributed.is_primary())}}.npy", vectors)
+"""
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def run_together(out, mesh):
+    """Run a training in two processes that share the devices of the mesh."""
+    port = free_port()
+    flags = "--batch 8 --steps 4 --rank 4 --dropout 0 --eval-every 2 --save-every 2".split()
+    script = _PROCESS.format(texts=TEXTS, mesh=mesh)
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    shared = [
+        f"--mesh={mesh}",
+        "--processes=2",
+        f"--output={out}",
+        f"--json={out}.json",
+        f"--coordinator=127.0.0.1:{port}",
+    ]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(out), *flags, *shared, f"--process={i}"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    try:
+        ended = [process.communicate(timeout=400) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [p.returncode for p in processes] == [0, 0], "\n".join(err for _, err in ended)
+    return ended
+
+
+def run_alone(out, mesh):
+    from train import contrastive
+    from train.config import TrainConfig
+
+    config = TrainConfig(
+        mesh=mesh,
+        batch=8,
+        steps=4,
+        rank=4,
+        dropout=0.0,
+        eval_every=2,
+        save_every=2,
+        output=out,
+    )
+    return contrastive.run(config)
+
+
+# In the second, two processes of one device hold half of every weight each.
+@pytest.mark.parametrize("mesh", ["8x1", pytest.param("1x2", marks=pytest.mark.slow)])
+def test_two_processes_are_one(mesh, tmp_path):
+    ended = run_together(tmp_path / "two", mesh)
+    result = run_alone(tmp_path / "one", mesh)
+    two = json.loads((tmp_path / "two.json").read_text())
+    assert two.keys() == result.keys()
+    for name in ("dev_before", "dev_last", "loss"):
+        np.testing.assert_allclose(two[name], result[name], rtol=1e-4)
+    one, both = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert [r["step"] for r in both] == [1, 2, 3, 4]  # only one process writes
+    np.testing.assert_allclose([r["loss"] for r in both], [r["loss"] for r in one], rtol=1e-4)
+    dev = (tmp_path / "two" / "dev.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in dev] == [0, 2, 4]
+    assert sum("best weights" in stdout for stdout, _ in ended) == 1
+    check_adapters(tmp_path)
+    check_vectors(tmp_path, mesh)
+
+
+def check_adapters(folder):
+    from safetensors.numpy import load_file
+
+    one, two = (load_file(folder / n / "adapter/adapter_model.safetensors") for n in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        np.testing.assert_allclose(two[name], tensor, atol=2e-5)
+
+
+def check_vectors(folder, mesh):
+    expected = Embedder.from_pretrained("tiny", mesh=mesh, dtype="float32").encode(TEXTS)
+    for process in (0, 1):
+        np.testing.assert_allclose(np.load(folder / f"two.{process}.npy"), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dims", ["BT", "TF", "TD"], ids=["data", "model", "whole"])
+def test_arrays_go_onto_the_mesh_and_come_back(dims):
+    mesh = axes.make_mesh((4, 2))
+    array = np.arange(8 * 6, dtype=np.float32).reshape(8, 6)
+    placed = distributed.to_global(array, axes.sharding(dims, array.shape, mesh))
+    assert placed.sharding == axes.sharding(dims, array.shape, mesh)
+    np.testing.assert_array_equal(distributed.to_host(placed), array)
+
+
+def test_one_process_is_primary_and_waits_for_nobody():
+    assert distributed.is_primary()
+    distributed.wait_for_all("nobody")
+    distributed.initialize(None, None, None)
+
+
+@pytest.mark.parametrize(("processes", "process"), [(None, None), (2, None), (None, 0)])
+def test_refuses_an_address_without_the_processes(processes, process):
+    message = r"--coordinator h:1 needs --processes N and --process I \(0 to N-1\) beside it"
+    with pytest.raises(ValueError, match=message):
+        distributed.initialize("h:1", processes, process)
+
+
+def test_devices_are_simulated_only_before_jax_starts():
+    code = (
+        "from prompteol_jax import distributed\n"
+        "distributed.simulate_devices(1)\n"
+        "distributed.simulate_devices(6)\n"
+        "import jax\n"
+        "assert len(jax.devices()) == 6, jax.devices()\n"
+        "distributed.simulate_devices(2)\n"
+        "assert len(jax.devices()) == 6\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr

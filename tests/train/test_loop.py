@@ -1,0 +1,265 @@
+"""Laws of a run: a kill changes nothing, the best weights are kept, what leaves it can be used."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+
+from eval.tasks import Pairs
+from prompteol_jax import Embedder, axes, models, peft
+from train import contrastive, learning, loop
+from train.checkpoint import Checkpoints
+from train.config import TrainConfig
+
+TEXTS = ["A man is washing a car.", "", "The doctor reads (a book)!"]
+FIELDS = ["dev_before", "dev_after", "dev_last", "best_step", "steps", "loss", "seconds"]
+STEPS = 12
+FLAGS = dict(batch=8, steps=STEPS, save_every=2, eval_every=3, rank=4)
+
+
+def records(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def metrics(run):
+    return records(run / "metrics.jsonl")
+
+
+def weights(run):
+    return (run / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run from first to last, in a process of its own, and the command of another like it."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+
+    def command(output, *more):
+        flags = [f"--{k.replace('_', '-')}={v}" for k, v in FLAGS.items()]
+        return [sys.executable, "-m", "train.contrastive", *flags, f"--output={output}", *more]
+
+    json_file = folder.with_name("deep") / "result.json"
+    done = subprocess.run(
+        command(folder, f"--json={json_file}"), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(json_file.read_text())
+    return SimpleNamespace(folder=folder, command=command, result=result, done=done)
+
+
+def test_a_run_leaves_what_is_contracted(whole):
+    assert list(whole.result) == FIELDS
+    steps, dev = metrics(whole.folder), records(whole.folder / "dev.jsonl")
+    assert [list(line) for line in steps] == [
+        ["step", "loss", "accuracy", "lr", "grad_norm", "step_s", "sentences_per_s"]
+    ] * STEPS
+    assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in dev] == [0, 3, 6, 9, 12]
+    assert whole.result["steps"] == STEPS
+    assert whole.result["loss"] == steps[-1]["loss"]
+    assert whole.result["dev_before"] == dev[0]["dev"]
+    assert whole.result["dev_last"] == dev[-1]["dev"]
+    best = max(line["dev"] for line in dev[1:])
+    assert whole.result["dev_after"] == best
+    assert whole.result["best_step"] == max(r["step"] for r in dev[1:] if r["dev"] == best)
+    assert Checkpoints(whole.folder / "checkpoints").steps() == [10, 12]
+    assert "<svg" in (whole.folder / "report.html").read_text()
+    assert "best weights" in whole.done.stdout
+    assert "step 12/12" in whole.done.stderr
+
+
+def test_the_learning_rate_rises_for_a_tenth_of_the_run_and_falls(whole):
+    rates = [line["lr"] for line in metrics(whole.folder)]
+    expected = [0.0, *(5e-4 * (11 - n) / 11 for n in range(11))]
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)
+
+
+def kill_after(command, metrics, steps):
+    """Start a run and kill it at some instant behind this many steps."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    try:
+        while process.poll() is None and time.monotonic() < deadline:
+            if metrics.exists() and metrics.read_text().count("\n") >= steps:
+                break
+            time.sleep(0.001)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def test_a_killed_run_that_is_resumed_is_the_same_run(whole, tmp_path):
+    run, step = tmp_path / "run", random.randrange(1, STEPS)
+    kill_after(whole.command(run), run / "metrics.jsonl", step)
+    logged = (run / "metrics.jsonl").read_text().count("\n")
+    result = contrastive.run(TrainConfig(output=run, resume=True, **FLAGS))
+    where = f"killed after {logged} steps"
+    assert weights(run) == weights(whole.folder), where
+    for name, columns in (
+        ("metrics.jsonl", ("step", "loss", "grad_norm")),
+        ("dev.jsonl", ("dev",)),
+    ):
+        ours, theirs = records(run / name), records(whole.folder / name)
+        assert [[r[c] for c in columns] for r in ours] == [
+            [r[c] for c in columns] for r in theirs
+        ], where
+    assert {k: v for k, v in result.items() if k != "seconds"} == {
+        k: v for k, v in whole.result.items() if k != "seconds"
+    }, where
+
+
+def test_resuming_a_finished_run_gives_its_result_again(whole):
+    files = {path: path.read_bytes() for path in whole.folder.glob("*.jsonl")}
+    result = contrastive.run(TrainConfig(output=whole.folder, resume=True, **FLAGS))
+    assert {**result, "seconds": 0} == {**whole.result, "seconds": 0}
+    assert {path: path.read_bytes() for path in files} == files
+
+
+def test_the_adapter_is_loaded_by_its_run_and_by_peft_with_the_same_outputs(whole, tmp_path):
+    embedder = Embedder.from_pretrained("tiny", dtype="float32")
+    trained = Embedder.from_pretrained("tiny", adapter=str(whole.folder), dtype="float32")
+    vectors = trained.encode(TEXTS)
+    assert np.abs(vectors - embedder.encode(TEXTS)).max() > 1e-3
+    pretrained = embedder.pretrained
+    base = tmp_path / "base"
+    models.save_decoder(base, pretrained.config, pretrained.decoder, dtype="float32")
+    ids = [
+        ids.tolist()
+        for ids in pretrained.tokenizer.ids([oracle.EOL.format(text) for text in TEXTS])
+    ]
+    reference = oracle.run(oracle.load_adapted(base, whole.folder / "adapter"), ids)
+    oracle.assert_close(vectors, reference.vectors)
+
+
+def test_a_run_starts_from_the_adapter_it_is_given(whole):
+    config = TrainConfig(adapter=str(whole.folder), dropout=0.3, rank=8)
+    mesh = axes.make_mesh((1, 1))
+    trainable = learning.make_trainable(config, mesh, jnp.dtype("float32"))
+    decoder = trainable.decoder(trainable.start)
+    again = peft.load_adapter(
+        trainable.pretrained.decoder,
+        trainable.pretrained.config,
+        whole.folder / "adapter",
+        mesh,
+    )
+    ours, theirs = models.leaves(decoder), models.leaves(again)
+    assert len(jax.tree.leaves(trainable.start)) == 24
+    for path, leaf in theirs.items():
+        np.testing.assert_array_equal(ours[path], leaf)
+    assert decoder.last.q.lora.rate == 0.3
+
+
+def test_refuses_an_adapter_that_is_none_before_any_weight_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(learning, "load_pretrained", None)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "IA3"}')
+    mesh = axes.make_mesh((1, 1))
+    for adapter, message in (
+        (str(tmp_path / "nothing"), "nothing"),
+        (str(tmp_path), "peft_type = 'IA3', supported: 'LORA'; r is missing"),
+    ):
+        with pytest.raises((FileNotFoundError, ValueError), match=message):
+            learning.make_trainable(TrainConfig(adapter=adapter), mesh, jnp.dtype("float32"))
+
+
+def csv_file(path, *columns):
+    """Twenty rows of sentences under these columns."""
+    rows = [[f"A man has {n} cars.", "Somebody owns cars.", "No cars."] for n in range(20)]
+    lines = [columns, *(row[: len(columns)] for row in rows)]
+    path.write_text("".join(",".join(line) + "\n" for line in lines))
+    return str(path)
+
+
+def test_pairs_of_a_file_without_development_data_export_the_last_weights(tmp_path):
+    data = csv_file(tmp_path / "pairs.csv", "sent0", "sent1")
+    config = TrainConfig(
+        data=data, output=tmp_path / "run", batch=8, rank=4, dropout=0.0, eval_every=1
+    )
+    result = contrastive.run(config)
+    assert list(result) == FIELDS
+    assert [result[k] for k in FIELDS[:5]] == [None, None, None, 2, 2]
+    assert records(tmp_path / "run" / "dev.jsonl") == []
+    assert (tmp_path / "run" / "report.html").exists()
+    assert len(weights(tmp_path / "run")) > 1000
+    rates = [line["sentences_per_s"] * line["step_s"] for line in metrics(tmp_path / "run")]
+    np.testing.assert_allclose(rates, 16)
+
+
+def test_the_best_weights_are_kept_and_later_ties_win(tmp_path, monkeypatch):
+    scores = iter([9.0, 1.0, 3.0, 3.0, 2.0])
+    monkeypatch.setattr(loop, "development_score", lambda *_: next(scores))
+    seen = []
+    export = learning.Trainable.export
+
+    def spied(self, trainable, run, base):
+        folder = export(self, trainable, run, base)
+        seen.append(weights(run))
+        return folder
+
+    monkeypatch.setattr(learning.Trainable, "export", spied)
+    config = TrainConfig(output=tmp_path / "run", **FLAGS)
+    result = contrastive.run(config)
+    assert [result[k] for k in FIELDS[:4]] == [9.0, 3.0, 2.0, 9]
+    assert len(set(seen)) == 3
+    assert weights(tmp_path / "run") == seen[-1]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    run = tmp_path / "run"
+    config = TrainConfig(output=run, batch=8, steps=9, rank=4, dropout=0.0, lr=1e30)
+    message = (
+        r"step 2: loss nan, gradient norm nan\. Its batch begins with '[A-Z].*'; '.*'; '.*'\. "
+        r"A lower --lr or --dtype float32 may help\."
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        contrastive.run(config)
+    assert [line["step"] for line in metrics(run)] == [1]
+    assert not (run / "checkpoints").exists()
+
+
+def test_all_weights_train_and_leave_as_a_model(tmp_path):
+    from transformers import AutoTokenizer
+
+    run = tmp_path / "run"
+    contrastive.run(TrainConfig(output=run, batch=8, steps=2, full=True, warmup_steps=0))
+    folder = run / "model"
+    embedder = Embedder.from_pretrained(str(folder), dtype="float32")
+    vectors = embedder.encode(TEXTS)
+    start = Embedder.from_pretrained("tiny", dtype="float32")
+    assert np.abs(vectors - start.encode(TEXTS)).max() > 1e-3
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer([oracle.EOL.format(text) for text in TEXTS])["input_ids"]
+    oracle.assert_close(vectors, oracle.run(oracle.load(folder), ids).vectors)
+
+
+def test_a_run_without_enough_rows_leaves_nothing_behind(tmp_path):
+    data = csv_file(tmp_path / "rows.csv", "sent0", "sent1", "hard_neg")
+    with pytest.raises(ValueError, match="a batch of 256, but only 20 rows"):
+        contrastive.run(TrainConfig(data=data, output=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_development_pairs_come_from_a_folder(tmp_path, data):
+    _, dev = contrastive.read_data(TrainConfig(dev=data / "senteval"))
+    assert isinstance(dev, Pairs)
+    assert len(dev) == 1500
+
+
+@pytest.mark.slow
+def test_the_default_run_learns(tmp_path):
+    command = [sys.executable, "-m", "train.contrastive", "--mesh", "4x2"]
+    flags = [f"--output={tmp_path / 'run'}", f"--json={tmp_path / 'result.json'}"]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["dev_after"] >= result["dev_before"] + 30
+    assert result["dev_after"] >= result["dev_last"]
+    assert "8 devices simulated on the CPU" in done.stderr
