@@ -187,8 +187,15 @@ def dropout(x: jax.Array, key_B: jax.Array | None, rate: float) -> jax.Array:
     """
     if key_B is None or rate == 0.0:
         return x
-    draw = partial(jax.random.bernoulli, p=1.0 - rate, shape=x.shape[1:])
-    return jnp.where(jax.vmap(draw)(key_B), x / (1.0 - rate), 0).astype(x.dtype)
+    bits = jax.vmap(partial(_bits, shape=x.shape[1:]))(key_B)
+    return jnp.where(bits >= round(rate * 2**16), x / (1.0 - rate), 0).astype(x.dtype)
+
+
+def _bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Random uint16, two from every 32 bits drawn: drawing them is the cost of dropout."""
+    *outer, width = shape
+    pairs = jax.random.bits(key, (*outer, -(-width // 2)), jnp.uint32)
+    return jax.lax.bitcast_convert_type(pairs, jnp.uint16).reshape(*outer, -1)[..., :width]
 
 
 def fold_keys(key_B: jax.Array | None, data: int | jax.Array) -> jax.Array | None:
@@ -196,6 +203,14 @@ def fold_keys(key_B: jax.Array | None, data: int | jax.Array) -> jax.Array | Non
     if key_B is None:
         return None
     return jax.vmap(lambda key: jax.random.fold_in(key, data))(key_B)
+
+
+def split_keys(key_B: jax.Array | None, places: int) -> list[jax.Array | None]:
+    """The rows' keys for several places in a block, drawn at once."""
+    if key_B is None:
+        return [None] * places
+    key_BP = jax.vmap(partial(jax.random.split, num=places))(key_B)
+    return [key_BP[:, place] for place in range(places)]
 
 
 def fold_keys_over(key: jax.Array, rows: int) -> jax.Array:

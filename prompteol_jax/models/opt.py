@@ -155,7 +155,7 @@ class Block(nnx.Module):
         self, x_BTD: jax.Array, view: View, prefix: tuple | None, key_B: jax.Array | None
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """The block's output for the view's queries, and the keys and values of every token."""
-        keys = [nn.fold_keys(key_B, i) for i in range(8)]
+        keys = nn.split_keys(key_B, 8)
         y_BTD = self.attention_norm(x_BTD) if self.pre_norm else x_BTD
         kv = self._keys_values(y_BTD, keys)
         x_BQD, y_BQD = view.queries(x_BTD), view.queries(y_BTD)
@@ -175,7 +175,7 @@ class Block(nnx.Module):
         self, x_BTD: jax.Array, view: View, key_B: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
         """Keys and values alone, for the last layer of a prefix."""
-        keys = [nn.fold_keys(key_B, i) for i in range(3)]
+        keys = nn.split_keys(key_B, 3)
         return self._keys_values(self.attention_norm(x_BTD) if self.pre_norm else x_BTD, keys)
 
     def _keys_values(self, y_BTD: jax.Array, keys: list) -> tuple[jax.Array, jax.Array]:
