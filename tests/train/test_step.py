@@ -74,17 +74,15 @@ def our_gradients(folder, nli, out, *, full):
 def torch_gradients(folder, nli, adapter):
     """The same from torch and, for an adapter, peft; left-padded as in the released code."""
     import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token_id, tokenizer.padding_side = 0, "left"
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    if adapter is not None:
-        model = PeftModel.from_pretrained(model, adapter)
-        for name, weight in model.named_parameters():
-            weight.requires_grad = "lora_" in name
-    model.eval()  # no dropout
+    # Both are in evaluation mode: no dropout.
+    model = oracle.load(folder) if adapter is None else oracle.load_adapted(folder, adapter)
+    for name, weight in model.named_parameters():
+        weight.requires_grad = adapter is None or "lora_" in name
+    model.zero_grad()
 
     def cut(text):
         ids = tokenizer(text, truncation=True, max_length=32, add_special_tokens=False)
