@@ -93,7 +93,7 @@ class _Frame(NamedTuple):
     before_place: str
 
 
-TRIPLETS: Final = 20_480  # of a run on `--data synthetic`
+TRIPLETS: Final = 16_384  # of a run on `--data synthetic`
 DEV_PAIRS: Final = 1_000
 
 

@@ -31,7 +31,7 @@ def random_decoder(
 ) -> Decoder:
     """Draw a decoder at random, so small that a few adapter steps can teach it something.
 
-    Matrices are normal with deviation 0.3 / sqrt(inputs), half of that for queries and keys, which
+    Matrices are normal with deviation 0.2 / sqrt(inputs), half of that for queries and keys, which
     lets attention begin almost uniform; embeddings 0.01, positions 0.001, norms one, biases zero.
     """
     model = models.abstract_decoder(
@@ -64,6 +64,6 @@ def _draw(path: str, random: np.random.Generator, shape: tuple[int, ...]) -> np.
     if deviation is None:
         outputs = 2 if path.endswith(("q.w", "k.w", "v.w")) else 1  # axes behind which inputs stand
         first = outputs + path.startswith("blocks.")
-        deviation = 0.3 / math.prod(shape[first:]) ** 0.5
+        deviation = 0.2 / math.prod(shape[first:]) ** 0.5
         deviation *= 0.5 if path.endswith(("q.w", "k.w")) else 1.0
     return np.float32(deviation) * random.standard_normal(shape, np.float32)

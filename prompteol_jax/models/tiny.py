@@ -88,7 +88,7 @@ VOCABULARY_SIZE: Final = 2432
 BOS: Final = "</s>"  # id 2, as in OPT
 NAME: Final = "tiny"
 SEED: Final = 0
-CONFIG: Final = OptConfig(L=2, D=128, N=4, F=512, V=VOCABULARY_SIZE, P=512, E=128, dropout=0.0)
+CONFIG: Final = OptConfig(L=2, D=128, N=4, F=256, V=VOCABULARY_SIZE, P=512, E=128, dropout=0.0)
 _SPECIAL: Final = ("<s>", "<pad>", BOS, "<unk>")
 _SPACE: Final = "\u0120"  # byte 0x20 in the byte-level alphabet
 
