@@ -37,10 +37,10 @@ def evaluate_sts(
     return score_tasks(tasks, cosines)
 
 
-def development_score(encoder: Encoder, pairs: Pairs) -> float:
+def development_score(encoder: Encoder, pairs: Pairs, *, progress: bool | None = None) -> float:
     """Returns 100 x Spearman of cleaned sentence pairs, unrounded: what training watches."""
     task = Task(pairs.name, (pairs,))
-    cosines = task_cosines(encoder, [task])
+    cosines = task_cosines(encoder, [task], progress=progress)
     return score_task(task, cosines[task.name])["spearman"]["all"]
 
 

@@ -192,7 +192,7 @@ class Course:
         if self.dev is None:
             return None
         self.embedder.use(self.trainable.decoder(weights))
-        score = development_score(self.embedder, self.dev)
+        score = development_score(self.embedder, self.dev, progress=False)
         self.folder.append(DEV, {"step": step, "dev": score})
         return score
 

@@ -195,7 +195,7 @@ def test_pairs_of_a_file_without_development_data_export_the_last_weights(tmp_pa
 
 def test_the_best_weights_are_kept_and_later_ties_win(tmp_path, monkeypatch):
     scores = iter([9.0, 1.0, 3.0, 3.0, 2.0])
-    monkeypatch.setattr(loop, "development_score", lambda *_: next(scores))
+    monkeypatch.setattr(loop, "development_score", lambda *_, **__: next(scores))
     seen = []
     export = learning.Trainable.export
 
