@@ -19,7 +19,7 @@ demo: setup
 	$(BIN)/python -m train.contrastive --mesh 4x2
 
 test: setup
-	$(BIN)/python -m pytest -q -m "not slow" $(TESTS)
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
