@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import sys
 from functools import lru_cache
 
 import numpy as np
@@ -147,7 +148,7 @@ def test_stdout_stays_clean(data, tmp_path, capfd):
     folder = copy(opt, tmp_path / "opt", "vocab.json", "merges.txt", **tokens)
     (folder / "special_tokens_map.json").write_text(json.dumps(tokens))
     assert load_tokenizer(folder).bos_id == 2
-    print("after")
+    sys.stdout.write("after\n")
     out, err = capfd.readouterr()
     assert out == "after\n"
     assert "__type" in err

@@ -22,7 +22,9 @@ def test_round_trip_for_any_text(text):
 
 def test_every_known_word_is_one_token():
     spelled = [*(f" {word}" for word in WORDS), *OPENINGS]
-    assert [text for text, ids in zip(spelled, TOKENIZER.ids(spelled)) if len(ids) != 2] == []
+    assert [
+        text for text, ids in zip(spelled, TOKENIZER.ids(spelled), strict=True) if len(ids) != 2
+    ] == []
 
 
 def test_words_are_distinct_and_cover_the_template_and_all_openings():
