@@ -12,7 +12,6 @@ from types import MappingProxyType, ModuleType
 from typing import Any, Final
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
