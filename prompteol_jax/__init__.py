@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prompteol_jax.embedder import Embedder
-    from prompteol_jax.encode import encode
+    from prompteol_jax.slabs import encode
     from prompteol_jax.template import PROMPTEOL, Template, clean_sentence
 
 __all__ = ["PROMPTEOL", "Embedder", "Template", "clean_sentence", "encode"]
 
 _HOME = {
     "Embedder": "embedder",
-    "encode": "encode",
+    "encode": "slabs",
     "PROMPTEOL": "template",
     "Template": "template",
     "clean_sentence": "template",

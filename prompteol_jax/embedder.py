@@ -40,6 +40,8 @@ class Embedder:
         pooling: Pooling = "last",
         batch_tokens: int | None = None,
     ):
+        if batch_tokens is not None and batch_tokens < 1:
+            raise ValueError(f"batch_tokens {batch_tokens} must be 1 or more")
         self.pretrained = pretrained
         self.template = template
         self.pooling = pooling

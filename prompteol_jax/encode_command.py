@@ -153,8 +153,8 @@ def _encode_missing(
     options: EncodeOptions, embedder: Embedder, texts: corpus.Corpus, vectors: shards.Shards
 ) -> list[str]:
     """Encode what a run lacks; return what to say about it."""
-    from prompteol_jax.encode import encode as jitted
-    from prompteol_jax.encode import encode_mean
+    from prompteol_jax.slabs import encode as jitted
+    from prompteol_jax.slabs import encode_mean
     from prompteol_jax.template import clean_sentence
 
     missing = set(vectors.missing)

@@ -20,8 +20,8 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from prompteol_jax import axes, distributed
-from prompteol_jax.encode import Ladder, Slab, Sorter, encode, encode_mean, prefill
 from prompteol_jax.models.decoder import Decoder, KVCache, Rows
+from prompteol_jax.slabs import Ladder, Slab, Sorter, encode, encode_mean, prefill
 from prompteol_jax.tokens import Prompt, PromptIds
 
 Pooling = Literal["last", "mean"]

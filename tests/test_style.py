@@ -14,7 +14,7 @@ MODULE_LINES, FUNCTION_LINES = 300, 60
 
 # What comes earlier never imports, even through others, what comes later.
 CHAINS = (
-    ("axes", ("quant", "hf"), "nn", "attention", "models", "adapters", "encode", "embedder", "cli"),
+    ("axes", ("quant", "hf"), "nn", "attention", "models", "adapters", "slabs", "embedder", "cli"),
     ("template", ("tokenizer", "tokens"), "embedder"),
 )
 FORBIDDEN_PACKAGES = {"prompteol_jax": {"train", "eval", "tpu"}, "eval": {"train"}}

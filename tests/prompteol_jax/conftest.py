@@ -82,7 +82,7 @@ def embedders(checkpoints):
 @pytest.fixture
 def coarse(monkeypatch):
     """One shape for all ordinary sentences: a model is compiled once and not eight times."""
-    from prompteol_jax.encode import Ladder
+    from prompteol_jax.slabs import Ladder
 
     def fixed(longest, batch_tokens, multiple):
         return Ladder((96, longest), (40, multiple))

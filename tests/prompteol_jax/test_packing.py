@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prompteol_jax import packing
-from prompteol_jax.encode import encode, prefill
 from prompteol_jax.models.decoder import Rows
+from prompteol_jax.slabs import encode, prefill
 
 
 @given(st.lists(st.integers(1, 20), max_size=60), st.integers(20, 40), st.integers(1, 5))

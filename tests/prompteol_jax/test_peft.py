@@ -11,8 +11,8 @@ import pytest
 
 from prompteol_jax import adapters, axes, hf, models, peft
 from prompteol_jax.adapters import LoraConfig
-from prompteol_jax.encode import encode
 from prompteol_jax.models.decoder import Rows
+from prompteol_jax.slabs import encode
 
 MESH = (1, 1)
 N = 40

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from prompteol_jax import models, nn
-from prompteol_jax.encode import encode, encode_mean, prefill
 from prompteol_jax.models.decoder import Rows
+from prompteol_jax.slabs import encode, encode_mean, prefill
 
 NAMES = ("opt", "opt-350m", "llama")
 IDS_BT = np.random.default_rng(0).permutation(48).reshape(4, 12).astype(np.int32)  # all distinct

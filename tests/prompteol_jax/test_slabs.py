@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prompteol_jax.encode import LENGTHS, Ladder, Sorter
+from prompteol_jax.slabs import LENGTHS, Ladder, Sorter
 
 
 @pytest.mark.parametrize("multiple", [1, 8])
@@ -77,3 +77,10 @@ def test_vectors_are_the_same_on_every_mesh(name, mesh, embedders, texts):
     assert query.sharding.num_devices == 8
     model = int(mesh[-1])
     assert query.addressable_shards[0].data.shape[0] == query.shape[0] // model
+
+
+def test_the_public_encode_is_the_function_whatever_was_imported_before():
+    import prompteol_jax
+    from prompteol_jax import embedder, slabs
+
+    assert embedder and prompteol_jax.encode is slabs.encode
