@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test slow lint clean
 
 setup: $(BIN)/.ready
 
@@ -19,7 +19,11 @@ demo: setup
 	$(BIN)/python -m train.contrastive --mesh 4x2
 
 test: setup
-	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile $(TESTS)
+
+# Minutes to half an hour; needs 20 GB of memory.
+slow: setup
+	$(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
