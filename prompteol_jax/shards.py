@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 from jaxtyping import Float32
 
+from prompteol_jax import durable
 from prompteol_jax.corpus import Chunk
 
 MANIFEST: Final = "manifest.json"
@@ -81,8 +81,8 @@ class Shards:
         if vectors.shape != expected:
             raise ValueError(f"shard {number} needs {expected} numbers, got {vectors.shape}")
         path = self.folder / shard_name(number)
-        _write_whole(path, lambda file: np.save(file, vectors.astype("<f4", copy=False)))
-        self.sha256[number] = _file_sha256(path)
+        durable.write_whole(path, lambda file: np.save(file, vectors.astype("<f4", copy=False)))
+        self.sha256[number] = durable.sha256(path)
         self._write_manifest()
 
     def read(self, number: int) -> Float32[np.ndarray, "n D"]:
@@ -112,7 +112,7 @@ class Shards:
             "shards": shards,
         }
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        _write_whole(self.folder / MANIFEST, lambda file: file.write(text.encode()))
+        durable.write_whole(self.folder / MANIFEST, lambda file: file.write(text.encode()))
 
 
 @contextlib.contextmanager
@@ -224,7 +224,7 @@ def _other_texts(found: Sequence[Chunk], asked: Sequence[Chunk]) -> list[str]:
 
 
 def _intact(path: Path, digest: str | None) -> str | None:
-    return digest if path.is_file() and _file_sha256(path) == digest else None
+    return digest if path.is_file() and durable.sha256(path) == digest else None
 
 
 def _take(lock: int, folder: Path) -> None:
@@ -236,30 +236,6 @@ def _take(lock: int, folder: Path) -> None:
 
 def _join(shards: Shards, output: Path, write: Callable[[BinaryIO], object]) -> None:
     joined = shards.folder / "joined"
-    _write_whole(joined, write)
+    durable.write_whole(joined, write)
     joined.replace(output)
-    _sync(output.parent)
-
-
-def _write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file that is seen complete or not at all, even after a loss of power."""
-    new = path.with_name(f"{path.name}.new")
-    with new.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    durable.sync(output.parent)

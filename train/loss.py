@@ -12,6 +12,7 @@ TEMPERATURE = 0.05
 _WHOLE = 2**24  # scores; a larger matrix is never formed at once
 
 
+@jax.named_scope("loss")
 def contrastive_loss(
     anchor_BD: Float[Array, "B D"],
     positive_BD: Float[Array, "B D"],

@@ -6,10 +6,11 @@ is unfinished. It holds what the caller gives, `files`, and the SHA-256 of the t
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
+
+from prompteol_jax import durable
 
 NAME: Final = "manifest.json"
 
@@ -23,10 +24,10 @@ def write(folder: Path, content: Mapping[str, Any]) -> None:
     body = {**content, "files": files}
     temporary = folder.with_name(f"{folder.name}-{NAME}")
     temporary.write_text(json.dumps({**body, "sha256": _digest(body)}, indent=1) + "\n")
-    sync(temporary)
+    durable.sync(temporary)
     temporary.rename(folder / NAME)
     for path in (folder, *(p for p in folder.rglob("*") if p.is_dir())):
-        sync(path)
+        durable.sync(path)
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -62,18 +63,9 @@ def damage(folder: Path) -> list[str]:
         size = (folder / name).stat().st_size
         if size != listed[name]["bytes"]:
             problems.append(f"{name} has {size} bytes instead of {listed[name]['bytes']}")
-        elif _sha256(folder / name) != listed[name]["sha256"]:
+        elif durable.sha256(folder / name) != listed[name]["sha256"]:
             problems.append(f"{name} is not what was written")
     return problems
-
-
-def sync(path: Path) -> None:
-    """Returns once a file, or the names in a folder, would survive a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _files(folder: Path) -> list[str]:
@@ -82,13 +74,8 @@ def _files(folder: Path) -> list[str]:
 
 
 def _sealed(path: Path) -> dict[str, Any]:
-    sync(path)
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    durable.sync(path)
+    return {"bytes": path.stat().st_size, "sha256": durable.sha256(path)}
 
 
 def _digest(body: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Final
 
+from prompteol_jax import durable
 from train import manifest
 
 _SAVING: Final = ".saving"
@@ -40,7 +41,7 @@ def publish(staged: Path, folder: Path, step: int, *, keep: int) -> None:
     if final.exists():
         final.rename(former)
     staged.rename(final)
-    manifest.sync(folder)
+    durable.sync(folder)
     if former.exists():
         shutil.rmtree(former)
     present = committed(folder)

@@ -54,6 +54,7 @@ class View(NamedTuple):
     angles: Any = None  # of every token's place: LLaMA's cosines and sines
     query_BQ: Array | None = None  # None: every token is a query
 
+    @jax.named_scope("pool")
     def queries(self, x: jax.Array) -> jax.Array:
         """Take the rows' query tokens out of `[B, T, ...]`."""
         if self.query_BQ is None:
@@ -109,17 +110,20 @@ class Decoder(nnx.Module):
         view = view._replace(mask_BQT=mask_BQT, query_BQ=rows.last_BS)
         prefix = None if cache is None else cache.last
         x_BSD, _ = self.last(x_BTD, view, prefix, nn.fold_keys(key_B, self._scanned))
-        return self.finish(x_BSD).astype(jnp.float32)
+        with jax.named_scope("pool"):
+            return self.finish(x_BSD).astype(jnp.float32)
 
     def mean(self, rows: Rows) -> Float[Array, "B D"]:
         """Mean of the final hidden states of a row's tokens, one whole prompt a row, float32."""
         x_BTD, _, view = self._trunk(rows, None, None, "none")
         x_BTD, _ = self.last(x_BTD, view, None, None)
-        z_BTD = self.finish(x_BTD).astype(jnp.float32)
-        real_BT = jnp.arange(z_BTD.shape[1]) <= rows.last_BS
-        summed_BD = jnp.where(real_BT[..., None], z_BTD, 0).sum(1)
-        return summed_BD / (rows.last_BS + 1)
+        with jax.named_scope("pool"):
+            z_BTD = self.finish(x_BTD).astype(jnp.float32)
+            real_BT = jnp.arange(z_BTD.shape[1]) <= rows.last_BS
+            summed_BD = jnp.where(real_BT[..., None], z_BTD, 0).sum(1)
+            return summed_BD / (rows.last_BS + 1)
 
+    @jax.named_scope("prefix")
     def prefill(
         self,
         ids_C: Int[Array, "C"],

@@ -222,17 +222,20 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """The block's output for the view's queries, and the keys and values of every token."""
         keys = nn.split_keys(key_B, 7)
-        y_BTD = self.attention_norm(x_BTD)
-        kv = self._keys_values(y_BTD, view, keys)
-        x_BQD, y_BQD = view.queries(x_BTD), view.queries(y_BTD)
-        q_BQNH = attention.rotate(self.q(y_BQD, keys[0]), view.query_angles())
-        q_BQNH = axes.constrain(q_BQNH, "BQNH")
-        y_BQNH = attention.attend(q_BQNH, *kv, view.mask_BQT, prefix)
-        x_BQD = axes.constrain(x_BQD + self.o(y_BQNH, keys[3]), "BQD")
-        y_BQD = self.mlp_norm(x_BQD)
-        y_BQF = jax.nn.silu(self.gate(y_BQD, keys[4])) * self.up(y_BQD, keys[5])
-        y_BQF = axes.constrain(y_BQF, "BQF")
-        return axes.constrain(x_BQD + self.down(y_BQF, keys[6]), "BQD"), kv
+        with jax.named_scope("attention"):
+            y_BTD = self.attention_norm(x_BTD)
+            kv = self._keys_values(y_BTD, view, keys)
+            x_BQD, y_BQD = view.queries(x_BTD), view.queries(y_BTD)
+            q_BQNH = attention.rotate(self.q(y_BQD, keys[0]), view.query_angles())
+            q_BQNH = axes.constrain(q_BQNH, "BQNH")
+            y_BQNH = attention.attend(q_BQNH, *kv, view.mask_BQT, prefix)
+            x_BQD = axes.constrain(x_BQD + self.o(y_BQNH, keys[3]), "BQD")
+        with jax.named_scope("mlp"):
+            y_BQD = self.mlp_norm(x_BQD)
+            y_BQF = jax.nn.silu(self.gate(y_BQD, keys[4])) * self.up(y_BQD, keys[5])
+            y_BQF = axes.constrain(y_BQF, "BQF")
+            x_BQD = axes.constrain(x_BQD + self.down(y_BQF, keys[6]), "BQD")
+        return x_BQD, kv
 
     def keys_values(
         self, x_BTD: jax.Array, view: View, key_B: jax.Array | None

@@ -156,20 +156,23 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """The block's output for the view's queries, and the keys and values of every token."""
         keys = nn.split_keys(key_B, 8)
-        y_BTD = self.attention_norm(x_BTD) if self.pre_norm else x_BTD
-        kv = self._keys_values(y_BTD, keys)
-        x_BQD, y_BQD = view.queries(x_BTD), view.queries(y_BTD)
-        q_BQNH = axes.constrain(self.q(y_BQD, keys[0]), "BQNH")
-        y_BQNH = attention.attend(q_BQNH, *kv, view.mask_BQT, prefix)
-        x_BQD = x_BQD + nn.dropout(self.o(y_BQNH, keys[3]), keys[6], self.rate)
-        x_BQD = axes.constrain(x_BQD, "BQD")
-        if not self.pre_norm:
-            x_BQD = self.attention_norm(x_BQD)
-        y_BQD = self.mlp_norm(x_BQD) if self.pre_norm else x_BQD
-        y_BQF = axes.constrain(jax.nn.relu(self.up(y_BQD, keys[4])), "BQF")
-        x_BQD = x_BQD + nn.dropout(self.down(y_BQF, keys[5]), keys[7], self.rate)
-        x_BQD = axes.constrain(x_BQD, "BQD")
-        return (x_BQD if self.pre_norm else self.mlp_norm(x_BQD)), kv
+        with jax.named_scope("attention"):
+            y_BTD = self.attention_norm(x_BTD) if self.pre_norm else x_BTD
+            kv = self._keys_values(y_BTD, keys)
+            x_BQD, y_BQD = view.queries(x_BTD), view.queries(y_BTD)
+            q_BQNH = axes.constrain(self.q(y_BQD, keys[0]), "BQNH")
+            y_BQNH = attention.attend(q_BQNH, *kv, view.mask_BQT, prefix)
+            x_BQD = x_BQD + nn.dropout(self.o(y_BQNH, keys[3]), keys[6], self.rate)
+            x_BQD = axes.constrain(x_BQD, "BQD")
+            if not self.pre_norm:
+                x_BQD = self.attention_norm(x_BQD)
+        with jax.named_scope("mlp"):
+            y_BQD = self.mlp_norm(x_BQD) if self.pre_norm else x_BQD
+            y_BQF = axes.constrain(jax.nn.relu(self.up(y_BQD, keys[4])), "BQF")
+            x_BQD = x_BQD + nn.dropout(self.down(y_BQF, keys[5]), keys[7], self.rate)
+            x_BQD = axes.constrain(x_BQD, "BQD")
+            x_BQD = x_BQD if self.pre_norm else self.mlp_norm(x_BQD)
+        return x_BQD, kv
 
     def keys_values(
         self, x_BTD: jax.Array, view: View, key_B: jax.Array | None

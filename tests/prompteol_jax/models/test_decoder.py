@@ -107,3 +107,12 @@ def test_llama_has_no_dropout_of_its_own(decoders):
     key_B = nn.fold_keys_over(jax.random.key(0), 4)
     z_BSD = jax.jit(lambda key_B: model(ROWS, None, key_B))(key_B)
     np.testing.assert_allclose(z_BSD, encode(model, ROWS), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["opt", "llama"])
+def test_a_trace_reads_like_the_code(name, decoders):
+    _, model = decoders(name)
+    prefix = prefill.lower(model, jnp.arange(4)).as_text(debug_info=True)
+    rows = encode.lower(model, ROWS, prefill(model, jnp.arange(4))).as_text(debug_info=True)
+    assert [s for s in ("attention", "mlp", "pool") if f"/{s}/" not in rows] == []
+    assert "/prefix/" in prefix and "/prefix/" not in rows
