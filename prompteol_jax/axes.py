@@ -136,6 +136,15 @@ def sharding(
     return NamedSharding(mesh, spec(dims, shape, mesh, rules))
 
 
+def platform() -> str:
+    """Name what the traced code will run on, `cpu`, `gpu` or `tpu`: the mesh in context decides.
+
+    Without a mesh in context it is jax's default.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def constrain(x: jax.Array, dims: str) -> jax.Array:
     """Pin an activation to the layout of the table, under the mesh set by `jax.set_mesh`.
 

@@ -157,10 +157,13 @@ class RMSNorm(nnx.Module):
 
 
 def to_bits(tree: Any) -> Any:
-    """Turn the bfloat16 arrays of a tree into uint16 of the same bits, to be sliced for free.
+    """On a CPU, turn the bfloat16 arrays of a tree into uint16 of the same bits, to slice for free.
 
-    XLA's CPU compiler would widen the whole array to float32 before slicing or gathering.
+    XLA's CPU compiler would widen the whole array to float32 before slicing or gathering. Its TPU
+    compiler would copy the whole array to change its type, so elsewhere the tree stays as it is.
     """
+    if axes.platform() != "cpu":
+        return tree
     return jax.tree.map(
         lambda x: jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x,
         tree,

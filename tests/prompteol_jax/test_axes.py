@@ -134,3 +134,14 @@ def test_heads_fewer_than_the_model_axis_are_repeated_in_groups(mesh, heads, exp
     with jax.set_mesh(axes.make_mesh(mesh)):
         spread = jax.jit(axes.spread_heads)(number)
     assert np.asarray(spread)[(0,) * len(lead)][:, 0].tolist() == expected
+
+
+def test_the_mesh_in_context_names_the_platform():
+    assert axes.platform() == jax.default_backend()
+    with jax.set_mesh(axes.make_mesh((4, 2))):
+        assert axes.platform() == "cpu"
+    device = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+    with jax.sharding.use_abstract_mesh(
+        jax.sharding.AbstractMesh((1, 1), axes.AXES, abstract_device=device)
+    ):
+        assert axes.platform() == "tpu"

@@ -1,0 +1,70 @@
+"""The shapes of published models by name, for what needs no weights: plans and random models.
+
+Source: the `config.json` of facebook/opt-*, huggyllama/llama-*, meta-llama/Llama-2-* and
+meta-llama/(Meta-)Llama-3*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from prompteol_jax.models.llama import LlamaConfig, Rope
+from prompteol_jax.models.opt import OptConfig
+
+
+def _opt(L: int, D: int, N: int) -> OptConfig:
+    return OptConfig(L=L, D=D, N=N, F=4 * D, V=50272, P=2048, E=D)
+
+
+def _llama(L: int, D: int, N: int, F: int, **fields: object) -> LlamaConfig:
+    """LLaMA 1 unless `fields` say otherwise."""
+    defaults = {"K": N, "H": D // N, "V": 32000, "P": 2048}
+    return LlamaConfig(L=L, D=D, N=N, F=F, **defaults | fields)
+
+
+_LLAMA_2: Final = {"P": 4096, "norm_eps": 1e-5}
+_LLAMA_3: Final = {"K": 8, "V": 128256, "P": 8192, "norm_eps": 1e-5, "rope": Rope(theta=5e5)}
+
+
+def _turned(factor: float) -> dict[str, object]:
+    """LLaMA 3.1 and 3.2: longer prompts by slower turns."""
+    rope = Rope(theta=5e5, scaling="llama3", factor=factor)
+    return _LLAMA_3 | {"P": 131072, "rope": rope}
+
+
+PUBLISHED: Final[Mapping[str, OptConfig | LlamaConfig]] = MappingProxyType(
+    {
+        "opt-125m": _opt(12, 768, 12),
+        "opt-350m": OptConfig(
+            L=24, D=1024, N=16, F=4096, V=50272, P=2048, E=512, pre_norm=False, final_norm=False
+        ),
+        "opt-1.3b": _opt(24, 2048, 32),
+        "opt-2.7b": _opt(32, 2560, 32),
+        "opt-6.7b": _opt(32, 4096, 32),
+        "opt-13b": _opt(40, 5120, 40),
+        "opt-30b": _opt(48, 7168, 56),
+        "opt-66b": _opt(64, 9216, 72),
+        "llama-7b": _llama(32, 4096, 32, 11008),
+        "llama-13b": _llama(40, 5120, 40, 13824),
+        "llama-30b": _llama(60, 6656, 52, 17920),
+        "llama-65b": _llama(80, 8192, 64, 22016, norm_eps=1e-5),
+        "llama-2-7b": _llama(32, 4096, 32, 11008, **_LLAMA_2),
+        "llama-2-13b": _llama(40, 5120, 40, 13824, **_LLAMA_2),
+        "llama-2-70b": _llama(80, 8192, 64, 28672, **_LLAMA_2, K=8),
+        "llama-3-8b": _llama(32, 4096, 32, 14336, **_LLAMA_3),
+        "llama-3-70b": _llama(80, 8192, 64, 28672, **_LLAMA_3),
+        "llama-3.1-8b": _llama(32, 4096, 32, 14336, **_turned(8.0)),
+        "llama-3.1-70b": _llama(80, 8192, 64, 28672, **_turned(8.0)),
+        "llama-3.1-405b": _llama(126, 16384, 128, 53248, **_turned(8.0)),
+        "llama-3.2-1b": _llama(16, 2048, 32, 8192, **_turned(32.0), tied=True),
+        "llama-3.2-3b": _llama(28, 3072, 24, 8192, **_turned(32.0), tied=True),
+    }
+)
+
+
+def published(name: str) -> OptConfig | LlamaConfig | None:
+    """The shape behind a short or hub name, such as `opt-6.7b` or `meta-llama/Llama-2-7b-hf`."""
+    short = name.rsplit("/", 1)[-1].lower().removeprefix("meta-").removesuffix("-hf")
+    return PUBLISHED.get(short)
