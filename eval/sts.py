@@ -6,23 +6,16 @@ The table goes to standard output, progress to standard error. Every file is rea
 before the model is loaded.
 """
 
-import dataclasses
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
-import numpy as np
-
-from eval import scores, sts_report
+from eval import results, scores, sts_report
 from eval.tasks import read_tasks
 from prompteol_jax.commands import run_command
 from prompteol_jax.options import ModelOptions
-
-PACKAGES: Final = ("prompteol-jax", "jax", "flax", "transformers", "numpy", "scipy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,26 +47,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(options: StsOptions) -> dict[str, Any]:
     """Scores the model, prints the table, writes the files asked for and returns the result."""
-    _prepare_outputs(options)
+    results.prepare(options.json, options.report)
     chosen = read_tasks(options.data, options.tasks, options.split)
     embedder = options.load("float32")
     start = time.perf_counter()
     cosines = scores.task_cosines(embedder, chosen, clean=not options.raw)
     result = {
-        "model": str(embedder.model_name),
-        "template": embedder.template.name,
-        "dtype": np.dtype(embedder.dtype).name,
+        **results.header(embedder),
         **scores.score_tasks(chosen, cosines),
         "clean": not options.raw,
         "pairs": sum(map(len, chosen)),
         "seconds": round(time.perf_counter() - start, 3),
-        "options": dataclasses.asdict(options),
-        "versions": {name: metadata.version(name) for name in PACKAGES},
+        **results.record(embedder, options),
     }
     print_table(result)
     if options.json:
-        text = json.dumps(result, indent=2, ensure_ascii=False, default=str)
-        options.json.write_text(text + "\n", encoding="utf-8")
+        results.write(options.json, result)
     if options.report:
         sts_report.write_report(options.report, result, chosen, cosines)
     return result
@@ -83,9 +72,7 @@ def print_table(result: Mapping[str, Any]) -> None:
     """Prints the scores under a header that names model, template and dtype."""
     from rich import console, table, text
 
-    header = f"{result['model']}, template {result['template']}, {result['dtype']}"
-    header += "" if result["clean"] else ", raw sentences"
-    grid = table.Table(title=text.Text(header), title_justify="left")
+    grid = table.Table(title=text.Text(results.title(result)), title_justify="left")
     for name in sts_report.COLUMNS:
         grid.add_column(name, justify="left" if name == "task" else "right")
     for row in sts_report.score_rows(result):
@@ -93,16 +80,6 @@ def print_table(result: Mapping[str, Any]) -> None:
     grid.add_section()
     grid.add_row("average", str(result["pairs"]), f"{result['average']:.2f}", style="bold")
     console.Console().print(grid)
-
-
-def _prepare_outputs(options: StsOptions) -> None:
-    """Makes the folders of the outputs, so that a long run cannot end without a place to write."""
-    paths = [path for path in (options.json, options.report) if path]
-    folders = [str(path) for path in paths if path.is_dir()]
-    if folders:
-        raise IsADirectoryError(f"expected a file to write, found a folder: {', '.join(folders)}")
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from prompteol_jax import axes, distributed, models, nn
+from prompteol_jax import axes, distributed, models, nn, provenance
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.pipeline import Pipeline, Pooling, Report
 from prompteol_jax.pretrained import Pretrained, load_pretrained
@@ -105,6 +105,10 @@ class Embedder:
         """Numbers in a vector."""
         config = self.pretrained.config
         return config.D if isinstance(self.decoder.finish, models.Raw) else config.width
+
+    def describe(self) -> dict[str, Any]:
+        """What decides the vectors, for a result file; see `provenance.describe`."""
+        return provenance.describe(self)
 
     def use(self, decoder: Decoder) -> None:
         """Encode with these weights from now on, such as those of a running training."""

@@ -31,6 +31,7 @@ __all__ = [
     "open_tensors",
     "read_weights",
     "reverse",
+    "weight_files",
     "write_weights",
 ]
 
@@ -58,6 +59,12 @@ def open_tensors(folder: Path) -> dict[str, np.ndarray]:
             f"{folder}: the index names tensors that its shards lack: {shorten(lost)}."
         )
     return tensors
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that `open_tensors` would open; it raises as that does."""
+    files, _ = _weight_files(folder)
+    return files
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:

@@ -31,6 +31,8 @@ class Pretrained:
 
     Attributes:
         folder: where its files lie; None for `tiny`, which is made in code.
+        adapter: the folder of the adapter on it, if any.
+        layer: the inner layer it ends at, counted from 1; None for the whole model.
     """
 
     name: str
@@ -39,6 +41,8 @@ class Pretrained:
     tokenizer: Tokenizer
     decoder: Decoder
     mesh: Mesh
+    adapter: Path | None = None
+    layer: int | None = None
 
 
 def load_pretrained(
@@ -84,7 +88,7 @@ def load_pretrained(
         )
     if adapter_folder is not None:
         decoder = peft.load_adapter(decoder, config, adapter_folder, mesh)
-    return Pretrained(name, folder, config, tokenizer, decoder, mesh)
+    return Pretrained(name, folder, config, tokenizer, decoder, mesh, adapter_folder, layers)
 
 
 def save_pretrained(pretrained: Pretrained, decoder: Decoder, folder: Path, *, dtype: str) -> None:

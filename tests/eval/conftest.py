@@ -18,6 +18,9 @@ class BagOfWords:
     def __init__(self):
         self.calls, self.progress = [], []
 
+    def describe(self):
+        return {"model": {"name": self.model_name, "files": {}}}
+
     def encode(self, texts, progress="not given"):
         self.calls.append(list(texts))
         self.progress.append(progress)

@@ -55,7 +55,7 @@ def test_scores_the_seven_tasks_of_the_real_release(data, tmp_path, capsys, bag_
     assert result["detail"]["STS13"]["subsets"]["FNWN"]["pairs"] == 189
     assert result["pairs"] == 18850
     assert result["clean"] is True
-    assert result["versions"]["scipy"]
+    assert result["provenance"]["model"]["name"] == "bag[of]words"
     shown = capsys.readouterr().out
     assert "bag[of]words, template eol, float32" in shown
     for name, score in result["scores"].items():
