@@ -5,12 +5,12 @@ completely, so that nothing about the data can fail once a model has been loaded
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Float64
+
+from eval.pairs import Pairs, Task
 
 # STS13 is without its SMT part, whose licence keeps it out of SentEval.
 YEARS: Final = {
@@ -58,43 +58,10 @@ DEFAULTS: Final = {"test": SPLITS["test"], "dev": ("STSBenchmark",)}
 SHOWN_PROBLEMS: Final = 20
 
 
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """Sentence pairs with gold similarities; `dropped` counts pairs left out for want of gold."""
-
-    name: str
-    texts_a: Sequence[str]
-    texts_b: Sequence[str]
-    gold: Float64[np.ndarray, " n"]
-    dropped: int = 0
-
-    def __post_init__(self):
-        lengths = len(self.texts_a), len(self.texts_b), len(self.gold)
-        if len(set(lengths)) != 1:
-            raise ValueError(
-                f"{self.name}: {lengths[0]} first sentences, {lengths[1]} second sentences and "
-                f"{lengths[2]} gold scores; give one of each a pair"
-            )
-
-    def __len__(self) -> int:
-        return len(self.gold)
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task with its subsets; STSBenchmark and SICKRelatedness have one subset each."""
-
-    name: str
-    subsets: tuple[Pairs, ...]
-
-    def __len__(self) -> int:
-        return sum(map(len, self.subsets))
-
-
 def read_tasks(
     folder: str | Path, names: Sequence[str] = (), split: str = "test"
 ) -> tuple[Task, ...]:
-    """Reads tasks from SentEval's `downstream` folder, or from the folder that holds it.
+    """Reads tasks from SentEval's `downstream` folder, the folder that holds it, or a prepared one.
 
     Without names these are the seven tasks of the paper (test) or STSBenchmark (dev). A task of
     the dev split carries `-dev` in its name. Pairs without gold are dropped, as SentEval does.
@@ -104,6 +71,10 @@ def read_tasks(
         FileNotFoundError: no such folder, or missing files, all in one error.
     """
     names = _check_names(names, split)
+    if any(Path(folder).glob("sts/*/dataset_info.json")):
+        from eval import prepared  # brings TFDS, which few need
+
+        return prepared.read_prepared(Path(folder), [_title(name, split) for name in names])
     root = _downstream(Path(folder))
     _check_files(root, [path for name in names for path in _files(root, name, split)])
     problems: list[str] = []
@@ -156,10 +127,14 @@ def _files(root: Path, name: str, split: str) -> list[Path]:
 def _read_task(root: Path, name: str, split: str, problems: list[str]) -> Task:
     files = _files(root, name, split)
     if name in TABLES:
-        title = name if split == "test" else f"{name}-{split}"
+        title = _title(name, split)
         return Task(title, (_read_table(files[0], title, TABLES[name], problems),))
     subsets = zip(YEARS[name], files[::2], files[1::2], strict=True)
     return Task(name, tuple(_read_year(*subset, problems) for subset in subsets))
+
+
+def _title(name: str, split: str) -> str:
+    return name if split == "test" else f"{name}-{split}"
 
 
 def _read_year(name: str, input_file: Path, gold_file: Path, problems: list[str]) -> Pairs:

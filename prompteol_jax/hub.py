@@ -47,6 +47,24 @@ def local_folder(name: str, *, kind: Kind = "model", revision: str | None = None
     return _downloaded(repo, inline or revision, kind)
 
 
+def dataset_file(repo: str, file: str) -> Path:
+    """One file of a dataset on the hub, downloaded into the hub's cache.
+
+    Raises: FileNotFoundError where there is no such dataset or file; PermissionError where access
+        is denied; ConnectionError where the hub is not reached.
+    """
+    from huggingface_hub import constants, errors, hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo, file, repo_type="dataset"))
+    except errors.EntryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{constants.ENDPOINT} has no file {file} in dataset {repo}"
+        ) from error
+    except (errors.HTTPError, OSError, RuntimeError) as error:
+        raise _explained(error, f"datasets/{repo}", None, constants.ENDPOINT) from error
+
+
 def weights_revision(folder: Path) -> str | None:
     """The commit of a folder in the hub's cache; None for any other folder."""
     snapshot = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith(

@@ -15,7 +15,7 @@ from eval.sts import StsOptions
 from prompteol_jax import cli, tokens
 from prompteol_jax.encode_command import EncodeOptions
 from prompteol_jax.template import TEMPLATES, read_template
-from train import contrastive
+from train import contrastive, prepare
 from train.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,6 +24,7 @@ PAGES = {
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
 OPTIONS = (TrainConfig, StsOptions, EncodeOptions, cli.WordsOptions, cli.ShowOptions)
+OPTIONS += tuple(kind for kind, _ in prepare.COMMANDS.values())
 
 
 class Block(NamedTuple):
@@ -88,6 +89,8 @@ def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> object:
     called: list[object] = []
     stand_in = {name: (kind, called.append) for name, (kind, _) in cli.COMMANDS.items()}
     monkeypatch.setattr(cli, "COMMANDS", stand_in)
+    preparing = {name: (kind, called.append) for name, (kind, _) in prepare.COMMANDS.items()}
+    monkeypatch.setattr(prepare, "COMMANDS", preparing)
     monkeypatch.setattr(contrastive, "run", called.append)
     monkeypatch.setattr(sts, "run", called.append)
     words = shlex.split(line, comments=True)
@@ -97,6 +100,7 @@ def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> object:
         ("prompteol",): cli.main,
         ("python", "-m", "eval.sts"): sts.main,
         ("python", "-m", "train.contrastive"): contrastive.main,
+        ("python", "-m", "train.prepare"): prepare.main,
     }
     for start, main in mains.items():
         if tuple(words[: len(start)]) == start:
@@ -130,10 +134,11 @@ def test_every_command_is_one_that_its_parser_takes(place, line, monkeypatch):
     if options is None:
         assert other_command_is_known(line), line
         return
-    if options.template != "mine.json":
-        read_template(options.template)
+    template = getattr(options, "template", "eol")
+    if template != "mine.json":
+        read_template(template)
     if isinstance(options, TrainConfig) and not options.resume:
-        data = "synthetic" if options.data == "nli.csv" else options.data
+        data = "synthetic" if options.data in ("nli.csv", "prepared") else options.data
         dataclasses.replace(options, data=data).check()
 
 

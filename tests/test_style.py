@@ -22,6 +22,7 @@ ONLY_IN = {
     "orbax": {"train/checkpoint.py"},
     "transformers": {"prompteol_jax/tokenizer.py"},
     "huggingface_hub": {"prompteol_jax/hub.py"},
+    "tensorflow_datasets": {"prompteol_jax/records.py"},
     "torch": set(),
     "peft": set(),
 }

@@ -29,11 +29,12 @@ class TrainConfig:
     template: str = "eol"
     """A template's name or file."""
     data: str = SYNTHETIC
-    """`synthetic`, or a .csv or .jsonl file: sent0, sent1 and, in all rows or none, hard_neg."""
+    """`synthetic`, a .csv or .jsonl file (sent0, sent1 and, in all rows or none, hard_neg), or the
+    folder of triplets that `python -m train.prepare` wrote."""
     skip_bad: bool = False
     """Drop malformed rows and count them, instead of refusing the file."""
     dev: Path | None = None
-    """SentEval's folder, for Spearman on STS-B dev; synthetic data brings its own."""
+    """SentEval's or a prepared folder, for Spearman on STS-B dev; synthetic data has its own."""
     output: Path | None = None
     """The run's folder; runs/MODEL-DATA by default, with a number where that exists."""
     resume: bool = False
@@ -119,8 +120,10 @@ class TrainConfig:
             wrong.append("--full trains every weight and takes no --adapter: drop one of the two")
         if self.resume and self.output is None:
             wrong.append("--resume needs --output, the folder of the run to continue")
-        if self.data != SYNTHETIC and not Path(self.data).is_file():
-            wrong.append(f"--data {self.data} is neither `{SYNTHETIC}` nor a file")
+        if self.data != SYNTHETIC and not Path(self.data).exists():
+            wrong.append(f"--data {self.data} is neither `{SYNTHETIC}` nor a file or folder")
+        if self.skip_bad and Path(self.data).is_dir():
+            wrong.append("--skip-bad is for files: give it to train.prepare instead")
         if wrong:
             raise ValueError("; ".join(wrong))
 

@@ -70,6 +70,10 @@ def read_data(config: TrainConfig) -> tuple[Sequence[Triplet], Pairs | None]:
 
         triplets = synthetic.synthetic_triplets(config.seed, synthetic.TRIPLETS)
         dev = synthetic.synthetic_dev(config.seed, synthetic.DEV_PAIRS)
+    elif Path(config.data).is_dir():
+        from train.prepared import read_prepared
+
+        triplets, dev = read_prepared(Path(config.data)), None
     else:
         rows = read_triplets(Path(config.data), skip_bad=config.skip_bad)
         triplets, dev = rows.triplets, None

@@ -47,6 +47,7 @@ REPOS = {
         "pytorch_model.bin.index.json": b"{}",
     },
     "acme/flax": {},
+    "acme/nli": {"nli_for_simcse.csv": b"sent0,sent1\na,b\n"},
     "acme/adapter": {"adapter_config.json": b"{}", "adapter_model.bin": b"a"},
     "acme/large": {"model.safetensors": bytes(range(256)) * 4000},
 }
@@ -89,7 +90,7 @@ class Answer(BaseHTTPRequestHandler):
         self.server.tokens.append(self.headers.get("Authorization"))
         path = self.path.partition("?")[0]
         listing = re.fullmatch(r"/api/models/(\w+/\w+)(?:/(revision|tree)/([^/]+))?.*", path)
-        file = re.fullmatch(r"/(\w+/\w+)/resolve/([^/]+)/(.+)", path)
+        file = re.fullmatch(r"/(?:datasets/)?(\w+/\w+)/resolve/([^/]+)/(.+)", path)
         repo, revision = (listing[1], listing[3]) if listing else (file[1], file[2])
         if repo.startswith("locked/"):
             self.fail(401, None)
@@ -101,6 +102,8 @@ class Answer(BaseHTTPRequestHandler):
             self.fail(404, "RevisionNotFound")
         elif listing:
             self.send_listing(repo, tree=listing[2] == "tree")
+        elif file[3] not in FILES[repo]:
+            self.fail(404, "EntryNotFound")
         else:
             self.send_file(FILES[repo][file[3]], file[3], body=body)
 
@@ -171,7 +174,8 @@ import json, sys
 from prompteol_jax import hub
 for name, options in json.loads(sys.argv[1]):
     try:
-        answer = str(hub.local_folder(name, **options))
+        find = hub.dataset_file if "file" in options else hub.local_folder
+        answer = str(find(name, **options))
     except Exception as error:
         answer = f"{type(error).__name__}: {error}"
     print(json.dumps(answer))
@@ -180,7 +184,7 @@ for name, options in json.loads(sys.argv[1]):
 
 def call(url: str, cache: Path, *names: str, **setting: Any) -> list[str]:
     """What local_folder answers to each name, in a fresh process that uses the stand-in hub."""
-    options = {key: setting.pop(key) for key in ("kind", "revision") if key in setting}
+    options = {key: setting.pop(key) for key in ("kind", "revision", "file") if key in setting}
     environment = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0"}
     environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"}
     environment.pop("HF_TOKEN", None)
@@ -333,3 +337,16 @@ def test_refuses_contradictions(tmp_path: Path) -> None:
         hub.local_folder("acme/bin@v1", revision="v2")
     with pytest.raises(ValueError, match=r"is a file; give the folder that holds config\.json"):
         hub.local_folder(str(tmp_path / "config.json"))
+
+
+def test_one_file_of_a_dataset_is_fetched(server, tmp_path):
+    (answer,) = call(server.url, tmp_path, "acme/nli", file="nli_for_simcse.csv")
+    assert Path(answer).read_bytes() == FILES["acme/nli"]["nli_for_simcse.csv"]
+    assert server.sent == ["nli_for_simcse.csv"]
+    refused = call(server.url, tmp_path, "acme/nli", "acme/none", "acme/gated", file="other.csv")
+    assert [answer.partition(":")[0] for answer in refused] == [
+        "FileNotFoundError",
+        "FileNotFoundError",
+        "PermissionError",
+    ]
+    assert "no file other.csv in dataset acme/nli" in refused[0]

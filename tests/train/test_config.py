@@ -35,7 +35,8 @@ WRONG = [
     ({"mesh": "8x1", "batch": 12}, "--batch 12 must be a multiple of the 8 of --mesh 8x1"),
     ({"full": True, "adapter": "a"}, "--full trains every weight and takes no --adapter"),
     ({"resume": True}, "--resume needs --output, the folder of the run to continue"),
-    ({"data": "no.csv"}, "--data no.csv is neither `synthetic` nor a file"),
+    ({"data": ".", "skip_bad": True}, "--skip-bad is for files"),
+    ({"data": "no.csv"}, "--data no.csv is neither `synthetic` nor a file or folder"),
     ({"processes": 2}, "--processes and --process need --coordinator HOST:PORT beside them"),
     (
         {"coordinator": "auto", "process": 0},

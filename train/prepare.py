@@ -1,0 +1,129 @@
+"""Prepared datasets: triplets and STS pairs as ArrayRecord files that training reads by index.
+
+    python -m train.prepare triplets --input nli_for_simcse.csv --output prepared
+    python -m train.prepare nli --files snli_train.jsonl multinli_train.jsonl --output prepared
+    python -m train.prepare sts --data SentEval/data/downstream --output prepared
+
+A file is checked once, here, and a run then starts at once and holds none of it in memory:
+`python -m train.contrastive --data prepared --dev prepared`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from train.data import COLUMNS, Rows, read_triplets
+
+PROGRAM: Final = "python -m train.prepare"
+SIMCSE_FILE: Final = "nli_for_simcse.csv"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TripletOptions:
+    """Prepares a csv or jsonl file of triplets, such as SimCSE's nli_for_simcse.csv."""
+
+    input: str
+    """A .csv or .jsonl file, or a dataset of the hub such as princeton-nlp/datasets-for-simcse."""
+    output: Path
+    """The folder to write to."""
+    file: str = SIMCSE_FILE
+    """The file of a hub dataset."""
+    skip_bad: bool = False
+    """Drop malformed rows and count them, instead of refusing the file."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NliOptions:
+    """Builds triplets from SNLI and MultiNLI and prepares them."""
+
+    files: tuple[Path, ...]
+    """Their .jsonl or .txt files, in this order."""
+    output: Path
+    """The folder to write to."""
+    skip_bad: bool = False
+    """Drop malformed lines and count them, instead of refusing the files."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StsOptions:
+    """Prepares every STS set that SentEval's folder holds, test and development splits."""
+
+    data: Path
+    """SentEval's `downstream` folder, or the folder that holds it."""
+    output: Path
+    """The folder to write to."""
+
+
+def prepare_triplets(options: TripletOptions) -> None:
+    """Prepare a file of triplets."""
+    path = Path(options.input)
+    if not path.exists() and options.input.count("/") == 1 and not path.suffix:
+        from prompteol_jax import hub
+
+        path = hub.dataset_file(options.input, options.file)
+    _write(read_triplets(path, skip_bad=options.skip_bad), options.output)
+
+
+def prepare_nli(options: NliOptions) -> None:
+    """Prepare triplets built from SNLI and MultiNLI."""
+    from train.nli import read_nli
+
+    _write(read_nli(options.files, skip_bad=options.skip_bad), options.output)
+
+
+def prepare_sts(options: StsOptions) -> None:
+    """Prepare the STS sets."""
+    from eval.prepared import write_tasks
+    from eval.tasks import SPLITS, read_tasks
+
+    tasks = [t for split in SPLITS for t in read_tasks(options.data, SPLITS[split], split)]
+    place = write_tasks(tasks, options.output)
+    _say(f"{place}: {sum(map(len, tasks))} pairs of {len(tasks)} sets")
+
+
+def _write(rows: Rows, output: Path) -> None:
+    from train.prepared import write_triplets
+
+    place = write_triplets(rows.triplets, output)
+    dropped = f", {rows.skipped} malformed rows dropped" if rows.skipped else ""
+    kind = "pairs" if rows.triplets[0].hard_neg is None else "triplets"
+    _say(f"{place}: {len(rows.triplets)} {kind}{dropped}")
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+
+
+COMMANDS: Final[Mapping[str, tuple[type, Callable[[Any], None]]]] = {
+    "triplets": (TripletOptions, prepare_triplets),
+    "nli": (NliOptions, prepare_nli),
+    "sts": (StsOptions, prepare_sts),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    from prompteol_jax.commands import run_command
+
+    run_command(PROGRAM, _run, argv)
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    import tyro
+
+    options = tyro.extras.subcommand_cli_from_dict(
+        {name: kind for name, (kind, _) in COMMANDS.items()},
+        prog=PROGRAM,
+        description=f"Prepares datasets of {', '.join(COLUMNS)} or STS pairs as ArrayRecord files.",
+        args=argv,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    next(run for kind, run in COMMANDS.values() if type(options) is kind)(options)
+
+
+if __name__ == "__main__":
+    main()
