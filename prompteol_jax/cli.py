@@ -1,8 +1,9 @@
-"""The `prompteol` command: encode a corpus, see a model's words for a text, see a prompt's tokens.
+"""The `prompteol` command: encode a corpus, look at words and prompts, verify a checkpoint.
 
 prompteol encode --model facebook/opt-2.7b --input texts.txt --output vectors.npy
 prompteol words --model facebook/opt-2.7b "A jockey riding a horse."
 prompteol show --model facebook/opt-2.7b "A jockey riding a horse."
+prompteol verify --model facebook/opt-2.7b --json certificate.json
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import tyro
 from prompteol_jax.commands import run_command
 from prompteol_jax.encode_command import EncodeOptions, encode_corpus
 from prompteol_jax.options import ModelOptions
+from prompteol_jax.verify_command import VerifyOptions, verify_checkpoint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,7 @@ COMMANDS: Final[dict[str, tuple[type, Callable[[Any], object]]]] = {
     "encode": (EncodeOptions, encode_corpus),
     "words": (WordsOptions, words),
     "show": (ShowOptions, show),
+    "verify": (VerifyOptions, verify_checkpoint),
 }
 
 

@@ -90,34 +90,53 @@ def paired(text: str) -> str:
 
 
 class _Known(NamedTuple):
-    """A vocabulary, recognised by some of its entries, and the ids it must give."""
+    """A vocabulary, recognised by some of its entries, and the ids it must give for a text."""
 
     name: str
     entries: dict[str, int]
-    text: str
-    ids: list[int]
+    golden: dict[str, list[int]]
 
 
+_PROMPT: Final = 'This sentence : "A jockey riding a horse." means in one word:"'
 _KNOWN: Final = (
     _Known(
         "OPT",
         {"Hello": 31414, "\u0120my": 127, "\u0120dog": 2335, "\u0120cute": 11962},
-        "Hello, my dog is cute",
-        [2, 31414, 6, 127, 2335, 16, 11962],
+        {
+            "Hello, my dog is cute": [2, 31414, 6, 127, 2335, 16, 11962],
+            _PROMPT: [
+                *(2, 713, 3645, 4832, 22, 250, 1236, 16303, 5793, 10, 5253, 72, 839, 11, 65),
+                *(2136, 36856),
+            ],
+        },
     ),
     _Known(
         "LLaMA 1 and 2",
         {"\u2581Hello": 15043, "\u2581world": 3186},
-        "Hello world",
-        [1, 15043, 3186],
+        {
+            "Hello world": [1, 15043, 3186],
+            _PROMPT: [
+                *(1, 910, 10541, 584, 376, 29909, 432, 10119, 364, 4821, 263, 10435, 1213, 2794),
+                *(297, 697, 1734, 6160),
+            ],
+        },
     ),
     _Known(
         "LLaMA 3",
         {"Hello": 9906, "\u0120world": 1917, "<|begin_of_text|>": 128000},
-        "Hello world",
-        [128000, 9906, 1917],
+        {"Hello world": [128000, 9906, 1917]},
     ),
 )
+
+
+class Golden(NamedTuple):
+    """What a recognised vocabulary must give for a text, and what was found."""
+
+    vocabulary: str
+    text: str
+    expected: list[int]
+    found: list[int]
+
 
 # The files that define a tokenizer, the most complete definition first, and the class that reads
 # them: AutoTokenizer would choose by tokenizer_config.json, which may be missing or say otherwise.
@@ -231,18 +250,24 @@ def _foreign_frame(tokenizer: Tokenizer, eos_id: int | None) -> list[str]:
     return [f"it frames the ids {bare} as {framed}, where only BOS {tokenizer.bos_id} is expected"]
 
 
-def _wrong_ids(tokenizer: Tokenizer) -> list[str]:
+def golden_ids(tokenizer: Tokenizer) -> list[Golden]:
+    """Tokenise the texts whose ids are known; none where the vocabulary is not recognised."""
     entry = tokenizer.backend.token_to_id
-    problems = []
-    for known in _KNOWN:
-        if all(entry(text) == number for text, number in known.entries.items()):
-            (found,) = tokenizer.ids([known.text])
-            if found.tolist() != known.ids:
-                problems.append(
-                    f"its vocabulary is {known.name}'s, where {known.text!r} is {known.ids}, "
-                    f"but here {found.tolist()}"
-                )
-    return problems
+    return [
+        Golden(known.name, text, ids, tokenizer.ids([text])[0].tolist())
+        for known in _KNOWN
+        if all(entry(text) == number for text, number in known.entries.items())
+        for text, ids in known.golden.items()
+    ]
+
+
+def _wrong_ids(tokenizer: Tokenizer) -> list[str]:
+    return [
+        f"its vocabulary is {golden.vocabulary}'s, where {golden.text!r} is {golden.expected}, "
+        f"but here {golden.found}"
+        for golden in golden_ids(tokenizer)
+        if golden.found != golden.expected
+    ]
 
 
 def _too_large(tokenizer: Tokenizer, vocab_size: int | None) -> list[str]:

@@ -13,7 +13,6 @@ import pytest
 from eval import sts
 from eval.sts import StsOptions
 from prompteol_jax import cli, tokens
-from prompteol_jax.encode_command import EncodeOptions
 from prompteol_jax.template import TEMPLATES, read_template
 from train import contrastive, prepare
 from train.config import TrainConfig
@@ -23,8 +22,8 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
-OPTIONS = (TrainConfig, StsOptions, EncodeOptions, cli.WordsOptions, cli.ShowOptions)
-OPTIONS += tuple(kind for kind, _ in prepare.COMMANDS.values())
+OPTIONS = (TrainConfig, StsOptions)
+OPTIONS += tuple(kind for module in (cli, prepare) for kind, _ in module.COMMANDS.values())
 
 
 class Block(NamedTuple):
