@@ -14,6 +14,7 @@ from eval import sts
 from eval.sts import StsOptions
 from prompteol_jax import cli, tokens
 from prompteol_jax.template import TEMPLATES, read_template
+from tpu import launch
 from train import contrastive, prepare
 from train.config import TrainConfig
 
@@ -22,7 +23,7 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
-OPTIONS = (TrainConfig, StsOptions)
+OPTIONS = (TrainConfig, StsOptions, launch.LaunchOptions)
 OPTIONS += tuple(kind for module in (cli, prepare) for kind, _ in module.COMMANDS.values())
 
 
@@ -92,6 +93,7 @@ def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> object:
     monkeypatch.setattr(prepare, "COMMANDS", preparing)
     monkeypatch.setattr(contrastive, "run", called.append)
     monkeypatch.setattr(sts, "run", called.append)
+    monkeypatch.setattr(launch, "run", lambda options, _: called.append(options) or 0)
     words = shlex.split(line, comments=True)
     if "|" in words:
         words = words[words.index("|") + 1 :]
@@ -100,10 +102,14 @@ def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> object:
         ("python", "-m", "eval.sts"): sts.main,
         ("python", "-m", "train.contrastive"): contrastive.main,
         ("python", "-m", "train.prepare"): prepare.main,
+        ("python", "-m", "tpu.launch"): launch.main,
     }
     for start, main in mains.items():
         if tuple(words[: len(start)]) == start:
-            main(words[len(start) :])
+            with (
+                contextlib.suppress(SystemExit) if main is launch.main else contextlib.nullcontext()
+            ):
+                main(words[len(start) :])
     return called[0] if called else None
 
 
@@ -155,7 +161,10 @@ def test_a_command_with_wrong_flags_is_found(line, monkeypatch, capsys):
 def test_every_flag_is_one_of_some_command(page):
     fields = {field.name for options in OPTIONS for field in dataclasses.fields(options)}
     known = {f"--{name.replace('_', '-')}" for name in fields} | {"--help"}
-    others = {"--check"} if page == "docs/development.md" else set()
+    others = {
+        "docs/development.md": {"--check"},
+        "docs/launch.md": {"--network", "--reserved"},
+    }.get(page, set())
     assert flags(PAGES[page]) - known - others == set()
 
 
