@@ -41,8 +41,13 @@ def attend(
     v_BTKH: Float[Array, "B T K H"],
     mask_BQT: Bool[Array, "b q T"],
     prefix: tuple[Float[Array, "C K H"], Float[Array, "C K H"]] | None = None,
+    real_C: Bool[Array, "C"] | None = None,
 ) -> Float[Array, "B Q N H"]:
-    """Attend to the own row and the whole prefix: grouped heads, softmax in float32."""
+    """Attend to the own row and the prefix: grouped heads, softmax in float32.
+
+    Args:
+        real_C: which tokens of a padded prefix are real; None where all are.
+    """
     B, Q, N, H = q_BQNH.shape
     k_BTKH, v_BTKH = axes.spread_heads(k_BTKH), axes.spread_heads(v_BTKH)
     K = k_BTKH.shape[2]
@@ -56,6 +61,8 @@ def attend(
         k_CKH, v_CKH = (axes.spread_heads(a) for a in prefix)
         C = k_CKH.shape[0]
         scores_BKGQC = nn.dot("BQKGH,CKH->BKGQC", q_BQKGH, k_CKH)
+        if real_C is not None:
+            scores_BKGQC = jnp.where(real_C, scores_BKGQC, _HIDDEN)
         joined = jnp.concatenate([scores_BKGQC, scores_BKGQT], axis=-1)
         p = jax.nn.softmax(joined, axis=-1).astype(v_BTKH.dtype)
         y_BQKGH = nn.dot("BKGQC,CKH->BQKGH", p[..., :C], v_CKH)

@@ -133,15 +133,45 @@ class Embedder:
         Raises: TypeError for anything but a list of strings; FloatingPointError naming a text whose
             vector is not finite.
         """
+        vectors = self._run(self._pipeline, self.width, texts, batch_tokens, progress)
+        if normalize:
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors
+
+    def encode_layers(
+        self, texts: Sequence[str], progress: bool | None = None
+    ) -> list[Float[np.ndarray, "n D"]]:
+        """Encode texts once for every layer: `hidden_states[1]` to the last, in the texts' order.
+
+        All but the last are raw; the last is what `encode` returns.
+
+        Raises: ValueError for a pooled mean; otherwise as `encode`.
+        """
+        if self.pooling != "last":
+            raise ValueError("every layer is read at the last token: --pooling last")
+        pipeline = Pipeline(self.decoder, self.prompt, self.pretrained.mesh, "layers")
+        D, inner = self.pretrained.config.D, self.decoder.depth - 1
+        joined = self._run(pipeline, inner * D + self.width, texts, None, progress)
+        return np.split(joined, [D * n for n in range(1, inner + 1)], axis=1)
+
+    def _run(
+        self,
+        pipeline: Pipeline,
+        width: int,
+        texts: Sequence[str],
+        batch_tokens: int | None,
+        progress: bool | None,
+    ) -> Float[np.ndarray, "n D"]:
+        """Let a pipeline compute the distinct texts, and put its rows in the order of the texts."""
         _check_texts(texts)
         place: dict[str, int] = {}
         index = [place.setdefault(text, len(place)) for text in texts]
         distinct = list(place)
-        vectors = np.empty((len(distinct), self.width), np.float32)
+        vectors = np.empty((len(distinct), width), np.float32)
         self.report = Report(texts=len(texts), distinct=len(distinct))
         with progress_bar("encode", len(distinct), progress) as advance:
             tokens = batch_tokens or self._batch_tokens
-            for members, z_BD in self._pipeline.run(distinct, tokens, self.report):
+            for members, z_BD in pipeline.run(distinct, tokens, self.report):
                 _check_finite(z_BD, members, distinct)
                 vectors[members] = z_BD
                 advance(len(members))
@@ -152,8 +182,6 @@ class Embedder:
                 len(distinct),
                 self.pretrained.config.P,
             )
-        if normalize:
-            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors[np.asarray(index, np.int64)]
 
     def similarity(

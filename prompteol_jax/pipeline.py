@@ -21,10 +21,19 @@ from jaxtyping import Float
 
 from prompteol_jax import axes, distributed
 from prompteol_jax.models.decoder import Decoder, KVCache, Rows
-from prompteol_jax.slabs import Ladder, Slab, Sorter, encode, encode_mean, prefill
+from prompteol_jax.slabs import (
+    Ladder,
+    Slab,
+    Sorter,
+    encode,
+    encode_layers,
+    encode_mean,
+    prefill,
+)
 from prompteol_jax.tokens import Prompt, PromptIds
 
 Pooling = Literal["last", "mean"]
+Kind = Literal[Pooling, "layers"]  # of every layer: what `encode_layers` gives
 _CHUNK: Final = 1024  # texts tokenised at once
 _CHUNKS_AHEAD: Final = 2
 _SLABS_AHEAD: Final = 2  # in flight beyond the one whose result is awaited
@@ -52,7 +61,7 @@ class Report:
 class Pipeline:
     """Encodes lists of texts with one decoder, one prompt and one mesh."""
 
-    def __init__(self, decoder: Decoder, prompt: Prompt, mesh: Mesh, pooling: Pooling):
+    def __init__(self, decoder: Decoder, prompt: Prompt, mesh: Mesh, pooling: Kind):
         self.decoder, self.prompt, self.mesh, self.pooling = decoder, prompt, mesh, pooling
         self._cache: KVCache | None = None
 
@@ -110,7 +119,8 @@ class Pipeline:
         rows = Rows(self._on_mesh(slab.ids_BT, "BT"), self._on_mesh(slab.last_BS, "BS"))
         if self.pooling == "mean":
             return encode_mean(self.decoder, rows)
-        return encode(self.decoder, rows, self._prefix() if slab.shared else None)[:, 0]
+        run = encode_layers if self.pooling == "layers" else encode
+        return run(self.decoder, rows, self._prefix() if slab.shared else None)[:, 0]
 
     def _on_mesh(self, array: np.ndarray, dims: str) -> jax.Array:
         return distributed.to_global(array, axes.sharding(dims, array.shape, self.mesh))

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Final
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -38,9 +39,37 @@ def encode_mean(model: Decoder, rows: Rows) -> Float[Array, "B D"]:
 
 
 @jax.jit
+def encode_layers(
+    model: Decoder, rows: Rows, cache: KVCache | None = None
+) -> Float[Array, "B S w"]:
+    """States of the last tokens behind every block, side by side: inner ones raw, then `encode`'s.
+
+    The width w is that of L-1 residual states and one final vector.
+    """
+    x_LBSD, z_BSD = model.states(rows, cache)
+    return jnp.concatenate([*x_LBSD, z_BSD], axis=-1)
+
+
+@jax.jit
+def encode_after(model: Decoder, rows: Rows, caches: KVCache) -> Float[Array, "A B S D"]:
+    """`encode` behind each of A prefixes, stacked along a leading axis of `caches`."""
+    return jax.vmap(lambda cache: encode(model, rows, cache))(caches)
+
+
+@jax.jit
 def prefill(model: Decoder, ids_C: Int[Array, "C"]) -> KVCache:
     """Keys and values of a prompt prefix, once for all sentences."""
     return model.prefill(ids_C)
+
+
+@jax.jit
+def prefill_padded(model: Decoder, ids_AC: Int[Array, "A C"], tokens_A: Int[Array, "A"]) -> KVCache:
+    """`prefill` of A prefixes, each padded behind its own tokens, for `encode_after`."""
+
+    def one(ids_C: jax.Array, tokens: jax.Array) -> KVCache:
+        return model.prefill(ids_C)._replace(tokens=tokens)
+
+    return jax.vmap(one)(ids_AC, tokens_A)
 
 
 @dataclasses.dataclass(frozen=True)

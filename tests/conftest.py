@@ -1,6 +1,8 @@
 """What every test runs under: eight CPU devices, no network, one compilation cache."""
 
+import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,13 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".pytest_cache" /
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
+
+# `import oracle` works by this name alone: with tests/ on the path, tests/prompteol_jax would take
+# the place of the library.
+if "oracle" not in sys.modules:
+    _spec = importlib.util.spec_from_file_location("oracle", Path(__file__).parent / "oracle.py")
+    sys.modules["oracle"] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules["oracle"])
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from prompteol_jax import attention, axes, nn
 
@@ -36,15 +36,25 @@ class Rows(NamedTuple):
 
 
 class KVCache(NamedTuple):
-    """Keys and values of a prefix, without a batch axis: L-1 layers stacked, and the last one."""
+    """Keys and values of a prefix, without a batch axis: L-1 layers stacked, and the last one.
+
+    Attributes:
+        tokens: of the prefix, where it is padded to more; None where all C are.
+    """
 
     blocks: tuple[Float[Array, "L C K H"], Float[Array, "L C K H"]]
     last: tuple[Float[Array, "C K H"], Float[Array, "C K H"]]
+    tokens: Int[Array, ""] | None = None
 
     @property
-    def length(self) -> int:
+    def length(self) -> int | Int[Array, ""]:
         """Tokens in the prefix."""
-        return self.last[0].shape[0]
+        return self.last[0].shape[0] if self.tokens is None else self.tokens
+
+    @property
+    def real(self) -> Bool[Array, "C"] | None:
+        """Which tokens are the prefix's own; None for all."""
+        return None if self.tokens is None else jnp.arange(self.last[0].shape[0]) < self.tokens
 
 
 class View(NamedTuple):
@@ -53,6 +63,7 @@ class View(NamedTuple):
     mask_BQT: Array
     angles: Any = None  # of every token's place: LLaMA's cosines and sines
     query_BQ: Array | None = None  # None: every token is a query
+    real_C: Array | None = None  # tokens of a padded prefix that are real; None: all
 
     @jax.named_scope("pool")
     def queries(self, x: jax.Array) -> jax.Array:
@@ -104,14 +115,18 @@ class Decoder(nnx.Module):
             key_B: one dropout key a row; None switches all dropout off.
             remat: what the backward pass recomputes: nothing, all but matrix products, or all.
         """
-        T = rows.ids_BT.shape[1]
         x_BTD, _, view = self._trunk(rows, cache, key_B, remat)
-        mask_BQT = attention.visible(T, rows.last_BS, rows.start_BT)
-        view = view._replace(mask_BQT=mask_BQT, query_BQ=rows.last_BS)
-        prefix = None if cache is None else cache.last
-        x_BSD, _ = self.last(x_BTD, view, prefix, nn.fold_keys(key_B, self._scanned))
-        with jax.named_scope("pool"):
-            return self.finish(x_BSD).astype(jnp.float32)
+        return self._finished(x_BTD, view, rows, cache, key_B)
+
+    def states(
+        self, rows: Rows, cache: KVCache | None = None
+    ) -> tuple[Float[Array, "L B S D"], Float[Array, "B S E"]]:
+        """States of the sentences' last tokens behind every block but the last, raw, and the final.
+
+        The second is what a call returns. Both float32.
+        """
+        x_BTD, (_, x_LBSD), view = self._trunk(rows, cache, None, "none", watched_BS=rows.last_BS)
+        return x_LBSD.astype(jnp.float32), self._finished(x_BTD, view, rows, cache, None)
 
     def mean(self, rows: Rows) -> Float[Array, "B D"]:
         """Mean of the final hidden states of a row's tokens, one whole prompt a row, float32."""
@@ -136,7 +151,7 @@ class Decoder(nnx.Module):
         Its dropout masks are drawn once and shared likewise.
         """
         rows = Rows(ids_C[None], jnp.zeros((1, 1), jnp.int32))
-        x_BTD, kv, view = self._trunk(rows, None, key_B, remat)
+        x_BTD, (kv, _), view = self._trunk(rows, None, key_B, remat)
         k_BTKH, v_BTKH = self.last.keys_values(x_BTD, view, nn.fold_keys(key_B, self._scanned))
         return KVCache((kv[0][:, 0], kv[1][:, 0]), (k_BTKH[0], v_BTKH[0]))
 
@@ -149,27 +164,58 @@ class Decoder(nnx.Module):
     def _scanned(self) -> int:
         return jax.tree.leaves(self.blocks)[0].shape[0]
 
+    def _finished(
+        self,
+        x_BTD: jax.Array,
+        view: View,
+        rows: Rows,
+        cache: KVCache | None,
+        key_B: jax.Array | None,
+    ) -> jax.Array:
+        """The last block and what follows it, for the last tokens alone."""
+        mask_BQT = attention.visible(x_BTD.shape[1], rows.last_BS, rows.start_BT)
+        view = view._replace(mask_BQT=mask_BQT, query_BQ=rows.last_BS)
+        prefix = None if cache is None else cache.last
+        x_BSD, _ = self.last(x_BTD, view, prefix, nn.fold_keys(key_B, self._scanned))
+        with jax.named_scope("pool"):
+            return self.finish(x_BSD).astype(jnp.float32)
+
     def _trunk(
-        self, rows: Rows, cache: KVCache | None, key_B: jax.Array | None, remat: Remat
+        self,
+        rows: Rows,
+        cache: KVCache | None,
+        key_B: jax.Array | None,
+        remat: Remat,
+        watched_BS: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple, View]:
-        """Run all blocks but the last over every token; also their keys and values."""
+        """Run all blocks but the last over every token.
+
+        Also gives, stacked over these blocks, their keys and values, and the watched tokens' states
+        behind them; and the view of every token.
+        """
         T = rows.ids_BT.shape[1]
         offset = 0 if cache is None else cache.length
         place_BT = jnp.arange(T)[None]
         place_BT = offset + (place_BT if rows.start_BT is None else place_BT - rows.start_BT)
         x_BTD = self.stem(rows.ids_BT, place_BT, nn.fold_keys(key_B, self._scanned + 1))
         x_BTD = axes.constrain(x_BTD.astype(self.dtype), "BTD")
-        view = View(attention.visible(T, None, rows.start_BT), self.stem.angles(place_BT))
+        view = View(
+            attention.visible(T, None, rows.start_BT),
+            self.stem.angles(place_BT),
+            real_C=None if cache is None else cache.real,
+        )
+        watched = view._replace(query_BQ=watched_BS)
 
         @partial(_rematerialised, remat)
         def layer(x_BTD: jax.Array, xs: tuple) -> tuple[jax.Array, tuple]:
             block, prefix, index = nn.from_bits(xs)
-            return block(x_BTD, view, prefix, nn.fold_keys(key_B, index))
+            x_BTD, kv = block(x_BTD, view, prefix, nn.fold_keys(key_B, index))
+            return x_BTD, (kv, None if watched_BS is None else watched.queries(x_BTD))
 
         prefixes = None if cache is None else cache.blocks
         xs = nn.to_bits((self.blocks, prefixes, jnp.arange(self._scanned)))
-        x_BTD, kv = jax.lax.scan(layer, x_BTD, xs)
-        return x_BTD, kv, view
+        x_BTD, noted = jax.lax.scan(layer, x_BTD, xs)
+        return x_BTD, noted, view
 
 
 def _rematerialised(remat: Remat, layer: Any) -> Any:

@@ -1,21 +1,9 @@
 """Checkpoints that are written once a session, and what is loaded from them once."""
 
 import functools
-import importlib.util
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-# `import oracle` works by this name alone: with tests/ on the path, tests/prompteol_jax would take
-# the place of the library.
-if "oracle" not in sys.modules:
-    _spec = importlib.util.spec_from_file_location(
-        "oracle", Path(__file__).parents[1] / "oracle.py"
-    )
-    sys.modules["oracle"] = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(sys.modules["oracle"])
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 
 from prompteol_jax import models, nn
 from prompteol_jax.models.decoder import Rows
-from prompteol_jax.slabs import encode, encode_mean, prefill
+from prompteol_jax.slabs import encode, encode_after, encode_mean, prefill, prefill_padded
 
 NAMES = ("opt", "opt-350m", "llama")
 IDS_BT = np.random.default_rng(0).permutation(48).reshape(4, 12).astype(np.int32)  # all distinct
@@ -71,6 +71,18 @@ def test_a_shared_prefix_is_the_same_as_one_in_every_row(name, C, decoders):
     assert cache.length == C
     z_BSD = encode(model, ROWS, cache)
     np.testing.assert_allclose(z_BSD, encode(model, whole(prefix, ROWS)), atol=2e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_padding_of_a_prefix_never_matters_and_prefixes_may_be_stacked(name, decoders):
+    _, model = decoders(name)
+    prefixes = np.array([[50, 51, 52, 0, 0], [53, 54, 55, 56, 57]], np.int32)
+    caches = prefill_padded(model, prefixes, np.array([3, 5], np.int32))
+    z_ABSD = encode_after(model, ROWS, caches)
+    alone = [encode(model, ROWS, prefill(model, ids)) for ids in (prefixes[0, :3], prefixes[1])]
+    np.testing.assert_allclose(z_ABSD, alone, atol=2e-5)
+    other = prefill_padded(model, prefixes + [[0, 0, 0, 9, 8], [0] * 5], np.array([3, 5], np.int32))
+    np.testing.assert_array_equal(encode_after(model, ROWS, other), z_ABSD)
 
 
 @pytest.mark.parametrize("name", NAMES)

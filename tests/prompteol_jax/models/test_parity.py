@@ -74,6 +74,15 @@ def test_an_inner_layer_is_the_hidden_state_of_its_number(
     oracle.assert_close(embedder.encode(texts), references(name).states[index])
 
 
+@pytest.mark.parametrize("name", ["opt-tiny", "opt-350m-tiny", "llama-odd-tiny"])
+def test_one_encoding_gives_all_hidden_states_of_the_last_token(name, embedders, references, texts):
+    layers = embedders(name).encode_layers(texts)
+    states = references(name).states[1:]
+    for ours, theirs in zip(layers, states, strict=True):
+        oracle.assert_close(ours, theirs)
+    np.testing.assert_allclose(layers[-1], embedders(name).encode(texts), atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["opt-tiny", "opt-350m-tiny", "llama-gqa-tiny"])
 def test_mean_pooling_is_over_all_tokens_of_the_prompt_and_no_padding(
     name, embedders, references, texts
