@@ -29,7 +29,7 @@ def encode_padded_mean(
     """
     if embedder.pooling != "mean":
         raise ValueError("the padded mean is a mean: load the model with --pooling mean")
-    means_nD = embedder.encode(texts, progress=progress)
+    means_nD = embedder.encode(texts, progress=progress, check_finite=False)
     prompts = embedder.prompt(texts)
     shared = np.where(prompts.shared, len(embedder.prompt.prefix_C), 0)
     tokens_n = shared + [len(ids) for ids in prompts.ids]

@@ -42,7 +42,9 @@ def record(embedder: Any, options: ModelOptions) -> dict[str, Any]:
 def title(result: Mapping[str, Any]) -> str:
     """Returns the heading of a table: what was computed with."""
     raw = "" if result.get("clean", True) else ", raw sentences"
-    return f"{result['model']}, template {result['template']}, {result['dtype']}{raw}"
+    strict = result.get("strict_original")
+    strict = f", as the released script, vectors in {strict}" if strict else ""
+    return f"{result['model']}, template {result['template']}, {result['dtype']}{raw}{strict}"
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:

@@ -13,6 +13,8 @@ from jaxtyping import Float, Float64, Int
 from eval.tasks import Pairs, Task
 from prompteol_jax import template
 
+Cosines = Mapping[str, Sequence[Float64[np.ndarray, " _"]]]  # by task and subset
+
 
 @runtime_checkable
 class Encoder(Protocol):
@@ -122,9 +124,7 @@ def score_task(task: Task, cosines: Sequence[Float64[np.ndarray, " _"]]) -> dict
     }
 
 
-def score_tasks(
-    tasks: Sequence[Task], cosines: Mapping[str, Sequence[Float64[np.ndarray, " _"]]]
-) -> dict[str, Any]:
+def score_tasks(tasks: Sequence[Task], cosines: Cosines) -> dict[str, Any]:
     """Scores tasks from their cosines, in the form of `evaluate_sts`."""
     detail = {task.name: score_task(task, cosines[task.name]) for task in tasks}
     scores = {name: round(parts["spearman"]["all"], 2) for name, parts in detail.items()}

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from eval import results, scores, sts_report
+from eval import original, results, scores, sts_report
+from eval.pairs import Task
 from eval.tasks import read_tasks
 from prompteol_jax.commands import run_command
 from prompteol_jax.options import ModelOptions
@@ -30,6 +31,9 @@ class StsOptions(ModelOptions):
     """Tasks to score, such as STS12 STSBenchmark; all seven unless given."""
     raw: bool = False
     """Encode sentences as they are, without the original's punctuation rules."""
+    strict_original: Literal["float32", "float16"] | None = None
+    """Do to numbers what the released script does, with vectors in this precision: float32, or
+    float16 as on its 4-bit and tensor-parallel paths."""
     json: Path | None = None
     """File for the scores and every detail."""
     report: Path | None = None
@@ -51,11 +55,12 @@ def run(options: StsOptions) -> dict[str, Any]:
     chosen = read_tasks(options.data, options.tasks, options.split)
     embedder = options.load("float32")
     start = time.perf_counter()
-    cosines = scores.task_cosines(embedder, chosen, clean=not options.raw)
+    cosines = _cosines(options, embedder, chosen)
     result = {
         **results.header(embedder),
         **scores.score_tasks(chosen, cosines),
         "clean": not options.raw,
+        "strict_original": options.strict_original,
         "pairs": sum(map(len, chosen)),
         "seconds": round(time.perf_counter() - start, 3),
         **results.record(embedder, options),
@@ -64,8 +69,16 @@ def run(options: StsOptions) -> dict[str, Any]:
     if options.json:
         results.write(options.json, result)
     if options.report:
-        sts_report.write_report(options.report, result, chosen, cosines)
+        sts_report.write_report(options.report, result, chosen, cosines, embedder)
     return result
+
+
+def _cosines(options: StsOptions, embedder: Any, chosen: Sequence[Task]) -> scores.Cosines:
+    clean = not options.raw
+    if options.strict_original is None:
+        return scores.task_cosines(embedder, chosen, clean=clean)
+    half = options.strict_original == "float16"
+    return original.task_cosines(embedder, chosen, clean=clean, half=half)
 
 
 def print_table(result: Mapping[str, Any]) -> None:

@@ -1,20 +1,30 @@
-"""The STS report: score tables, gold against cosine for every task, and the pairs ranked worst."""
+"""The STS page: scores and published ones, similarities, and the pairs ranked worst."""
 
+import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64
 
-from eval import report
-from eval.tasks import Task
+from eval import charts, published, report
+from eval.pairs import Task
+from eval.scores import Cosines, Encoder
+from prompteol_jax import geometry, template
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+
+@runtime_checkable
+class WordEncoder(Encoder, Protocol):
+    """An encoder that also says the likeliest words for a text, or raises ValueError."""
+
+    def words(self, text: str, k: int) -> Sequence[tuple[str, float]]: ...
+
 
 COLUMNS: Final = ("task", "pairs", "Spearman", "mean", "weighted", "Pearson")
 SHOWN_PAIRS: Final = 8  # at each end of the ranking
+SHOWN_WORDS: Final = 3
+SAMPLE: Final = 256  # sentences whose spread is measured
 SCORES_NOTE: Final = (
     "<p>100 × correlation. Spearman and Pearson are over all subsets of a task joined; mean and "
     "weighted are Spearman averaged over its subsets, evenly and by their pairs.</p>"
@@ -22,7 +32,8 @@ SCORES_NOTE: Final = (
 SCATTER_NOTE: Final = "<p>The line joins the median cosines at each whole gold score.</p>"
 RANK_NOTE: Final = (
     "<p>How far a pair's place by cosine lies from its place by gold, in percent of its task: "
-    "negative where the model finds too little similarity.</p>"
+    "negative where the model finds too little similarity. Behind each sentence stand the "
+    "words that the model would say for it.</p>"
 )
 
 
@@ -30,9 +41,13 @@ def write_report(
     path: Path,
     result: Mapping[str, Any],
     chosen: Sequence[Task],
-    cosines: Mapping[str, Sequence[Float64[np.ndarray, " _"]]],
+    cosines: Cosines,
+    encoder: WordEncoder,
 ) -> None:
-    """Writes the page of scores: tables, a scatter a task, and the pairs ranked worst."""
+    """Writes the page: scores and published ones, similarities, and the pairs ranked worst.
+
+    The encoder is asked again for a few sentences: how they spread, and their words.
+    """
     summary = {
         "model": result["model"],
         "template": result["template"],
@@ -44,35 +59,20 @@ def write_report(
     }
     panels = [
         report.figure(
-            scatter(task, np.concatenate(cosines[task.name])),
+            charts.scatter(_gold(task), np.concatenate(cosines[task.name])),
             f"{task.name}: Spearman {result['scores'][task.name]:.2f}",
         )
         for task in chosen
     ]
     sections = [
         ("Scores", report.table(COLUMNS, score_rows(result)) + SCORES_NOTE),
+        ("Beside published scores", _published(result)),
         ("Gold similarity against cosine", SCATTER_NOTE + report.grid(panels)),
-        ("Pairs most out of rank", RANK_NOTE + _disagreements(chosen, cosines)),
+        ("Similarities", _similarities(chosen, cosines, encoder, result["clean"])),
+        ("Pairs most out of rank", RANK_NOTE + _worst(chosen, cosines, encoder, result["clean"])),
         ("Subsets", _subset_table(result)),
     ]
-    report.write_page(path, f"STS: {result['model']}", summary, sections)
-
-
-def scatter(task: Task, cosines: Float64[np.ndarray, " n"]) -> "Figure":
-    """Draws gold against cosine, with the median cosine in each unit of gold."""
-    from matplotlib import figure
-
-    gold = np.concatenate([pairs.gold for pairs in task.subsets])
-    drawing = figure.Figure(figsize=(3.2, 2.6), layout="constrained")
-    axes = drawing.add_subplot()
-    axes.scatter(gold, cosines, s=5, alpha=0.25, linewidths=0, color="#3b82c4", rasterized=True)
-    unit = np.rint(gold)
-    units = np.unique(unit)
-    medians = [np.median(cosines[unit == value]) for value in units]
-    axes.plot(units, medians, color="#e07b39", marker="o", markersize=4, linewidth=1.5)
-    axes.set(xlabel="gold", ylabel="cosine", xlim=(-0.2, 5.2))
-    axes.spines[["top", "right"]].set_visible(False)
-    return drawing
+    report.write_page(path, f"STS: {Path(result['model']).name}", summary, sections)
 
 
 def score_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -106,16 +106,79 @@ def _subset_table(result: Mapping[str, Any]) -> str:
     return report.table(("task", "subset", "pairs", "without gold", "Spearman", "Pearson"), rows)
 
 
-def _disagreements(
-    chosen: Sequence[Task], cosines: Mapping[str, Sequence[Float64[np.ndarray, " _"]]]
+def _published(result: Mapping[str, Any]) -> str:
+    """Shows what was published for this model, and averages of OPT against their size."""
+    adapter = result["options"].get("adapter")
+    row = published.match(result["model"], result["template"], adapter)
+    rows = []
+    for name, ours in (*result["scores"].items(), ("average", result["average"])):
+        theirs = None
+        if row is not None:
+            theirs = row.average if name == "average" else row.scores.get(name)
+        derived = " (derived)" if name == "average" and row and row.derived else ""
+        known = theirs is not None
+        rows.append(
+            (
+                name,
+                f"{ours:.2f}",
+                f"{theirs:.2f}{derived}" if known else "none found",
+                f"{ours - theirs:+.2f}" if known else "–",
+            )
+        )
+    table = report.table(("task", "ours", "published", "difference"), rows)
+    source = f"<p>Source: {html.escape(row.source)}</p>" if row and row.source else ""
+    return table + source + _by_size(result, adapter)
+
+
+def _by_size(result: Mapping[str, Any], adapter: str | None) -> str:
+    parameters = result["provenance"]["model"].get("parameters")
+    if set(result["scores"]) != set(published.STS) or not parameters:
+        return ""
+    kind = "sts-icl" if "icl" in result["template"] else "sts-zero-shot"
+    table = "sts-finetuned" if adapter else kind
+    caption = f"Average against parameters; published: OPT in table {table}"
+    sizes = published.averages_by_size(table)
+    return report.figure(charts.by_size(sizes, {float(parameters): result["average"]}), caption)
+
+
+def _similarities(
+    chosen: Sequence[Task], cosines: Cosines, encoder: WordEncoder, clean: bool
 ) -> str:
+    """Shows how cosines of like, unlike and random pairs are distributed, and the anisotropy."""
+    texts = dict.fromkeys(
+        text for task in chosen for pairs in task.subsets for text in pairs.texts_a
+    )
+    sample = list(texts)[:: max(1, len(texts) // SAMPLE)][:SAMPLE]
+    found = geometry.spread(encoder.encode([_given(text, clean) for text in sample]))
+    gold = np.concatenate([_gold(task) for task in chosen])
+    values = np.concatenate([np.concatenate(cosines[task.name]) for task in chosen])
+    groups = {
+        "random pairs": found.cosines,
+        "gold below 2": values[gold < 2],
+        "gold from 4": values[gold >= 4],
+    }
+    drawing = charts.histograms({name: part for name, part in groups.items() if len(part)})
+    rows = [
+        ("mean cosine of random pairs (anisotropy)", f"{found.mean_cosine:.4f}"),
+        ("pairs of different sentences with one vector", str(found.same)),
+        ("dimensions used (participation ratio)", f"{found.dimensions:.1f}"),
+        *(
+            (f"mean cosine, {name}", f"{part.mean():.4f}")
+            for name, part in groups.items()
+            if len(part)
+        ),
+    ]
+    caption = f"Cosines; random pairs are those of {len(sample)} sentences"
+    return report.figure(drawing, caption) + report.table(("measure", "value"), rows)
+
+
+def _worst(chosen: Sequence[Task], cosines: Cosines, encoder: WordEncoder, clean: bool) -> str:
     """Lists the pairs whose places in the ranking by cosine and by gold differ most."""
     from scipy import stats
 
     rows = []
     for task in chosen:
-        values = np.concatenate(cosines[task.name])
-        gold = np.concatenate([pairs.gold for pairs in task.subsets])
+        values, gold = np.concatenate(cosines[task.name]), _gold(task)
         shift = 100 * (stats.rankdata(values) - stats.rankdata(gold)) / len(gold)
         texts_a = [text for pairs in task.subsets for text in pairs.texts_a]
         texts_b = [text for pairs in task.subsets for text in pairs.texts_b]
@@ -125,7 +188,29 @@ def _disagreements(
     return report.table(
         ("task", "gold", "cosine", "places off, %", "first sentence", "second sentence"),
         [
-            (name, f"{gold:.2f}", f"{value:.3f}", f"{shift:+.0f}", text_a, text_b)
+            (
+                name,
+                f"{gold:.2f}",
+                f"{value:.3f}",
+                f"{shift:+.0f}",
+                *(f"{text} → {_words(encoder, _given(text, clean))}" for text in (text_a, text_b)),
+            )
             for name, gold, value, shift, text_a, text_b in shown
         ],
     )
+
+
+def _words(encoder: WordEncoder, text: str) -> str:
+    """The words that the model would say for a text; none where no head reads the vectors."""
+    try:
+        return ", ".join(word.strip() for word, _ in encoder.words(text, SHOWN_WORDS))
+    except ValueError:  # an inner layer, or a mean
+        return "–"
+
+
+def _given(text: str, clean: bool) -> str:
+    return template.clean_sentence(text) if clean else text
+
+
+def _gold(task: Task) -> Float64[np.ndarray, " n"]:
+    return np.concatenate([pairs.gold for pairs in task.subsets])

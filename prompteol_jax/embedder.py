@@ -120,6 +120,7 @@ class Embedder:
         batch_tokens: int | None = None,
         normalize: bool = False,
         progress: bool | None = None,
+        check_finite: bool = True,
     ) -> Float[np.ndarray, "n D"]:
         """Encode texts, in their order; the same text gets the same bits whatever is beside it.
 
@@ -130,10 +131,13 @@ class Embedder:
             batch_tokens: tokens computed at once; another number may change the last bits.
             normalize: scale vectors to length one.
             progress: show a bar on standard error; by default where it is a terminal.
+            check_finite: False lets vectors that are not finite through.
         Raises: TypeError for anything but a list of strings; FloatingPointError naming a text whose
             vector is not finite.
         """
-        vectors = self._run(self._pipeline, self.width, texts, batch_tokens, progress)
+        vectors = self._run(
+            self._pipeline, self.width, texts, batch_tokens, progress, check_finite=check_finite
+        )
         if normalize:
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors
@@ -161,6 +165,8 @@ class Embedder:
         texts: Sequence[str],
         batch_tokens: int | None,
         progress: bool | None,
+        *,
+        check_finite: bool = True,
     ) -> Float[np.ndarray, "n D"]:
         """Let a pipeline compute the distinct texts, and put its rows in the order of the texts."""
         _check_texts(texts)
@@ -172,7 +178,8 @@ class Embedder:
         with progress_bar("encode", len(distinct), progress) as advance:
             tokens = batch_tokens or self._batch_tokens
             for members, z_BD in pipeline.run(distinct, tokens, self.report):
-                _check_finite(z_BD, members, distinct)
+                if check_finite:
+                    _check_finite(z_BD, members, distinct)
                 vectors[members] = z_BD
                 advance(len(members))
         if self.report.truncated:

@@ -6,6 +6,7 @@ Two results with equal records were computed by the same code from the same byte
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 from collections.abc import Sequence
 from functools import lru_cache
@@ -30,9 +31,10 @@ EXAMPLE: Final = "A cat sleeps."
 def describe(embedder: Embedder) -> dict[str, Any]:
     """Return the whole record of an embedder, ready for JSON.
 
-    It holds `model` and `adapter` (name, commit where the hub's cache tells it, SHA-256 by file),
-    `tokenizer`, `template` (with the ids of an example), `dtype` (activations; bytes of weights by
-    dtype), `layer` (None: the last, after its norm), `pooling`, `devices` and `versions`.
+    It holds `model` and `adapter` (name, commit where the hub's cache tells it, SHA-256 by file;
+    parameters of the decoder, without a language-model head of its own), `tokenizer`,
+    `template` (with the ids of an example), `dtype` (activations; bytes of weights by dtype),
+    `layer` (None: the last, after its norm), `pooling`, `devices` and `versions`.
     """
     source = embedder.pretrained
     leaves = models.leaves(embedder.decoder).values()
@@ -73,7 +75,11 @@ def _sha256(path: Path, _size: int, _mtime_ns: int) -> str:
 
 def _model(source: Pretrained) -> dict[str, Any]:
     config = source.config
-    fields = {"name": source.name, "family": config.family, "layers": config.L}
+    whole = models.leaves(models.abstract_decoder(config, source.mesh, dtype="float32")).values()
+    fields = {
+        **{"name": source.name, "family": config.family, "layers": config.L},
+        "parameters": sum(math.prod(leaf.shape) for leaf in whole),
+    }
     if source.folder is None:
         return fields | {"folder": None, "revision": None, "files": {}}
     side = [source.folder / name for name in ("config.json", *TOKENIZER_FILES)]

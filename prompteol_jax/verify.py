@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from jaxtyping import Float
 
-from prompteol_jax import torch_reference
+from prompteol_jax import geometry, torch_reference
 from prompteol_jax.embedder import Embedder
 from prompteol_jax.sentences import SENTENCES
 from prompteol_jax.tokenizer import golden_ids
@@ -24,7 +24,6 @@ Verdict = Literal["passed", "failed", "not checked"]
 # bfloat16 keeps 8 bits, and its rounding adds up over layers.
 PARITY: Final = {"float32": (0.99999, 1e-3), "bfloat16": (0.99, 0.1)}
 MOST_ALIKE: Final = 0.99  # mean cosine of different sentences
-SAME: Final = 1e-6  # vectors whose cosine is 1 up to this are one vector
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,21 +72,17 @@ def check_tokenizer(embedder: Embedder) -> Check:
 
 def check_distinct(z_BD: Float[np.ndarray, "n D"]) -> Check:
     """Look for sentences that share one vector, and for vectors that all point one way."""
-    z = z_BD.astype(np.float64)
-    norms = np.linalg.norm(z, axis=1, keepdims=True)
-    if not norms.all():
-        return Check("distinct", "failed", f"{int((norms == 0).sum())} vectors are zero")
-    unit = z / norms
-    cosines = (unit @ unit.T)[np.triu_indices(len(z), 1)]
-    spread = np.linalg.svd(z - z.mean(axis=0), compute_uv=False) ** 2
-    used = float(spread.sum() ** 2 / max((spread**2).sum(), np.finfo(float).tiny))
-    same = int((cosines > 1 - SAME).sum())
-    numbers = {"same": same, "mean_cosine": float(cosines.mean()), "dimensions_used": used}
+    try:
+        found = geometry.spread(z_BD)
+    except ValueError as error:
+        return Check("distinct", "failed", str(error))
+    same, mean = found.same, found.mean_cosine
+    numbers = {"same": same, "mean_cosine": mean, "dimensions_used": found.dimensions}
     detail = (
         f"{same} pairs of different sentences share a vector (allowed: 0), mean cosine "
-        f"{cosines.mean():.4f} (at most {MOST_ALIKE}), {used:.1f} dimensions used"
+        f"{mean:.4f} (at most {MOST_ALIKE}), {found.dimensions:.1f} dimensions used"
     )
-    good = same == 0 and cosines.mean() <= MOST_ALIKE
+    good = same == 0 and mean <= MOST_ALIKE
     return Check("distinct", "passed" if good else "failed", detail, numbers)
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from eval import sts
+from eval import reproduce, sts
 from eval.sts import StsOptions
 from prompteol_jax import cli, tokens
 from prompteol_jax.template import TEMPLATES, read_template
@@ -23,7 +23,7 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
-OPTIONS = (TrainConfig, StsOptions, launch.LaunchOptions)
+OPTIONS = (TrainConfig, StsOptions, reproduce.ReproduceOptions, launch.LaunchOptions)
 OPTIONS += tuple(kind for module in (cli, prepare) for kind, _ in module.COMMANDS.values())
 
 
@@ -93,6 +93,7 @@ def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> object:
     monkeypatch.setattr(prepare, "COMMANDS", preparing)
     monkeypatch.setattr(contrastive, "run", called.append)
     monkeypatch.setattr(sts, "run", called.append)
+    monkeypatch.setattr(reproduce, "run", called.append)
     monkeypatch.setattr(launch, "run", lambda options, _: called.append(options) or 0)
     words = shlex.split(line, comments=True)
     if "|" in words:
@@ -100,6 +101,7 @@ def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> object:
     mains = {
         ("prompteol",): cli.main,
         ("python", "-m", "eval.sts"): sts.main,
+        ("python", "-m", "eval.reproduce"): reproduce.main,
         ("python", "-m", "train.contrastive"): contrastive.main,
         ("python", "-m", "train.prepare"): prepare.main,
         ("python", "-m", "tpu.launch"): launch.main,
@@ -139,7 +141,7 @@ def test_every_command_is_one_that_its_parser_takes(place, line, monkeypatch):
     if options is None:
         assert other_command_is_known(line), line
         return
-    template = getattr(options, "template", "eol")
+    template = getattr(options, "template", None) or "eol"
     if template != "mine.json":
         read_template(template)
     if isinstance(options, TrainConfig) and not options.resume:

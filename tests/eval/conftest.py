@@ -19,7 +19,11 @@ class BagOfWords:
         self.calls, self.progress = [], []
 
     def describe(self):
-        return {"model": {"name": self.model_name, "files": {}}}
+        model = {"name": self.model_name, "folder": None, "files": {}, "parameters": 64}
+        return {"model": model, "adapter": None}
+
+    def words(self, text, k):
+        return [(word, 1 / k) for word in sorted(text.split())[:k]]
 
     def encode(self, texts, progress="not given"):
         self.calls.append(list(texts))
@@ -35,3 +39,35 @@ class BagOfWords:
 def bag_of_words():
     """An encoder without a model."""
     return BagOfWords()
+
+
+@pytest.fixture(scope="session")
+def small_downstream(tmp_path_factory):
+    """SentEval's folder with five pairs a subset of every STS task."""
+    from eval.tasks import YEARS
+
+    root = tmp_path_factory.mktemp("senteval") / "downstream"
+    pairs = [
+        (5.0, "A cat sleeps", "A cat is asleep"),
+        (4.0, "Two men talk", "Some men are talking"),
+        (3.0, "She reads a book", "A girl has a book"),
+        (1.5, "The train is late", "He missed the bus"),
+        (1.0, "Rain falls on the town", "The soup is too hot"),
+    ]
+    for year, subsets in YEARS.items():
+        folder = root / "STS" / f"{year}-en-test"
+        folder.mkdir(parents=True)
+        for subset in subsets:
+            texts = "".join(f"{a}\t{b}\n" for _, a, b in pairs)
+            (folder / f"STS.input.{subset}.txt").write_text(texts)
+            (folder / f"STS.gs.{subset}.txt").write_text("".join(f"{g}\n" for g, *_ in pairs))
+    (root / "STS" / "STSBenchmark").mkdir()
+    lines = "".join(f"g\tf\ty\t{n}\t{g}\t{a}\t{b}\n" for n, (g, a, b) in enumerate(pairs))
+    for split in ("dev", "test"):
+        (root / "STS" / "STSBenchmark" / f"sts-{split}.csv").write_text(lines)
+    (root / "SICK").mkdir()
+    lines = "n\ta\tb\tscore\n" + "".join(
+        f"{n}\t{a}\t{b}\t{g}\n" for n, (g, a, b) in enumerate(pairs)
+    )
+    (root / "SICK" / "SICK_test_annotated.txt").write_text(lines)
+    return root

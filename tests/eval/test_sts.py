@@ -63,7 +63,9 @@ def test_scores_the_seven_tasks_of_the_real_release(data, tmp_path, capsys, bag_
         assert f"{score:.2f}" in row
     assert f"{result['average']:.2f}" in shown
     text = page.read_text()
-    assert text.count("<svg") == 7
+    assert text.count("<svg") == 7 + 2  # a scatter a task, sizes, the histogram
+    for shown in ("none found", "random pairs", "anisotropy", "Pairs most out of rank", " → "):
+        assert shown in text
     assert "https:" not in text and "http:" not in text
     assert len(text) < 1_500_000
 

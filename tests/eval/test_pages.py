@@ -1,0 +1,87 @@
+"""Every page of the project works in a real browser, on a phone and on a desk."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eval import report, reproduce, sts
+from train import report as train_report
+
+_spec = importlib.util.spec_from_file_location("browser", Path(__file__).parent / "browser.py")
+browser = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(browser)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    found = browser.find()
+    if found is None:
+        pytest.skip(f"no browser is installed: none of {', '.join(browser.NAMES)}")
+    return found
+
+
+def sts_pages(folder, data, encoder, monkeypatch):
+    """The pages of eval.sts and eval.reproduce."""
+    long_name = "an/" + "x" * 70 + "-" + "y" * 70
+    monkeypatch.setattr(sts.StsOptions, "load", lambda self, default_dtype: encoder)
+    encoder.model_name = long_name
+    sts.run(sts.StsOptions(model=long_name, data=data, report=folder / "sts.html"))
+    models = ("opt-125m", "opt-6.7b", long_name)
+    output = folder / "rows"
+    asked = reproduce.ReproduceOptions(
+        **{"table": "sts-zero-shot", "data": data, "models": models, "output": output}
+    )
+    reproduce.run(asked)
+    return {"sts": folder / "sts.html", "reproduce": output / "sts-zero-shot.html"}
+
+
+def training_page(folder):
+    """The page of a training run, from its files."""
+    run = folder / "run"
+    run.mkdir()
+    config = {"model": "facebook/opt-1.3b", "data": "d" * 120, "lr": 5e-4, "adapter": None}
+    (run / "config.json").write_text(json.dumps(config))
+    metrics = [
+        {"step": n, "loss": 4 * 0.99**n, "accuracy": n / 200, "lr": 5e-4, "grad_norm": 1.0}
+        | {"step_s": 0.5, "sentences_per_s": 400.0}
+        for n in range(1, 200)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in metrics))
+    scores = [{"step": n, "dev": 40 + n / 10} for n in range(0, 200, 50)]
+    (run / "dev.jsonl").write_text("".join(json.dumps(s) + "\n" for s in scores))
+    return {"training": train_report.write_run_report(run)}
+
+
+def test_pages_have_no_errors_and_fit_a_phone(
+    chromium, tmp_path, small_downstream, bag_of_words, monkeypatch
+):
+    pages = sts_pages(tmp_path, small_downstream, bag_of_words, monkeypatch)
+    pages |= training_page(tmp_path)
+    texts = {name: path.read_text(encoding="utf-8") for name, path in pages.items()}
+    problems, found = browser.faults(chromium, texts, tmp_path)
+    assert problems == []
+    assert {(one["page"], one["width"]) for one in found} == {
+        (name, width) for name in pages for width in browser.WIDTHS
+    }
+    assert sum(one["images"] for one in found if one["page"] == "sts") > 0
+
+
+def test_what_is_wrong_with_a_page_is_found(chromium, tmp_path):
+    good = tmp_path / "good.html"
+    cloud = report.table(("a",), [("x " * 400,)])
+    report.write_page(good, "good", {"numbers": np.arange(300).tolist()}, [("x", cloud)])
+    text = good.read_text(encoding="utf-8")
+    bad = {
+        "wide": '<div style="width: 500px">x</div>',
+        "lost": '<img src="data:image/png;base64,AAAA" alt="x">',
+        "script": "<script>nothing.at.all()</script>",
+    }
+    pages = {name: text.replace("</body>", f"{part}</body>") for name, part in bad.items()}
+    problems, _ = browser.faults(chromium, {"good": text} | pages, tmp_path)
+    for start in ("wide at 380 px is 5", "lost at 380 px lacks an image: data:image/png"):
+        assert any(problem.startswith(start) for problem in problems), problems
+    assert any("nothing is not defined" in problem for problem in problems), problems
+    assert not [problem for problem in problems if problem.startswith("good")]
