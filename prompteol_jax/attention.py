@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from prompteol_jax import axes, nn
+from prompteol_jax import axes, fused_attention, nn
 
 _HIDDEN = -1e30  # finite: a softmax over a row of it is uniform, not NaN
 
@@ -42,14 +42,21 @@ def attend(
     mask_BQT: Bool[Array, "b q T"],
     prefix: tuple[Float[Array, "C K H"], Float[Array, "C K H"]] | None = None,
     real_C: Bool[Array, "C"] | None = None,
+    start_BT: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B Q N H"]:
     """Attend to the own row and the prefix: grouped heads, softmax in float32.
 
     Args:
         real_C: which tokens of a padded prefix are real; None where all are.
+        start_BT: what `mask_BQT` was made of, where the rows are packed and every token a query: a
+            TPU then runs one kernel instead, which spares it the scores' way through HBM.
     """
     B, Q, N, H = q_BQNH.shape
     k_BTKH, v_BTKH = axes.spread_heads(k_BTKH), axes.spread_heads(v_BTKH)
+    prefix = prefix and tuple(axes.spread_heads(a) for a in prefix)
+    fused = start_BT is not None and real_C is None and axes.platform() == "tpu"
+    if fused and fused_attention.applies(Q):
+        return fused_attention.attend(q_BQNH, k_BTKH, v_BTKH, start_BT, prefix)
     K = k_BTKH.shape[2]
     q_BQKGH = (q_BQNH * H**-0.5).reshape(B, Q, K, N // K, H)
     scores_BKGQT = nn.dot("BQKGH,BTKH->BKGQT", q_BQKGH, k_BTKH)
@@ -58,7 +65,7 @@ def attend(
         p_BKGQT = jax.nn.softmax(scores_BKGQT, axis=-1).astype(v_BTKH.dtype)
         y_BQKGH = nn.dot("BKGQT,BTKH->BQKGH", p_BKGQT, v_BTKH)
     else:
-        k_CKH, v_CKH = (axes.spread_heads(a) for a in prefix)
+        k_CKH, v_CKH = prefix
         C = k_CKH.shape[0]
         scores_BKGQC = nn.dot("BQKGH,CKH->BKGQC", q_BQKGH, k_CKH)
         if real_C is not None:

@@ -19,7 +19,7 @@ A mesh has two axes: `data` cuts the batch, `model` cuts heads, feed-forward wid
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -48,21 +48,22 @@ def parse_mesh(text: str) -> tuple[int, int]:
     return sizes
 
 
-def make_mesh(shape: tuple[int, int]) -> Mesh:
-    """Lay the first `data * model` devices out as a mesh.
+def make_mesh(shape: tuple[int, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Lay the first `data * model` devices out as a mesh; those of this machine by default.
 
     Raises: ValueError where there are fewer devices; the message names meshes that would fit.
     """
     data, model = shape
-    have = len(jax.devices())
+    devices = jax.devices() if devices is None else devices
+    have = len(devices)
     if data * model > have:
         fits = ", ".join(f"{have // m}x{m}" for m in _divisors(have))
         raise ValueError(
             f"mesh {data}x{model} needs {data * model} devices, found {have} "
-            f"({jax.devices()[0].platform}). Use {fits}, or more devices."
+            f"({devices[0].platform}). Use {fits}, or more devices."
         )
-    devices = jax.devices()[: data * model]
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+    types = (AxisType.Auto,) * 2
+    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices[: data * model])
 
 
 def check_mesh(
@@ -79,14 +80,21 @@ def check_mesh(
     if not misfits:
         return
     devices = shape[0] * shape[1]
-    meshes = [(devices // m, m) for m in _divisors(devices)]
-    fits = [f"{d}x{m}" for d, m in meshes if not _misfits(sizes, (d, m), batch)]
+    fits = [f"{d}x{m}" for d, m in fitting_meshes(sizes, devices, batch=batch)]
     advice = (
         f"Meshes of {devices} devices that fit: {', '.join(fits)}."
         if fits
         else (f"No mesh of {devices} devices fits; 1x1 always does.")
     )
     raise ValueError(f"mesh {shape[0]}x{shape[1]} does not fit: {'; '.join(misfits)}. {advice}")
+
+
+def fitting_meshes(
+    sizes: Mapping[str, int], devices: int, *, batch: int | None = None
+) -> list[tuple[int, int]]:
+    """The meshes of so many devices that the model and the batch can be cut to."""
+    meshes = [(devices // model, model) for model in _divisors(devices)]
+    return [mesh for mesh in meshes if not _misfits(sizes, mesh, batch)]
 
 
 def _misfits(sizes: Mapping[str, int], shape: tuple[int, int], batch: int | None) -> list[str]:

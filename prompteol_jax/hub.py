@@ -65,6 +65,25 @@ def dataset_file(repo: str, file: str) -> Path:
         raise _explained(error, f"datasets/{repo}", None, constants.ENDPOINT) from error
 
 
+def config_folder(name: str) -> Path:
+    """The folder of a model, of which a download takes `config.json` alone.
+
+    Raises: as `local_folder`.
+    """
+    if Path(name).expanduser().is_dir() or not _NAME.fullmatch(name.partition("@")[0]):
+        return local_folder(name)
+    from huggingface_hub import constants, snapshot_download
+
+    repo, _, revision = name.partition("@")
+    if constants.HF_HUB_OFFLINE:
+        return _downloaded(repo, revision or None, "model")
+    try:
+        found = snapshot_download(repo, revision=revision or None, allow_patterns=["config.json"])
+    except (OSError, RuntimeError) as error:
+        raise _explained(error, repo, revision or None, constants.ENDPOINT) from error
+    return _checked(Path(found), "model")
+
+
 def weights_revision(folder: Path) -> str | None:
     """The commit of a folder in the hub's cache; None for any other folder."""
     snapshot = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith(

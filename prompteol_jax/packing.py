@@ -8,12 +8,26 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
 from prompteol_jax.models.decoder import Rows
+
+ROW: Final = 128  # tokens of a row, unless a sentence is longer; a TPU's tile is as wide
+_SHORTEST: Final = 10  # tokens that a sentence has on average at least
+
+
+def row_shape(longest: int) -> tuple[int, int]:
+    """Tokens of a row and the most sentences in it, where the longest has so many ids."""
+    capacity = -(-longest // ROW) * ROW
+    return capacity, capacity // _SHORTEST
+
+
+def rows_of(capacity: int, tokens: int, multiple: int) -> int:
+    """Rows that hold about so many tokens, a whole multiple."""
+    return max(1, tokens // capacity // multiple) * multiple
 
 
 class Packed(NamedTuple):

@@ -64,6 +64,7 @@ class View(NamedTuple):
     angles: Any = None  # of every token's place: LLaMA's cosines and sines
     query_BQ: Array | None = None  # None: every token is a query
     real_C: Array | None = None  # tokens of a padded prefix that are real; None: all
+    start_BT: Array | None = None  # of packed rows, where every token is a query; else None
 
     @jax.named_scope("pool")
     def queries(self, x: jax.Array) -> jax.Array:
@@ -174,7 +175,7 @@ class Decoder(nnx.Module):
     ) -> jax.Array:
         """The last block and what follows it, for the last tokens alone."""
         mask_BQT = attention.visible(x_BTD.shape[1], rows.last_BS, rows.start_BT)
-        view = view._replace(mask_BQT=mask_BQT, query_BQ=rows.last_BS)
+        view = view._replace(mask_BQT=mask_BQT, query_BQ=rows.last_BS, start_BT=None)
         prefix = None if cache is None else cache.last
         x_BSD, _ = self.last(x_BTD, view, prefix, nn.fold_keys(key_B, self._scanned))
         with jax.named_scope("pool"):
@@ -203,6 +204,7 @@ class Decoder(nnx.Module):
             attention.visible(T, None, rows.start_BT),
             self.stem.angles(place_BT),
             real_C=None if cache is None else cache.real,
+            start_BT=rows.start_BT,
         )
         watched = view._replace(query_BQ=watched_BS)
 

@@ -228,7 +228,9 @@ class Block(nnx.Module):
             x_BQD, y_BQD = view.queries(x_BTD), view.queries(y_BTD)
             q_BQNH = attention.rotate(self.q(y_BQD, keys[0]), view.query_angles())
             q_BQNH = axes.constrain(q_BQNH, "BQNH")
-            y_BQNH = attention.attend(q_BQNH, *kv, view.mask_BQT, prefix, view.real_C)
+            y_BQNH = attention.attend(
+                q_BQNH, *kv, view.mask_BQT, prefix, view.real_C, view.start_BT
+            )
             x_BQD = axes.constrain(x_BQD + self.o(y_BQNH, keys[3]), "BQD")
         with jax.named_scope("mlp"):
             y_BQD = self.mlp_norm(x_BQD)

@@ -161,7 +161,9 @@ class Block(nnx.Module):
             kv = self._keys_values(y_BTD, keys)
             x_BQD, y_BQD = view.queries(x_BTD), view.queries(y_BTD)
             q_BQNH = axes.constrain(self.q(y_BQD, keys[0]), "BQNH")
-            y_BQNH = attention.attend(q_BQNH, *kv, view.mask_BQT, prefix, view.real_C)
+            y_BQNH = attention.attend(
+                q_BQNH, *kv, view.mask_BQT, prefix, view.real_C, view.start_BT
+            )
             x_BQD = x_BQD + nn.dropout(self.o(y_BQNH, keys[3]), keys[6], self.rate)
             x_BQD = axes.constrain(x_BQD, "BQD")
             if not self.pre_norm:

@@ -1,0 +1,250 @@
+"""Attention of packed rows as one TPU kernel: scores never leave the core.
+
+XLA writes the scores of short rows to HBM and reads them back several times; here a program of the
+grid holds one row with some of its heads, and everything between the projections happens inside.
+Arrays are kept as XLA's products leave them, tokens last: a head is then a slice of whole tiles, and
+scores, keys by queries, have a row's own `start_T` along them. The result is that of
+`attention.attend`, rounding apart.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Final, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
+
+FORWARD: Final = "packed_attention_forward"
+BACKWARD: Final = "packed_attention_backward"
+_LANES: Final = 128
+_WIDTH: Final = 2048  # heads times their width that a program holds at most
+_HIDDEN: Final = -1e30
+Prefix = tuple[Float[Array, "C K H"], Float[Array, "C K H"]]
+
+
+class Shape(NamedTuple):
+    """Sizes of one call: query and key/value heads, head width, tokens of row and prefix."""
+
+    N: int
+    K: int
+    H: int
+    T: int
+    C: int
+    interpret: bool
+
+    @property
+    def heads(self) -> int:
+        """Key/value heads of one program: as many as fit, in whole tiles."""
+        divisors = [k for k in range(1, self.K + 1) if self.K % k == 0]
+        return max([k for k in divisors if k * self.H <= _WIDTH] or [1])
+
+
+def applies(T: int) -> bool:
+    """Say whether the kernel takes rows of T tokens: whole tiles of them."""
+    return T % _LANES == 0 and T <= 4 * _LANES
+
+
+def attend(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BTKH: Float[Array, "B T K H"],
+    v_BTKH: Float[Array, "B T K H"],
+    start_BT: Int[Array, "B T"],
+    prefix: Prefix | None,
+    *,
+    interpret: bool = False,
+) -> Float[Array, "B T N H"]:
+    """Attend every token to its own sentence's tokens up to itself, and to the whole prefix.
+
+    On a mesh every device runs the kernel over its own rows and heads.
+
+    Args:
+        start_BT: place of the first token of each token's sentence.
+        interpret: run the kernel's program step by step, on any device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    call = functools.partial(_local, interpret=interpret)
+    if mesh.empty or mesh.size == 1:
+        return call(q_BTNH, k_BTKH, v_BTKH, start_BT, prefix)
+    rows, heads = PartitionSpec("data", None, "model"), PartitionSpec(None, "model")
+    places = (rows, rows, rows, PartitionSpec("data"), None if prefix is None else (heads, heads))
+    mapped = jax.shard_map(call, in_specs=places, out_specs=rows, check_vma=False)
+    return mapped(q_BTNH, k_BTKH, v_BTKH, start_BT, prefix)
+
+
+def _local(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    start_BT: jax.Array,
+    prefix: Prefix | None,
+    *,
+    interpret: bool,
+) -> jax.Array:
+    """The kernel over one device's arrays, as `[B, N * H, T]`."""
+    B, T, N, H = q_BTNH.shape
+    K = k_BTKH.shape[2]
+    C = 0 if prefix is None else prefix[0].shape[0]
+    k_CKH, v_CKH = prefix or (jnp.zeros((0, K, H), k_BTKH.dtype),) * 2
+    padding = ((0, 0), (0, _LANES - C % _LANES))
+    rows = [x.transpose(0, 2, 3, 1).reshape(B, -1, T) for x in (q_BTNH, k_BTKH, v_BTKH)]
+    shared = [jnp.pad(x.reshape(C, K * H).T, padding) for x in (k_CKH, v_CKH)]
+    y = _attend(Shape(N, K, H, T, C, interpret), *rows, start_BT[:, None], *shared)
+    return y.reshape(B, N, H, T).transpose(0, 3, 1, 2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(shape: Shape, q: Any, k: Any, v: Any, start: Any, k_C: Any, v_C: Any) -> jax.Array:
+    return pl.pallas_call(
+        functools.partial(_forward, shape),
+        out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        in_specs=_specs(shape, k_C.shape[1]),
+        out_specs=_specs(shape, k_C.shape[1])[0],
+        **_call(shape, q.shape[0], FORWARD, sequential=False),
+    )(q, k, v, start, k_C, v_C)
+
+
+def _attend_forward(shape: Shape, *operands: jax.Array) -> tuple[jax.Array, tuple]:
+    return _attend(shape, *operands), operands
+
+
+def _attend_backward(shape: Shape, operands: tuple, dy: jax.Array) -> tuple:
+    q, k, v, _, k_C, v_C = operands
+    specs = _specs(shape, k_C.shape[1])
+    wide = jax.ShapeDtypeStruct(k_C.shape, jnp.float32)
+    like = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)]
+    dq, dk, dv, dk_C, dv_C = pl.pallas_call(
+        functools.partial(_backward, shape),
+        out_shape=(*like, wide, wide),
+        in_specs=[*specs, specs[0]],
+        out_specs=[*specs[:3], *specs[4:]],
+        **_call(shape, q.shape[0], BACKWARD, sequential=True),
+    )(*operands, dy)
+    return dq, dk, dv, None, dk_C.astype(k_C.dtype), dv_C.astype(v_C.dtype)
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _call(shape: Shape, B: int, name: str, *, sequential: bool) -> dict[str, Any]:
+    """What both kernels are called with: blocks of heads outside, rows inside.
+
+    The gradient of the prefix is summed over the rows, which then follow one another.
+    """
+    order = ("parallel", "arbitrary" if sequential else "parallel")
+    return dict(
+        grid=(shape.K // shape.heads, B),
+        name=name,
+        interpret=shape.interpret,
+        compiler_params=pltpu.CompilerParams(dimension_semantics=order),
+    )
+
+
+def _specs(shape: Shape, C: int) -> list[pl.BlockSpec]:
+    """Blocks of q, k, v, start, and of the prefix's k and v."""
+    width = shape.heads * shape.H
+    group = shape.N // shape.K
+
+    def row(heads: Any, b: Any) -> tuple:
+        return b, heads, 0
+
+    return [
+        pl.BlockSpec((1, width * group, shape.T), row),
+        pl.BlockSpec((1, width, shape.T), row),
+        pl.BlockSpec((1, width, shape.T), row),
+        pl.BlockSpec((1, 1, shape.T), lambda heads, b: (b, 0, 0)),
+        pl.BlockSpec((width, C), lambda heads, b: (heads, 0)),
+        pl.BlockSpec((width, C), lambda heads, b: (heads, 0)),
+    ]
+
+
+def _probabilities(shape: Shape, q: Any, k: Any, k_C: Any, start: Any) -> tuple[Any, Any]:
+    """Softmax of one head over its row `[T, Q]` and the prefix `[C, Q]`, float32."""
+    scale = shape.H**-0.5
+    scores, scores_C = _dot(k, q, 0, 0) * scale, _dot(k_C, q, 0, 0) * scale
+    key = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
+    query = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+    scores = jnp.where((key <= query) & (key >= start), scores, _HIDDEN)
+    place = jax.lax.broadcasted_iota(jnp.int32, scores_C.shape, 0)
+    scores_C = jnp.where(place < shape.C, scores_C, _HIDDEN)
+    most = jnp.maximum(scores.max(0, keepdims=True), scores_C.max(0, keepdims=True))
+    p, p_C = jnp.exp(scores - most), jnp.exp(scores_C - most)
+    total = p.sum(0, keepdims=True) + p_C.sum(0, keepdims=True)
+    return p / total, p_C / total
+
+
+def _dot(a: Any, b: Any, axis_a: int, axis_b: int) -> Any:
+    """A product of two matrices in their dtype, accumulated in float32."""
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    return jax.lax.dot_general(
+        a,
+        b,
+        (((axis_a,), (axis_b,)), ((), ())),
+        precision=precision,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _rows(head: int, H: int) -> slice:
+    return slice(head * H, (head + 1) * H)
+
+
+def _forward(shape: Shape, *refs: Any) -> None:
+    q_ref, k_ref, v_ref, start_ref, kc_ref, vc_ref, y_ref = refs
+    start = start_ref[0]
+    group = shape.N // shape.K
+    for head in range(shape.heads):
+        own = _rows(head, shape.H)
+        k, v, k_C, v_C = k_ref[0, own], v_ref[0, own], kc_ref[own], vc_ref[own]
+        for query in range(head * group, (head + 1) * group):
+            rows = _rows(query, shape.H)
+            p, p_C = _probabilities(shape, q_ref[0, rows], k, k_C, start)
+            y = _dot(v, p.astype(v.dtype), 1, 0) + _dot(v_C, p_C.astype(v.dtype), 1, 0)
+            y_ref[0, rows] = y.astype(y_ref.dtype)
+
+
+def _backward(shape: Shape, *refs: Any) -> None:
+    q_ref, k_ref, v_ref, start_ref, kc_ref, vc_ref, dy_ref = refs[:7]
+    dq_ref, dk_ref, dv_ref, dkc_ref, dvc_ref = refs[7:]
+    start, scale = start_ref[0], shape.H**-0.5
+
+    @pl.when(pl.program_id(1) == 0)
+    def _begin() -> None:
+        dkc_ref[...] = jnp.zeros_like(dkc_ref)
+        dvc_ref[...] = jnp.zeros_like(dvc_ref)
+
+    group = shape.N // shape.K
+    for head in range(shape.heads):
+        own = _rows(head, shape.H)
+        k, v, k_C, v_C = k_ref[0, own], v_ref[0, own], kc_ref[own], vc_ref[own]
+        sums = [jnp.zeros(x.shape, jnp.float32) for x in (k, v, k_C, v_C)]
+        for query in range(head * group, (head + 1) * group):
+            rows = _rows(query, shape.H)
+            q, dy = q_ref[0, rows], dy_ref[0, rows]
+            p, p_C = _probabilities(shape, q, k, k_C, start)
+            dp, dp_C = _dot(v, dy, 0, 0), _dot(v_C, dy, 0, 0)
+            mean = (p * dp).sum(0, keepdims=True) + (p_C * dp_C).sum(0, keepdims=True)
+            ds = (p * (dp - mean) * scale).astype(q.dtype)
+            ds_C = (p_C * (dp_C - mean) * scale).astype(q.dtype)
+            dq = _dot(k, ds, 1, 0) + _dot(k_C, ds_C, 1, 0)
+            dq_ref[0, rows] = dq.astype(dq_ref.dtype)
+            parts = (
+                _dot(q, ds, 1, 1),
+                _dot(dy, p.astype(dy.dtype), 1, 1),
+                _dot(q, ds_C, 1, 1),
+                _dot(dy, p_C.astype(dy.dtype), 1, 1),
+            )
+            sums = [total + part for total, part in zip(sums, parts, strict=True)]
+        dk_ref[0, own] = sums[0].astype(dk_ref.dtype)
+        dv_ref[0, own] = sums[1].astype(dv_ref.dtype)
+        dkc_ref[own] += sums[2]
+        dvc_ref[own] += sums[3]
+
+
+def flops(B: int, T: int, width: int, *, products: int) -> float:
+    """FLOPs of a call over `width` rows of queries; products span the row and the prefix."""
+    return 2.0 * products * B * T * (T + _LANES) * width

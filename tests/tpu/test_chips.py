@@ -1,0 +1,37 @@
+"""Topologies are read as they are written, and know their rings."""
+
+import pytest
+
+from tpu.chips import CHIPS, parse_topology, slices
+
+
+@pytest.mark.parametrize("text", ["v5e:2x4", "v5p:2x2x1", "v6e:16x16", "v4:4x4x4"])
+def test_a_topology_is_read_and_written_alike(text):
+    assert str(parse_topology(text)) == text
+
+
+@pytest.mark.parametrize("text", ["v5e", "v5e:8", "v5e:2x2x2", "v9:2x4", "v5e:16x32", "v5e:0x4"])
+def test_another_form_is_refused_with_those_that_exist(text):
+    with pytest.raises(ValueError, match="v5e up to 16x16"):
+        parse_topology(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "rings"),
+    [
+        ("v5e:2x4", (False, False)),
+        ("v5e:8x16", (False, True)),
+        ("v5e:16x16", (True, True)),
+        ("v5p:2x2x1", (False, False, False)),
+        ("v5p:4x4x8", (True, True, True)),
+    ],
+)
+def test_only_whole_axes_are_rings(text, rings):
+    topology = parse_topology(text)
+    assert tuple(topology.ring(axis) for axis in range(len(rings))) == rings
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=lambda chip: chip.name)
+def test_usual_slices_grow(chip):
+    sizes = [topology.devices for topology in slices(chip)]
+    assert sizes == sorted(set(sizes))

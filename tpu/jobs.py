@@ -1,0 +1,181 @@
+"""The programs that a job runs on a slice, described from shapes alone: nothing is loaded or drawn.
+
+They are the very functions that encode and train call: `slabs.encode` in the shapes that its
+sentences are sorted into, and `Learner.step`. A job is a stream of steps; each of its shapes has a
+share in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from prompteol_jax import adapters, axes, models, nn, packing, slabs
+from prompteol_jax.models.decoder import Decoder, KVCache, Remat, Rows
+from prompteol_jax.pipeline import default_batch_tokens
+from tpu.lengths import Lengths
+from train.step import Batch, Learner, TrainState, make_optimizer, state_places
+
+_SAMPLE: Final = 4096  # sentences that are packed to see how full rows get
+_DTYPE: Final = jnp.bfloat16
+
+
+class Step(NamedTuple):
+    """One shape that a job compiles: a jitted function and placeholders of its arguments.
+
+    Attributes:
+        share: of the stream's steps; sentences, tokens: real ones in a step.
+    """
+
+    label: str
+    share: float
+    sentences: float
+    tokens: float
+    function: Any
+    arguments: tuple
+
+    def trace(self, mesh: Mesh) -> Any:
+        """Trace the function for a mesh of described devices."""
+        with jax.set_mesh(mesh):
+            return self.function.trace(*self.arguments)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encode:
+    """Encoding a steady stream of sentences.
+
+    Attributes:
+        C: ids of the shared prefix.
+        packed: sentences share rows; else each has a row of its own on the fixed ladder.
+        batch_tokens: of a slab; None for the device's own number.
+    """
+
+    config: models.Config
+    lengths: Lengths
+    C: int
+    packed: bool = False
+    batch_tokens: int | None = None
+    passes: int = 1  # useful passes over the weights
+
+    def scaled(self, load: float) -> Encode:
+        """The same job with as many times the tokens a slab, if it says how many."""
+        tokens = self.batch_tokens and round(self.batch_tokens * load)
+        return dataclasses.replace(self, batch_tokens=tokens)
+
+    def steps(self, mesh: Mesh) -> Iterator[Step]:
+        """The slabs of the stream, on a mesh of described devices."""
+        model = models.abstract_decoder(self.config, mesh, dtype=_DTYPE)
+        cache = _cache(model, self.config, mesh, self.C)
+        slabs_ = self._packed(mesh) if self.packed else self._ladder(mesh)
+        for rows, share, sentences, tokens in slabs_:
+            B, T = rows.ids_BT.shape
+            label = f"{B} rows of {T}"
+            yield Step(label, share, sentences, tokens, slabs.encode, (model, rows, cache))
+
+    def _tokens(self, mesh: Mesh) -> int:
+        return self.batch_tokens or default_batch_tokens(mesh)
+
+    def _packed(self, mesh: Mesh) -> Iterator[tuple[Rows, float, float, float]]:
+        T, S = packing.row_shape(max(self.lengths.counts))
+        filled = len(packing.bins(self.lengths.draw(_SAMPLE), T, S))
+        B = packing.rows_of(T, self._tokens(mesh), mesh.shape["data"])
+        sentences = B * _SAMPLE / filled
+        yield _rows(mesh, B, T, S), 1.0, sentences, sentences * self.lengths.mean
+
+    def _ladder(self, mesh: Mesh) -> Iterator[tuple[Rows, float, float, float]]:
+        ladder = slabs.Ladder.fixed(self.config.P, self._tokens(mesh), mesh.shape["data"])
+        sentences, tokens = Counter(), Counter()
+        for length, count in self.lengths.counts.items():
+            sentences[ladder.rung(length)] += count
+            tokens[ladder.rung(length)] += count * length
+        slabs_ = {rung: count / ladder.rows[rung] for rung, count in sentences.items()}
+        for rung, count in sorted(sentences.items()):
+            B, T = ladder.rows[rung], ladder.lengths[rung]
+            share = slabs_[rung] / sum(slabs_.values())
+            yield _rows(mesh, B, T, None), share, B, B * tokens[rung] / count
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train:
+    """Training steps of a LoRA adapter on batches of triplets; see `train.config` for the rest."""
+
+    config: models.Config
+    lengths: Lengths
+    C: int
+    batch: int = 256
+    chunks: int = 1
+    remat: Remat = "none"
+    passes: int = 2  # forward, and backward through the frozen weights
+
+    def scaled(self, load: float) -> Train:
+        """The same job with as many times the triplets a batch."""
+        return dataclasses.replace(self, batch=round(self.batch * load))
+
+    def steps(self, mesh: Mesh) -> Iterator[Step]:
+        """The one step, with as many rows as a typical batch fills."""
+        lora = adapters.LoraConfig()
+        model = models.abstract_decoder(self.config, mesh, dtype=_DTYPE)
+        model = adapters.attach(model, self.config, lora, mesh)
+        graph, start, frozen = nnx.split(model, nn.Lora, ...)
+        optimizer, _ = make_optimizer(5e-4, 1000, 100)
+        places = state_places(optimizer, start, mesh)
+        learner = Learner(graph, optimizer, places, self.chunks, self.remat, stochastic=True)
+        state = jax.eval_shape(lambda t: TrainState(jnp.int32(0), t, optimizer.init(t)), start)
+        lengths = self.lengths.draw(3 * self.batch)
+        T, S = row_shape(max(self.lengths.counts))
+        multiple = row_multiple(mesh.shape["data"], self.chunks)
+        B = -(-len(packing.bins(lengths, T, S)) // multiple) * multiple
+        batch = Batch(_rows(mesh, B, T, S), _whole(mesh, (self.batch, 3), jnp.int32))
+        prefix_C = _whole(mesh, (self.C,), jnp.int32)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        arguments = (_placed(state, places), frozen, batch, prefix_C, _whole(mesh, (), key.dtype))
+        label = f"{B} rows of {T}"
+        yield Step(label, 1.0, len(lengths), sum(lengths), learner.step, arguments)
+
+
+def linear_weights(config: models.Config) -> int:
+    """Weights of the decoder's linear layers: no embeddings, norms, biases or head."""
+    c = config
+    attention = 2 * c.D * c.N * c.sizes["H"] + 2 * c.D * c.sizes["K"] * c.sizes["H"]
+    return c.L * (attention + (2 if c.family == "opt" else 3) * c.D * c.F)
+
+
+def _rows(mesh: Mesh, B: int, T: int, S: int | None) -> Rows:
+    """Placeholders of rows: packed ones with S sentences, or of one sentence each."""
+
+    def ids(dims: str, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=axes.sharding(dims, shape, mesh))
+
+    start_BT = None if S is None else ids("BT", B, T)
+    return Rows(ids("BT", B, T), ids("BS", B, S or 1), start_BT)
+
+
+def _cache(model: Decoder, config: models.Config, mesh: Mesh, C: int) -> KVCache | None:
+    """Placeholders of the shared prefix's keys and values, cut along their heads."""
+    if C == 0:
+        return None
+    with jax.set_mesh(mesh):
+        shapes = jax.eval_shape(slabs.prefill, model, jax.ShapeDtypeStruct((C,), jnp.int32))
+
+    def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        dims = "LCKH" if x.ndim == 4 else "CKH"
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=axes.sharding(dims, x.shape, mesh))
+
+    return jax.tree.map(place, shapes)
+
+
+def _whole(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+
+
+def _placed(shapes: Any, places: Any) -> Any:
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
+    )
