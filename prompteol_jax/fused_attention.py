@@ -2,8 +2,8 @@
 
 XLA writes the scores of short rows to HBM and reads them back several times; here a program of the
 grid holds one row with some of its heads, and everything between the projections happens inside.
-Arrays are kept as XLA's products leave them, tokens last: a head is then a slice of whole tiles, and
-scores, keys by queries, have a row's own `start_T` along them. The result is that of
+Arrays are kept as XLA's products leave them, tokens last: a head is then a slice of whole tiles,
+and scores, keys by queries, have a row's own `start_T` along them. The result is that of
 `attention.attend`, rounding apart.
 """
 

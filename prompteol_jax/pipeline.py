@@ -75,7 +75,7 @@ class Pipeline:
         """Vectors as they are done, slab by slab, with their places in `texts`."""
         ladder = Ladder.fixed(
             self.prompt.max_tokens,
-            batch_tokens or default_batch_tokens(self.mesh),
+            batch_tokens or default_batch_tokens(self.mesh, self.decoder.width),
             self.mesh.shape["data"],
         )
         flying: deque[tuple[Slab, jax.Array]] = deque()
@@ -131,9 +131,14 @@ class Pipeline:
         return self._cache
 
 
-def default_batch_tokens(mesh: Mesh) -> int:
-    """Tokens of a slab that keep the devices of a mesh busy."""
-    return (512 if mesh.devices.flat[0].platform == "cpu" else 16384) * mesh.shape["data"]
+def default_batch_tokens(mesh: Mesh, D: int) -> int:
+    """Tokens of a slab that keep the devices of a mesh busy.
+
+    On a TPU the activations of a slab, D wide, then stay in the core's memory (docs/performance.md).
+    """
+    platform = mesh.devices.flat[0].platform
+    tokens = {"cpu": 512, "tpu": max(2048, 2**24 // D)}.get(platform, 16384)
+    return tokens * mesh.shape["data"]
 
 
 def _landed(slab: Slab, z_BD: jax.Array) -> tuple[list[int], np.ndarray]:

@@ -80,7 +80,7 @@ class Encode:
             yield Step(label, share, sentences, tokens, slabs.encode, (model, rows, cache))
 
     def _tokens(self, mesh: Mesh) -> int:
-        return self.batch_tokens or default_batch_tokens(mesh)
+        return self.batch_tokens or default_batch_tokens(mesh, self.config.D)
 
     def _packed(self, mesh: Mesh) -> Iterator[tuple[Rows, float, float, float]]:
         T, S = packing.row_shape(max(self.lengths.counts))

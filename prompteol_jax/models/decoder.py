@@ -157,6 +157,11 @@ class Decoder(nnx.Module):
         return KVCache((kv[0][:, 0], kv[1][:, 0]), (k_BTKH[0], v_BTKH[0]))
 
     @property
+    def width(self) -> int:
+        """Width D of the residual stream."""
+        return self.last.attention_norm.scale.shape[-1]
+
+    @property
     def depth(self) -> int:
         """Blocks that the model runs."""
         return self._scanned + 1
