@@ -134,7 +134,7 @@ class Pipeline:
 def default_batch_tokens(mesh: Mesh, D: int) -> int:
     """Tokens of a slab that keep the devices of a mesh busy.
 
-    On a TPU the activations of a slab, D wide, then stay in the core's memory (docs/performance.md).
+    On a TPU the slab's activations, D wide, then stay in the core's memory.
     """
     platform = mesh.devices.flat[0].platform
     tokens = {"cpu": 512, "tpu": max(2048, 2**24 // D)}.get(platform, 16384)
