@@ -49,8 +49,10 @@ def parse_mesh(text: str) -> tuple[int, int]:
 
 
 def make_mesh(shape: tuple[int, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Lay the first `data * model` devices out as a mesh; those of this machine by default.
+    """Lay the first `data * model` devices out as a mesh.
 
+    Args:
+        devices: those to choose from, by default all that jax finds, of all processes.
     Raises: ValueError where there are fewer devices; the message names meshes that would fit.
     """
     data, model = shape

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import numpy as np
-from jax.sharding import Sharding
+from jax.sharding import Mesh, Sharding
+
+from prompteol_jax import axes
 
 
 def initialize(coordinator: str | None, processes: int | None, process: int | None) -> None:
@@ -12,18 +16,60 @@ def initialize(coordinator: str | None, processes: int | None, process: int | No
 
     Args:
         coordinator: HOST:PORT of process 0, or `auto` where the cluster tells every process.
-    Raises: ValueError where an address comes without the number of processes or this one's own.
+    Raises: ValueError where an address comes without the number of processes or this one's own, or
+        these without an address.
     """
-    if coordinator is None:
+    if coordinator in (None, "auto"):
+        if processes is not None or process is not None:
+            raise ValueError("--processes and --process need --coordinator HOST:PORT beside them")
+        if coordinator == "auto":
+            jax.distributed.initialize()
         return
-    if coordinator == "auto":
-        jax.distributed.initialize()
-        return
-    if processes is None or process is None:
+    if processes is None or process is None or not 0 <= process < processes:
         raise ValueError(
             f"--coordinator {coordinator} needs --processes N and --process I (0 to N-1) beside it"
         )
     jax.distributed.initialize(coordinator, processes, process)
+
+
+class Part(NamedTuple):
+    """One of several processes that work apart, each on a mesh of its own devices.
+
+    Attributes:
+        mesh: None for a process alone, which chooses its devices when it needs them.
+    """
+
+    process: int = 0
+    processes: int = 1
+    mesh: Mesh | None = None
+
+    def wait(self, name: str) -> None:
+        """Return when every process has come to this point."""
+        if self.processes > 1:
+            wait_for_all(name)
+
+
+def work_apart(
+    mesh: str, coordinator: str | None, processes: int | None, process: int | None
+) -> Part:
+    """Join the other processes, and take this one's share of the `data` axis of their mesh.
+
+    Raises: ValueError as `initialize`, and where the processes cannot share that axis.
+    """
+    data, model = axes.parse_mesh(mesh)
+    if coordinator is not None:
+        simulate_devices(data * model // (processes or 1))
+    initialize(coordinator, processes, process)
+    if coordinator is None:
+        return Part()
+    together = jax.process_count()
+    if data % together:
+        raise ValueError(
+            f"--mesh {mesh} cannot be shared by {together} processes: each encodes texts of its "
+            f"own, so data = {data} must be a multiple of {together}"
+        )
+    own = axes.make_mesh((data // together, model), jax.local_devices())
+    return Part(jax.process_index(), together, own)
 
 
 def is_primary() -> bool:

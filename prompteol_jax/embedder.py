@@ -9,6 +9,7 @@ from typing import Any, Final
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float
 
 from prompteol_jax import axes, distributed, models, nn, provenance
@@ -57,7 +58,7 @@ class Embedder:
         model: str,
         adapter: str | None = None,
         template: str | Template = "eol",
-        mesh: str = "1x1",
+        mesh: str | Mesh = "1x1",
         dtype: str = "bfloat16",
         *,
         layer: int | None = None,
@@ -70,7 +71,7 @@ class Embedder:
             model: a Hugging Face folder, a hub name such as `facebook/opt-2.7b`, or `tiny`.
             adapter: a PEFT folder or hub name, or the folder of a training run.
             template: a name such as `eol` or `eol-icl-2.7b`, a file, or a Template.
-            mesh: DATAxMODEL, devices along each axis.
+            mesh: DATAxMODEL, devices along each axis; or what `axes.make_mesh` gives.
             layer: take `hidden_states[layer]` instead of the last one.
         Raises: ValueError, FileNotFoundError or OSError that says what to do, before any work.
         """
@@ -78,10 +79,12 @@ class Embedder:
             raise ValueError(f"dtype {dtype!r} is not supported; supported: {', '.join(DTYPES)}")
         if isinstance(template, str):
             template = read_template(template)
-        shape = axes.parse_mesh(mesh)
-        distributed.simulate_devices(shape[0] * shape[1])
+        if isinstance(mesh, str):
+            shape = axes.parse_mesh(mesh)
+            distributed.simulate_devices(shape[0] * shape[1])
+            mesh = axes.make_mesh(shape)
         pretrained = load_pretrained(
-            model, axes.make_mesh(shape), dtype=jnp.dtype(dtype), adapter=adapter, layer=layer
+            model, mesh, dtype=jnp.dtype(dtype), adapter=adapter, layer=layer
         )
         return cls(pretrained, template, pooling=pooling, batch_tokens=batch_tokens)
 

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +19,7 @@ from prompteol_jax.options import ModelOptions
 from prompteol_jax.progress import progress_bar
 
 if TYPE_CHECKING:
+    from prompteol_jax import distributed
     from prompteol_jax.embedder import Embedder
 
 JOINS: Final = {".npy": shards.join_npy, ".parquet": shards.join_parquet}
@@ -43,7 +45,13 @@ class EncodeOptions(ModelOptions):
     overwrite: bool = False
     """Replace an output that exists, and parts of a run with other settings."""
     shard_rows: int = 16384
-    """Texts of a shard: what a kill can cost, and about what is held in memory."""
+    """Texts of a shard; a kill can cost two shards, and about so many are held in memory."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0 of several, or `auto` on a TPU pod; each encodes shards of its own."""
+    processes: int | None = None
+    """How many processes there are; together they have the devices of --mesh."""
+    process: int | None = None
+    """Which of them this is, from 0."""
 
 
 def encode_corpus(options: EncodeOptions) -> None:
@@ -52,27 +60,53 @@ def encode_corpus(options: EncodeOptions) -> None:
     with corpus.opened(options.input, spool=options.output.parent) as texts:
         settings = _settings(options)
         chunks = corpus.survey(texts, options.shard_rows)
-        invalid = texts.invalid
-        with shards.opened(parts, settings, chunks, overwrite=options.overwrite) as vectors:
-            closing = [f"{invalid} with invalid UTF-8"] if invalid else []
-            closing += _finish(options, texts, vectors)
-            if parts != options.output:
+        closing = [f"{texts.invalid} with invalid UTF-8"] if texts.invalid else []
+        part = _part(options)
+        with shards.opened(
+            parts,
+            settings,
+            chunks,
+            overwrite=options.overwrite,
+            process=part.process,
+            processes=part.processes,
+        ) as vectors:
+            closing += _finish(options, texts, vectors, part)
+            if parts != options.output and part.process == 0:
                 JOINS[options.output.suffix.lower()](vectors, options.output)
                 vectors.remove()
-    shape = f"float32 [{vectors.rows}, {vectors.width}]"
-    sys.stderr.write(f"{options.output}: {shape}; {', '.join(closing)}\n")
+            part.wait("vectors are joined")
+    if part.process == 0:
+        shape = f"float32 [{vectors.rows}, {vectors.width}]"
+        sys.stderr.write(f"{options.output}: {shape}; {', '.join(closing)}\n")
 
 
-def _finish(options: EncodeOptions, texts: corpus.Corpus, vectors: shards.Shards) -> list[str]:
+def _part(options: EncodeOptions) -> distributed.Part:
+    from prompteol_jax import distributed
+
+    return distributed.work_apart(
+        options.mesh, options.coordinator, options.processes, options.process
+    )
+
+
+def _finish(
+    options: EncodeOptions, texts: corpus.Corpus, vectors: shards.Shards, part: distributed.Part
+) -> list[str]:
     """Load the model and encode, if anything is missing; return what to say about it."""
     there = len(vectors.chunks) - len(vectors.missing)
     said = [f"{there} of {len(vectors.chunks)} shards were there"] if there else []
     said += [f"{vectors.damaged} damaged shards anew"] if vectors.damaged else []
+    part.wait("every process knows what is missing")
     if vectors.width is not None and not vectors.missing:
+        vectors.begin(vectors.width)
         return [*said, "nothing left to encode"]
-    embedder = options.load("bfloat16")
+    embedder = options.load("bfloat16", part.mesh)
     vectors.begin(embedder.width)
-    return said + _encode_missing(options, embedder, texts, vectors)
+    part.wait("the run has begun")
+    said += _encode_share(options, embedder, texts, vectors, part)
+    part.wait("all shards are written")
+    if part.processes > 1 and part.process == 0:
+        vectors.gather()
+    return said
 
 
 def _fingerprint(folder: Path) -> str:
@@ -118,6 +152,8 @@ def _check_output(options: EncodeOptions) -> Path:
         problems.append(f"--output {output} is a file; a name without a suffix means a folder")
     elif output.is_file() and not (options.overwrite or (parts / shards.MANIFEST).exists()):
         problems.append(f"--output {output} exists; --overwrite replaces it")
+    if options.coordinator is not None and options.input == corpus.STDIN:
+        problems.append("--input - reaches one process only; give a file that all of them can read")
     if problems:
         raise ValueError("; ".join(problems))
     return parts
@@ -149,44 +185,73 @@ def _settings(options: EncodeOptions) -> Mapping[str, Any]:
     }
 
 
-def _encode_missing(
-    options: EncodeOptions, embedder: Embedder, texts: corpus.Corpus, vectors: shards.Shards
+def _encode_share(
+    options: EncodeOptions,
+    embedder: Embedder,
+    texts: corpus.Corpus,
+    vectors: shards.Shards,
+    part: distributed.Part,
 ) -> list[str]:
-    """Encode what a run lacks; return what to say about it."""
+    """Encode this process's share of what a run lacks; return what to say about it.
+
+    A shard is written while the next one is encoded.
+    """
     from prompteol_jax.slabs import encode as jitted
     from prompteol_jax.slabs import encode_mean
     from prompteol_jax.template import clean_sentence
 
-    missing = set(vectors.missing)
-    rows = sum(vectors.chunks[number].rows for number in missing)
+    rows = sum(vectors.chunks[number].rows for number in vectors.share)
     distinct = truncated = 0
     start = time.perf_counter()
     # A single shard moves the model's own bar, several move one over all of them.
-    is_single = len(missing) == 1
-    with progress_bar("encode", rows, False if is_single else None) as advance, _quiet():
-        for number, chunk in enumerate(texts.chunks(options.shard_rows)):
-            if number not in missing:
-                continue
-            if corpus.Chunk(len(chunk), corpus.digest(chunk)) != vectors.chunks[number]:
-                raise ValueError(f"{texts.name} has changed while it was encoded; start again")
-            sentences = [clean_sentence(text) for text in chunk] if options.clean else chunk
-            bar = None if is_single else False
-            vectors.write(
-                number, embedder.encode(sentences, normalize=options.normalize, progress=bar)
-            )
+    is_primary, is_single = part.process == 0, len(vectors.share) == 1
+    with (
+        progress_bar("encode", rows, None if is_primary and not is_single else False) as advance,
+        _quiet(),
+        ThreadPoolExecutor(1) as writer,
+    ):
+        writing: Future[None] | None = None
+        for number, sentences in _shares(texts, options.shard_rows, vectors):
+            if options.clean:
+                sentences = [clean_sentence(text) for text in sentences]
+            bar = None if is_primary and is_single else False
+            z_nD = embedder.encode(sentences, normalize=options.normalize, progress=bar)
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(vectors.write, number, z_nD)
             distinct += embedder.report.distinct
             truncated += embedder.report.truncated
-            advance(len(chunk))
-    if vectors.missing:
-        raise ValueError(f"{texts.name} has become shorter while it was encoded; start again")
+            advance(len(sentences))
+        if writing is not None:
+            writing.result()
     seconds = time.perf_counter() - start
     shapes = jitted._cache_size() + encode_mean._cache_size()
+    by = f" by the first of {part.processes} processes" if part.processes > 1 else ""
     return [
-        f"{rows} encoded, {distinct} of them distinct within their shards",
+        f"{rows} encoded{by}, {distinct} of them distinct within their shards",
         f"{truncated} cut to {embedder.pretrained.config.P} tokens",
         f"{rows / seconds:,.1f} sentences/s",
         f"{shapes} compiled shapes",
     ]
+
+
+def _shares(
+    texts: corpus.Corpus, rows: int, vectors: shards.Shards
+) -> Iterator[tuple[int, list[str]]]:
+    """The texts of the shards of a share, read anew and held to what was read before.
+
+    Raises: ValueError where the corpus is no longer what it was.
+    """
+    left = set(vectors.share)
+    for number, chunk in enumerate(texts.chunks(rows)):
+        if number not in left:
+            continue
+        if corpus.Chunk(len(chunk), corpus.digest(chunk)) != vectors.chunks[number]:
+            raise ValueError(f"{texts.name} has changed while it was encoded; start again")
+        left.remove(number)
+        yield number, chunk
+    if left:
+        raise ValueError(f"{texts.name} has become shorter while it was encoded; start again")
 
 
 @contextmanager

@@ -6,6 +6,8 @@ import dataclasses
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from prompteol_jax.embedder import Embedder
 
 
@@ -30,15 +32,19 @@ class ModelOptions:
     batch_tokens: int | None = None
     """Tokens computed at once over all devices; chosen for the device by default."""
 
-    def load(self, default_dtype: str) -> Embedder:
-        """Load the model; see `Embedder.from_pretrained` for errors."""
+    def load(self, default_dtype: str, mesh: Mesh | None = None) -> Embedder:
+        """Load the model; see `Embedder.from_pretrained` for errors.
+
+        Args:
+            mesh: to load it onto, in the place of one over the first devices.
+        """
         from prompteol_jax.embedder import Embedder
 
         return Embedder.from_pretrained(
             self.model,
             adapter=self.adapter,
             template=self.template,
-            mesh=self.mesh,
+            mesh=mesh or self.mesh,
             dtype=self.dtype or default_dtype,
             layer=self.layer,
             pooling=self.pooling,

@@ -1,8 +1,11 @@
 """Vectors as a folder of shards that survives a kill, and the one file they are joined into.
 
-The manifest says what the vectors are made of and which shards are done. A shard is written whole,
-then entered in the manifest with its SHA-256, then the next one begins. Whatever the manifest does
-not hold is encoded again, so no row is lost and none stands twice.
+The manifest says what the vectors are made of and which shards are done. A shard is written whole
+and then entered in the manifest with its SHA-256. Whatever the manifest does not hold is encoded
+again, so no row is lost and none stands twice.
+
+Of several processes each writes its share of the shards and a manifest of its own, which the first
+one takes into its own in the end, or at the start of the next run; that may have more or fewer.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from prompteol_jax import durable
 from prompteol_jax.corpus import Chunk
 
 MANIFEST: Final = "manifest.json"
-_OURS: Final = re.compile(r"(manifest\.json|shard-\d{5,}\.npy|joined)(\.new)?")
+_OURS: Final = re.compile(r"(manifest(\.\d+)?\.json|shard-\d{5,}\.npy|joined)(\.new)?")
 _INFORMATIVE: Final = ("model", "template")  # names of what other settings hold
 
 
@@ -38,6 +41,8 @@ class Shards:
         sha256: of each finished shard's file, None for those still missing.
         width: numbers in a vector; None before `begin`.
         damaged: shards that were found missing or changed and are missing now.
+        process: which of the processes of this run this is.
+        share: numbers of the shards that were missing and are this process's to write.
     """
 
     folder: Path
@@ -46,6 +51,8 @@ class Shards:
     sha256: list[str | None]
     width: int | None = None
     damaged: int = 0
+    process: int = 0
+    share: Sequence[int] = ()
 
     @property
     def rows(self) -> int:
@@ -62,15 +69,27 @@ class Shards:
 
         Raises: ValueError if vectors of another width are there.
         """
-        if self.width is None:
-            self._clear()
-            self.width = width
-            self._write_manifest()
-        elif self.width != width:
+        if self.width not in (None, width):
             raise ValueError(
                 f"{self.folder} holds vectors of {self.width} numbers, the model gives {width}; "
                 "give another output"
             )
+        if self.process == 0 and self.width is None:
+            self._clear()
+        self.width = width
+        if self.process == 0:
+            self._take_in_others()
+
+    def gather(self) -> None:
+        """Enter the shards of all processes, once all are done; they are read again and checked."""
+        found = _resumed(self.folder, self.settings, self.chunks, overwrite=False)
+        self.sha256 = found.sha256
+        self._take_in_others()
+
+    def _take_in_others(self) -> None:
+        self._write_manifest()
+        for path in self.folder.glob("manifest.*.json"):
+            path.unlink()
 
     def write(self, number: int, vectors: Float32[np.ndarray, "n D"]) -> None:
         """Write one shard and enter it in the manifest.
@@ -112,17 +131,25 @@ class Shards:
             "shards": shards,
         }
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        durable.write_whole(self.folder / MANIFEST, lambda file: file.write(text.encode()))
+        name = f"manifest.{self.process}.json" if self.process else MANIFEST
+        durable.write_whole(self.folder / name, lambda file: file.write(text.encode()))
 
 
 @contextlib.contextmanager
 def opened(
-    folder: Path, settings: Mapping[str, Any], chunks: Sequence[Chunk], *, overwrite: bool
+    folder: Path,
+    settings: Mapping[str, Any],
+    chunks: Sequence[Chunk],
+    *,
+    overwrite: bool,
+    process: int = 0,
+    processes: int = 1,
 ) -> Iterator[Shards]:
-    """Find what a folder holds of a run, or start one there; nobody else writes there meanwhile.
+    """Find what a folder holds of a run, or start one there; no other run writes there meanwhile.
 
     Args:
         overwrite: vectors of other settings or texts may be replaced.
+        process: which of `processes` this is; the first holds the folder for all.
     Raises: ValueError naming each setting that differs, or that another run writes there;
         FileExistsError where the folder holds files of others.
     """
@@ -130,17 +157,20 @@ def opened(
     folder.mkdir(exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)
     try:
-        _take(lock, folder)
+        if process == 0:
+            _take(lock, folder)
         foreign = sorted(p.name for p in folder.iterdir() if not _OURS.fullmatch(p.name))
         if foreign:
             raise FileExistsError(
                 f"folder {folder} holds other files ({', '.join(foreign[:5])}); "
                 "give a new folder or an empty one"
             )
-        yield _resumed(folder, settings, chunks, overwrite=overwrite)
+        found = _resumed(folder, settings, chunks, overwrite=overwrite)
+        share = found.missing[process::processes]
+        yield dataclasses.replace(found, process=process, share=share)
     finally:
         os.close(lock)
-        if is_new:
+        if is_new and process == 0:
             with contextlib.suppress(OSError):  # it holds something, or is gone already
                 folder.rmdir()
 
@@ -190,7 +220,10 @@ def _resumed(
         found = json.loads((folder / MANIFEST).read_bytes())
         there = [Chunk(shard["rows"], shard["input_sha256"]) for shard in found["shards"]]
         problems = _differences(found["settings"], settings) + _other_texts(there, chunks)
-        sha256, width = [shard["sha256"] for shard in found["shards"]], int(found["width"])
+        parts = [json.loads(path.read_bytes()) for path in folder.glob("manifest.*.json")]
+        listed = zip(*(content["shards"] for content in (found, *parts)), strict=True)
+        entered = [{shard["sha256"] for shard in copies} - {None} for copies in listed]
+        width = int(found["width"])
     except (ValueError, LookupError, TypeError) as error:
         problems = [f"its {MANIFEST} is damaged ({error})"]
     if problems and overwrite:
@@ -200,8 +233,8 @@ def _resumed(
             f"{folder} belongs to another run: {'; '.join(problems)}. "
             "Repeat that run's settings, give another output, or replace it with --overwrite"
         )
-    intact = [_intact(folder / shard_name(n), digest) for n, digest in enumerate(sha256)]
-    damaged = sum(a is not None and b is None for a, b in zip(sha256, intact, strict=True))
+    intact = [_intact(folder / shard_name(n), digests) for n, digests in enumerate(entered)]
+    damaged = sum(bool(a) and b is None for a, b in zip(entered, intact, strict=True))
     return Shards(folder, settings, chunks, intact, width, damaged)
 
 
@@ -223,8 +256,10 @@ def _other_texts(found: Sequence[Chunk], asked: Sequence[Chunk]) -> list[str]:
     return [f"the input's texts have changed, in {changed} of {len(asked)} shards"] * bool(changed)
 
 
-def _intact(path: Path, digest: str | None) -> str | None:
-    return digest if path.is_file() and durable.sha256(path) == digest else None
+def _intact(path: Path, entered: set[str]) -> str | None:
+    """The digest of a shard that is what some process entered."""
+    digest = durable.sha256(path) if entered and path.is_file() else None
+    return digest if digest in entered else None
 
 
 def _take(lock: int, folder: Path) -> None:

@@ -34,7 +34,7 @@ def loaded(embedder, monkeypatch):
     """Lets every command have one model, and notes for which dtype it was asked."""
     asked = []
 
-    def load(options, default_dtype):
+    def load(options, default_dtype, mesh=None):
         asked.append(options.dtype or default_dtype)
         return embedder
 
@@ -44,7 +44,7 @@ def loaded(embedder, monkeypatch):
 
 @pytest.fixture
 def unloadable(monkeypatch):
-    def load(options, default_dtype):
+    def load(options, default_dtype, mesh=None):
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr(ModelOptions, "load", load)
@@ -215,7 +215,7 @@ def test_other_weights_under_the_same_name_are_refused(data, texts, tmp_path, lo
 def test_texts_that_change_between_two_readings_are_refused(
     texts, tmp_path, loaded, embedder, capsys, monkeypatch
 ):
-    def load(options, default_dtype):
+    def load(options, default_dtype, mesh=None):
         texts.write_text(texts.read_text(encoding="utf-8").replace("cat", "dog"), encoding="utf-8")
         return embedder
 
@@ -244,6 +244,9 @@ def test_texts_that_change_between_two_readings_are_refused(
         ("texts.txt", "a.npy", ["--mesh", "4by2"], "4by2"),
         ("texts.txt", "a.npy", ["--model", "no/where/here"], "no/where/here"),
         ("texts.txt", "a.npy", ["--adapter", "./none"], "none"),
+        ("texts.txt", "a.npy", ["--processes", "2"], "--process need --coordinator HOST:PORT"),
+        ("texts.txt", "a.npy", ["--coordinator", "h:1"], "h:1 needs --processes N and --process I"),
+        ("-", "a.npy", ["--coordinator", "h:1"], "--input - reaches one process only"),
     ],
 )
 def test_wrong_inputs_are_refused_before_the_model_is_loaded(

@@ -1,5 +1,6 @@
 """Shards come to the same bytes however often their writer is killed, and mix with nothing else."""
 
+import contextlib
 import hashlib
 import json
 import random
@@ -163,6 +164,46 @@ def test_a_second_writer_is_refused(folder):
         run.write(0, vectors(0))
     with opened(folder) as run:
         assert run.missing == [1, 2]
+
+
+def begun(stack, folder, process, processes):
+    part = dict(overwrite=False, process=process, processes=processes)
+    return stack.enter_context(shards.opened(folder, SETTINGS, CHUNKS, **part))
+
+
+def test_processes_share_the_shards_and_the_first_joins_them(folder, tmp_path):
+    with contextlib.ExitStack() as stack:
+        first, second = (begun(stack, folder, process, 2) for process in (0, 1))
+        assert (first.share, second.share) == ([0, 2], [1])
+        for run in (first, second):
+            run.begin(WIDTH)
+        for run in (second, first):
+            for number in run.share:
+                run.write(number, vectors(number))
+        assert (first.missing, second.missing) == ([1], [0, 2])
+        first.gather()
+        assert first.missing == []
+        shards.join_npy(first, tmp_path / "a.npy")
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "a.npy"), np.concatenate([*map(vectors, range(3))])
+    )
+    assert not list(folder.glob("manifest.*.json"))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_a_killed_run_of_two_processes_is_resumed_by_any_number(folder, processes):
+    with contextlib.ExitStack() as stack:
+        runs = [begun(stack, folder, process, 2) for process in (0, 1)]
+        for run in runs:
+            run.begin(WIDTH)
+        runs[1].write(1, vectors(1))  # entered by the second process alone
+    with contextlib.ExitStack() as stack:
+        runs = [begun(stack, folder, process, processes) for process in range(processes)]
+        assert sorted(number for run in runs for number in run.share) == [0, 2]
+        runs[0].begin(WIDTH)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert [shard["sha256"] is None for shard in manifest["shards"]] == [True, False, True]
+        assert not list(folder.glob("manifest.*.json"))
 
 
 def test_a_run_that_never_begins_leaves_no_folder(folder):
