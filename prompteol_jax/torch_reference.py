@@ -1,6 +1,6 @@
 """The same vectors by transformers and torch: what `verify` compares with.
 
-The one module that imports torch and peft, which only this check needs and nobody must install.
+With `tpu.peer` the one module that imports torch and peft, which nobody must install.
 """
 
 from __future__ import annotations

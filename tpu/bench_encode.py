@@ -1,0 +1,174 @@
+"""Encoding measured: sentences, tokens and useful FLOPs a second, a peer's in turn with ours."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import jax
+import numpy as np
+
+from prompteol_jax import corpus, provenance
+from prompteol_jax.embedder import Embedder
+from prompteol_jax.template import clean_sentence
+from tpu import speed
+from tpu.beside import Peer
+
+if TYPE_CHECKING:
+    from tpu.bench import EncodeBench
+
+_SAME: Final = 0.99  # cosine of two vectors of one text in bfloat16; they differ in rounding alone
+
+
+def measure(options: EncodeBench) -> dict[str, Any]:
+    """Measure as asked.
+
+    Returns: what `--json` gets: `ours` and `peers` with the seconds of every round, what follows
+        from them, and under `shown` what the table shows.
+    """
+    texts = read_texts(options)
+    with speed.compile_seconds() as compiling, contextlib.ExitStack() as stack:
+        start = time.perf_counter()
+        embedder = options.load("bfloat16")
+        load_s = time.perf_counter() - start
+        embedder.encode(texts)
+        compile_s = compiling()
+        peers = [stack.enter_context(_peer(kind, options, embedder)) for kind in options.peer]
+        agreement = {peer.kind: _agreement(embedder, peer, texts) for peer in peers}
+        seconds = _rounds(embedder, peers, texts, options.rounds)
+    if options.profile:
+        with jax.profiler.trace(str(options.profile)):
+            embedder.encode(texts)
+    peak, whose = speed.peak_bytes()
+    others = [
+        f"{kind} computes another model (least cosine with ours {cosine:.2f})"
+        for kind, cosine in agreement.items()
+        if not cosine > _SAME
+    ]
+    ours = {
+        "load_s": load_s,
+        "compile_s": compile_s,
+        "peak_bytes": peak,
+        "peak_of": whose,
+        **_ours(embedder, seconds["ours"]),
+    }
+    return {
+        "job": "encode",
+        "setting": f"{embedder.template.name}, {embedder.dtype}, {len(texts)} texts, "
+        f"mesh {options.mesh}",
+        "device": _device(embedder),
+        "ours": ours,
+        "peers": {
+            peer.kind: _theirs(peer, seconds, len(texts)) | {"cosine_min": agreement[peer.kind]}
+            for peer in peers
+        },
+        "note": "; ".join([_note(ours), *others]),
+        "record": provenance.describe(embedder),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def read_texts(options: EncodeBench) -> list[str]:
+    """The first distinct texts of the file."""
+    chunks = corpus.open_corpus(options.texts).chunks(4096)
+    read = chain.from_iterable(chunks)
+    if options.clean:
+        read = map(clean_sentence, read)
+    texts = list(islice(dict.fromkeys(read), options.n))
+    if not texts:
+        raise ValueError(f"{options.texts} holds no text")
+    return texts
+
+
+def _peer(kind: str, options: EncodeBench, embedder: Embedder) -> Peer:
+    batch = [] if options.peer_batch is None else ["--batch", str(options.peer_batch)]
+    return Peer(kind, embedder.pretrained.folder, "--dtype", embedder.dtype, *batch)
+
+
+def _agreement(embedder: Embedder, peer: Peer, texts: Sequence[str]) -> float:
+    """The least cosine between our vector of a text and the peer's, over the first texts.
+
+    It also lets the peer see its first batch before it is timed.
+    """
+    some = list(texts[:64])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "vectors.npy"
+        peer.ask([embedder.template.fill(text) for text in some], save=str(path))
+        theirs = np.load(path).astype(np.float64)
+    ours = embedder.encode(some).astype(np.float64)
+    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    return float(((ours * theirs).sum(1) / norms).min())
+
+
+def _rounds(
+    embedder: Embedder, peers: Sequence[Peer], texts: Sequence[str], rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of ours and each peer, in turn, the texts in a new order every round."""
+    seconds: dict[str, list[float]] = {"ours": [], **{peer.kind: [] for peer in peers}}
+    for number in range(rounds):
+        shuffled = random.Random(number).sample(texts, len(texts))
+        start = time.perf_counter()
+        embedder.encode(shuffled)
+        seconds["ours"].append(time.perf_counter() - start)
+        prompts = [embedder.template.fill(text) for text in shuffled]
+        for peer in peers:
+            seconds[peer.kind].append(peer.ask(prompts)["seconds"])
+    return seconds
+
+
+def _ours(embedder: Embedder, seconds: list[float]) -> dict[str, Any]:
+    """Rates from the median round; useful FLOPs are 2 for a weight and a real token."""
+    report, middle = embedder.report, statistics.median(seconds)
+    weights = speed.linear_weights(embedder.pretrained.config)
+    useful = 2 * weights * report.tokens / middle
+    peak = speed.matrix_rate(embedder.dtype, embedder.pretrained.mesh.size)
+    return {
+        "seconds": seconds,
+        "sentences_per_s": report.distinct / middle,
+        "tokens_per_s": report.tokens / middle,
+        "useful_flops": useful,
+        "matrix_flops": peak,
+        "useful_mfu": useful / peak,
+        "report": dataclasses.asdict(report),
+        "shown": {
+            "sentences/s": f"{report.distinct / middle:,.1f}",
+            "tokens/s": f"{report.tokens / middle:,.0f}",
+            "useful MFU": f"{useful / peak:.1%}",
+        },
+    }
+
+
+def _theirs(peer: Peer, seconds: dict[str, list[float]], n: int) -> dict[str, Any]:
+    theirs = seconds[peer.kind]
+    ratios = [b / a for a, b in zip(seconds["ours"], theirs, strict=True)]
+    rate = n / statistics.median(theirs)
+    return {
+        "seconds": theirs,
+        "sentences_per_s": rate,
+        "ratio": statistics.median(ratios),
+        **peer.about,
+        "shown": {"sentences/s": f"{rate:,.1f}"},
+    }
+
+
+def _device(embedder: Embedder) -> str:
+    devices = embedder.pretrained.mesh.devices.flat
+    return f"{len(devices)} x {devices[0].device_kind}"
+
+
+def _note(ours: dict[str, Any]) -> str:
+    report = ours["report"]
+    return (
+        f"{report['padded_tokens'] / report['tokens']:.2f} tokens computed for a real one; best "
+        f"matrix product {ours['matrix_flops'] / 1e12:,.2f} TFLOP/s; loaded in "
+        f"{ours['load_s']:.1f} s, compiled in {ours['compile_s']:.1f} s; peak memory of the "
+        f"{ours['peak_of']} {ours['peak_bytes'] / 2**30:.2f} GiB"
+    )

@@ -1,0 +1,84 @@
+"""A checkpoint of a published shape with random weights, drawn on the device, without torch.
+
+    python -m tpu.random_checkpoint opt-1.3b FOLDER --tokenizer OPT-TOKENIZER [--dtype bfloat16]
+
+It costs what the real one costs to run, and neither a download nor a licence. Its vectors mean
+nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import jax
+import jax.numpy as jnp
+
+from prompteol_jax import axes, commands, models
+from prompteol_jax.models.published import PUBLISHED, published
+from prompteol_jax.pretrained import TOKENIZER_FILES
+
+DEVIATION: Final = 0.02  # of every matrix, as Hugging Face initialises OPT and LLaMA
+
+
+def write_random_checkpoint(name: str, folder: Path, tokenizer: Path, *, dtype: str) -> None:
+    """Write a Hugging Face folder that transformers and this project load.
+
+    Raises: ValueError for a shape that is not known, or a folder without a tokenizer.
+    """
+    config = published(name)
+    if config is None:
+        raise ValueError(f"no published shape {name!r}; there are {', '.join(PUBLISHED)}")
+    files = [tokenizer / file for file in TOKENIZER_FILES if (tokenizer / file).is_file()]
+    if not files:
+        raise ValueError(f"{tokenizer} holds no tokenizer; give the folder of one that fits {name}")
+    mesh = axes.make_mesh((1, 1))
+    model = models.abstract_decoder(config, mesh, dtype=jnp.dtype(dtype))
+    drawn = {path: _draw(path, leaf) for path, leaf in models.leaves(model).items()}
+    head = None
+    if not config.tied:
+        head = _draw("head", jax.ShapeDtypeStruct((config.V, config.D), jnp.dtype(dtype)))
+    models.save_decoder(folder, config, models.fill(model, drawn), dtype=dtype, head=head)
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
+
+
+def _draw(path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """A leaf: matrices normal, norm scales one, biases zero."""
+    if path.endswith((".scale", ".b", ".bias")):
+        fill = jnp.ones if path.endswith(".scale") else jnp.zeros
+        return fill(leaf.shape, leaf.dtype)
+    key = jax.random.key(zlib.crc32(path.encode()))
+    if not path.startswith("blocks."):
+        return _normal(key[None], leaf.shape, leaf.dtype)[0]
+    return _normal(jax.random.split(key, leaf.shape[0]), leaf.shape[1:], leaf.dtype)
+
+
+@jax.jit(static_argnums=(1, 2))
+def _normal(keys: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """Draw layer after layer, so that no more than one is held twice."""
+    return jax.lax.map(lambda key: DEVIATION * jax.random.normal(key, shape, dtype), keys)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    program = "python -m tpu.random_checkpoint"
+    parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
+    parser.add_argument("shape", help=", ".join(PUBLISHED))
+    parser.add_argument("folder", type=Path, help="folder to write")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="folder to copy one from")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    options = parser.parse_args(argv)
+
+    def run(given: argparse.Namespace) -> None:
+        write_random_checkpoint(given.shape, given.folder, given.tokenizer, dtype=given.dtype)
+
+    commands.run_command(program, run, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""How fast a device is, how much work a sentence is, and what a run took."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+
+from prompteol_jax import models
+
+_SIDES: Final = {"cpu": (512, 1024, 2048), "other": (2048, 4096, 8192, 16384)}
+_SECONDS: Final = 0.3  # that a product is repeated for
+_COMPILING: Final = (
+    "/jax/core/compile/jaxpr_to_mlir_module_duration",
+    "/jax/core/compile/backend_compile_duration",
+)
+
+
+def matrix_rate(dtype: str, devices: int) -> float:
+    """The best FLOP a second of square products in a dtype, over sizes, on so many devices.
+
+    Simulated devices of a CPU share its cores, so there the rate is that of the machine.
+    """
+    platform = jax.devices()[0].platform
+    precision = jax.lax.Precision.HIGHEST if dtype == "float32" else None
+
+    @jax.jit
+    def product(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.matmul(x, y.T, precision=precision).astype(x.dtype)
+
+    best = 0.0
+    for side in _SIDES.get(platform, _SIDES["other"]):
+        x = jnp.full((side, side), 1 / side, jnp.dtype(dtype))
+        jax.block_until_ready(product(x, x))
+        start, products = time.perf_counter(), 0
+        while time.perf_counter() - start < _SECONDS:
+            jax.block_until_ready([product(x, x) for _ in range(4)])
+            products += 4
+        best = max(best, 2 * side**3 * products / (time.perf_counter() - start))
+    return best * (1 if platform == "cpu" else devices)
+
+
+def linear_weights(config: models.Config) -> int:
+    """Weights of the decoder's linear layers: no embeddings, norms, biases or head."""
+    c = config
+    attention = 2 * c.D * c.N * c.sizes["H"] + 2 * c.D * c.sizes["K"] * c.sizes["H"]
+    return c.L * (attention + (2 if c.family == "opt" else 3) * c.D * c.F)
+
+
+def peak_bytes() -> tuple[int, str]:
+    """The most memory held so far, and whose: of the fullest device, else of this process."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    held = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
+    if held and jax.devices()[0].platform != "cpu":
+        return max(held), "device"
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "process"
+
+
+@contextmanager
+def compile_seconds() -> Iterator[Callable[[], float]]:
+    """Add up what jax spends on lowering and compiling, or on its cache instead."""
+    total = 0.0
+
+    def listen(event: str, seconds: float, **_: Any) -> None:
+        nonlocal total
+        if event in _COMPILING:
+            total += seconds
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield lambda: total
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
