@@ -20,8 +20,8 @@ CHAINS = (
 FORBIDDEN_PACKAGES = {"prompteol_jax": {"train", "eval", "tpu"}, "eval": {"train"}}
 ONLY_IN = {
     "orbax": {"train/checkpoint.py"},
-    # torch_reference is what `verify` compares with, tpu.peer (a process of its own) what `tpu.bench`
-    # races; nothing else of the product needs torch.
+    # torch_reference is what `verify` compares with, tpu.peer what `tpu.bench` races; nothing else
+    # of the product needs torch.
     "transformers": {
         *("prompteol_jax/tokenizer.py", "prompteol_jax/torch_reference.py", "tpu/peer.py")
     },

@@ -49,7 +49,7 @@ def test_useful_weights_are_those_of_the_blocks_linear_layers(name):
     assert speed.linear_weights(config) == sum(int(np.prod(w.shape)) for w in blocks) - outside
 
 
-def test_encoding_is_measured(texts, tmp_path, coarse, capsys):
+def test_encoding_is_measured(texts, tmp_path, capsys):
     out = tmp_path / "bench.json"
     flags = ["--model", "tiny", "--texts", str(texts), "--n", "20", "--rounds", "2"]
     bench.main(["encode", *flags, "--json", str(out), "--profile", str(tmp_path / "trace")])
