@@ -14,7 +14,7 @@ from eval import reproduce, sts
 from eval.sts import StsOptions
 from prompteol_jax import cli, tokens
 from prompteol_jax.template import TEMPLATES, read_template
-from tpu import launch
+from tpu import bench, launch, random_checkpoint
 from train import contrastive, prepare
 from train.config import TrainConfig
 
@@ -24,7 +24,7 @@ PAGES = {
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
 OPTIONS = (TrainConfig, StsOptions, reproduce.ReproduceOptions, launch.LaunchOptions)
-OPTIONS += tuple(kind for module in (cli, prepare) for kind, _ in module.COMMANDS.values())
+OPTIONS += tuple(kind for module in (cli, prepare, bench) for kind, _ in module.COMMANDS.values())
 
 
 class Block(NamedTuple):
@@ -87,12 +87,19 @@ def flags(text: str) -> set[str]:
 def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> object:
     """The options that a command line gives, by the command's own parser; nothing is run."""
     called: list[object] = []
+
+    def noted(*arguments: object, **_: object) -> None:
+        called.append(arguments)
+
     stand_in = {name: (kind, called.append) for name, (kind, _) in cli.COMMANDS.items()}
     monkeypatch.setattr(cli, "COMMANDS", stand_in)
     preparing = {name: (kind, called.append) for name, (kind, _) in prepare.COMMANDS.items()}
     monkeypatch.setattr(prepare, "COMMANDS", preparing)
     monkeypatch.setattr(contrastive, "run", called.append)
     monkeypatch.setattr(sts, "run", called.append)
+    timed = {name: (kind, called.append) for name, (kind, _) in bench.COMMANDS.items()}
+    monkeypatch.setattr(bench, "COMMANDS", timed)
+    monkeypatch.setattr(random_checkpoint, "write_random_checkpoint", noted)
     monkeypatch.setattr(reproduce, "run", called.append)
     monkeypatch.setattr(launch, "run", lambda options, _: called.append(options) or 0)
     words = shlex.split(line, comments=True)
@@ -105,6 +112,8 @@ def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> object:
         ("python", "-m", "train.contrastive"): contrastive.main,
         ("python", "-m", "train.prepare"): prepare.main,
         ("python", "-m", "tpu.launch"): launch.main,
+        ("python", "-m", "tpu.bench"): bench.main,
+        ("python", "-m", "tpu.random_checkpoint"): random_checkpoint.main,
     }
     for start, main in mains.items():
         if tuple(words[: len(start)]) == start:

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,8 @@ class EncodeBench(ModelOptions):
     """Peers: `transformers` does what the released code does, `sentence-transformers` is it."""
     peer_batch: int | None = None
     """Texts that a peer computes at once, instead of its own number: 16 and 32."""
+    peer_python: Path = Path(sys.executable)
+    """The Python that peers run in, which needs torch."""
     tokenizer: Path | None = None
     """Folder of the tokenizer of a random: model."""
     rounds: int = 3
@@ -85,6 +88,8 @@ class TrainBench:
     """What the backward pass recomputes."""
     peer: bool = False
     """Take turns with peft in torch."""
+    peer_python: Path = Path(sys.executable)
+    """The Python that the peer runs in, which needs torch and peft."""
     tokenizer: Path | None = None
     """Folder of the tokenizer of a random: model."""
     rounds: int = 5

@@ -90,7 +90,8 @@ def read_texts(options: EncodeBench) -> list[str]:
 
 def _peer(kind: str, options: EncodeBench, embedder: Embedder) -> Peer:
     batch = [] if options.peer_batch is None else ["--batch", str(options.peer_batch)]
-    return Peer(kind, embedder.pretrained.folder, "--dtype", embedder.dtype, *batch)
+    python = options.peer_python
+    return Peer(kind, python, embedder.pretrained.folder, "--dtype", embedder.dtype, *batch)
 
 
 def _agreement(embedder: Embedder, peer: Peer, texts: Sequence[str]) -> float:

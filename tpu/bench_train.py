@@ -92,7 +92,7 @@ def _peer(options: TrainBench, course: Course) -> Peer:
     if options.base_dropout is not None:
         flags["--base-dropout"] = options.base_dropout
     words = [str(word) for pair in flags.items() for word in pair]
-    return Peer("peft", course.trainable.pretrained.folder, *words)
+    return Peer("peft", options.peer_python, course.trainable.pretrained.folder, *words)
 
 
 def _rounds(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ class Peer:
     Raises: ValueError where it does not start.
     """
 
-    def __init__(self, kind: str, folder: Path, *flags: str):
+    def __init__(self, kind: str, python: Path, folder: Path, *flags: str):
         self.kind = kind
-        command = [sys.executable, "-m", "tpu.peer", kind, str(folder), *flags]
+        command = [str(python), "-m", "tpu.peer", kind, str(folder), *flags]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -44,7 +43,7 @@ class Peer:
         line = self._process.stdout.readline()
         if not line:
             raise ValueError(
-                f"the peer {self.kind} ended with status {self._process.wait()}; it needs torch "
-                "and its own package (see above)"
+                f"the peer {self.kind} ended with status {self._process.wait()}, see above; what "
+                "--peer-python names needs torch, transformers and the peer's own package"
             )
         return json.loads(line)
