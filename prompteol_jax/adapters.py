@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from prompteol_jax import distributed, hf, models, nn
+from prompteol_jax import distributed, hf, models, nn, quant
 from prompteol_jax.models import initial
 from prompteol_jax.models.decoder import Decoder
 
@@ -154,22 +154,23 @@ def _bare(group: str) -> str:
     return group.strip("()")
 
 
-def has_lora(model: Decoder) -> bool:
-    """Say whether any layer carries an update."""
-    return any(".lora." in path for path in models.leaves(model))
-
-
 def merge_lora(model: Decoder) -> Decoder:
-    """A model without updates that computes the same: each is added to its weight, in float32."""
+    """A model of plain weights that computes the same: each update is added to its weight, in float32.
+
+    A quantised weight is made whole, in float32; others keep their dtype.
+    """
     model = nnx.merge(*nnx.split(model))
     for _, linear in list(nnx.iter_modules(model)):
-        if isinstance(linear, nn.Linear) and linear.lora is not None:
-            w = linear.w[...]
-            merged = (w.astype(jnp.float32) + linear.lora.product()).astype(w.dtype)
-            linear.w = linear.w.replace(
-                merged
-            )  # the variable itself belongs to the other model too
-            linear.lora = nnx.data(None)
+        if not isinstance(linear, nn.Linear):
+            continue
+        w = linear.w.get_value()
+        if isinstance(w, quant.Quantised):
+            w = w.dequantise_layers()
+        if linear.lora is not None:
+            w = (w.astype(jnp.float32) + linear.lora.product()).astype(w.dtype)
+        # The variable itself belongs to the other model too.
+        linear.w = linear.w.replace(w)
+        linear.lora = nnx.data(None)
     return model
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from prompteol_jax import axes, distributed, models, nn, provenance
+from prompteol_jax import axes, distributed, models, nn, provenance, quant
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.pipeline import Pipeline, Pooling, Report
 from prompteol_jax.pretrained import Pretrained, load_pretrained
@@ -60,6 +60,7 @@ class Embedder:
         template: str | Template = "eol",
         mesh: str | Mesh = "1x1",
         dtype: str = "bfloat16",
+        quantize: quant.Kind | None = None,
         *,
         layer: int | None = None,
         pooling: Pooling = "last",
@@ -72,11 +73,16 @@ class Embedder:
             adapter: a PEFT folder or hub name, or the folder of a training run.
             template: a name such as `eol` or `eol-icl-2.7b`, a file, or a Template.
             mesh: DATAxMODEL, devices along each axis; or what `axes.make_mesh` gives.
+            quantize: `nf4` or `int8`: keep the matrices of linear layers in 4 or 8 bits.
             layer: take `hidden_states[layer]` instead of the last one.
         Raises: ValueError, FileNotFoundError or OSError that says what to do, before any work.
         """
         if dtype not in DTYPES:
             raise ValueError(f"dtype {dtype!r} is not supported; supported: {', '.join(DTYPES)}")
+        if quantize not in (None, *quant.KINDS):
+            raise ValueError(
+                f"quantize {quantize!r} is not supported; supported: {', '.join(quant.KINDS)}"
+            )
         if isinstance(template, str):
             template = read_template(template)
         if isinstance(mesh, str):
@@ -84,7 +90,12 @@ class Embedder:
             distributed.simulate_devices(shape[0] * shape[1])
             mesh = axes.make_mesh(shape)
         pretrained = load_pretrained(
-            model, mesh, dtype=jnp.dtype(dtype), adapter=adapter, layer=layer
+            model,
+            mesh,
+            dtype=jnp.dtype(dtype),
+            quantize=quantize,
+            adapter=adapter,
+            layer=layer,
         )
         return cls(pretrained, template, pooling=pooling, batch_tokens=batch_tokens)
 

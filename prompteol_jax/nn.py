@@ -5,7 +5,8 @@ once they are filled, so the same classes describe a model and are one. They are
 `jax.jit`, `jax.grad` and `jax.lax.scan` apply to them directly.
 
 Matrices are kept in the model's dtype, vectors (norm scales and biases) in float32. Products take
-operands of the activations' dtype and accumulate in float32.
+operands of the activations' dtype and accumulate in float32. The matrices of linear layers may be
+quantised; they are then made whole for one product at a time.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from prompteol_jax import axes
+from prompteol_jax import axes, quant
 
 
 class Weight(nnx.Param):
-    """A weight of the base model; its metadata `dims` names its axes."""
+    """A weight of the base model, quantised or not; its metadata `dims` names its axes."""
 
 
 class Lora(nnx.Param):
@@ -39,6 +40,7 @@ class Placeholders:
         sizes: the length of every axis letter.
         dtype: of matrices.
         layers: length of a leading axis L, for blocks that are scanned; None without one.
+        quantise: kind of the matrices of linear layers; None leaves them in the model's dtype.
     """
 
     sizes: Mapping[str, int]
@@ -46,6 +48,7 @@ class Placeholders:
     mesh: Mesh
     rules: Mapping[str, str] = dataclasses.field(default_factory=lambda: axes.RULES)
     layers: int | None = None
+    quantise: quant.Kind | None = None
 
     def stacked(self, layers: int) -> Placeholders:
         """Make parameters of `layers` layers at once."""
@@ -54,6 +57,15 @@ class Placeholders:
     def matrix(self, dims: str) -> Weight:
         """A placeholder in the model's dtype."""
         return self._parameter(Weight, dims, self.dtype)
+
+    def linear(self, dims: str, inputs: str) -> Weight:
+        """The matrix of a linear layer, `inputs` being those of its axes that are contracted."""
+        if self.quantise is None:
+            return self.matrix(dims)
+        value = quant.placeholder(
+            self.quantise, dims, inputs, self.sizes, self.mesh, self.rules, self.layers
+        )
+        return Weight(value, dims=dims if self.layers is None else "L" + dims)
 
     def vector(self, dims: str) -> Weight:
         """A placeholder in float32, for norm scales and biases."""
@@ -79,13 +91,17 @@ class Linear(nnx.Module):
     def __init__(self, equation: str, make: Placeholders, *, bias: bool = False):
         x_dims, w_dims, y_dims = split_equation(equation)
         self.equation = equation
-        self.w = make.matrix(w_dims)
+        self.w = make.linear(w_dims, "".join(c for c in w_dims if c in x_dims))
         self.b = make.vector("".join(c for c in y_dims if c not in x_dims)) if bias else None
         self.lora = nnx.data(None)
 
     def __call__(self, x: jax.Array, key_B: jax.Array | None = None) -> jax.Array:
         """Apply the map in `x.dtype`; `key_B` holds one dropout key a row."""
-        y = dot(self.equation, x, self.w[...].astype(x.dtype))
+        w = self.w.get_value()
+        if isinstance(w, quant.Quantised):
+            y = frozen_dot(self.equation, x, w)
+        else:
+            y = dot(self.equation, x, w.astype(x.dtype))
         if self.b is not None:
             y = y + self.b[...]
         if self.lora is not None:
@@ -125,6 +141,31 @@ def _dot_backward(equation: str, operands: tuple, dy: jax.Array) -> tuple[jax.Ar
 
 
 dot.defvjp(_dot_forward, _dot_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def frozen_dot(equation: str, x: jax.Array, w: quant.Quantised) -> jax.Array:
+    """`dot` with a quantised weight, which gets no gradient.
+
+    The gradient of `x` makes the weight whole once more: kept from the first time, the weights of
+    all layers would lie in memory together.
+    """
+    _, w_dims, _ = split_equation(equation)
+    return dot(equation, x, axes.constrain(w.dequantise(x.dtype), w_dims))
+
+
+def _frozen_forward(equation: str, x: jax.Array, w: quant.Quantised) -> tuple[jax.Array, tuple]:
+    return frozen_dot(equation, x, w), (w, jnp.empty(0, x.dtype))
+
+
+def _frozen_backward(equation: str, kept: tuple, dy: jax.Array) -> tuple[jax.Array, None]:
+    w, like_x = kept
+    x_dims, w_dims, y_dims = split_equation(equation)
+    dx = frozen_dot(f"{y_dims},{w_dims}->{x_dims}", dy.astype(like_x.dtype), w)
+    return dx.astype(like_x.dtype), None
+
+
+frozen_dot.defvjp(_frozen_forward, _frozen_backward)
 
 
 class LayerNorm(nnx.Module):

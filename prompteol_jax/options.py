@@ -25,6 +25,8 @@ class ModelOptions:
     """DATAxMODEL: devices along each axis; a CPU simulates what it lacks."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of activations and weights; bfloat16 for encode, float32 for evaluation by default."""
+    quantize: Literal["nf4", "int8"] | None = None
+    """Keep the matrices of linear layers in 4 or 8 bits."""
     layer: int | None = None
     """Take hidden_states[LAYER], negative from the end; by default the last, after its norm."""
     pooling: Literal["last", "mean"] = "last"
@@ -46,6 +48,7 @@ class ModelOptions:
             template=self.template,
             mesh=mesh or self.mesh,
             dtype=self.dtype or default_dtype,
+            quantize=self.quantize,
             layer=self.layer,
             pooling=self.pooling,
             batch_tokens=self.batch_tokens,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from prompteol_jax import axes, hub, models, peft
+from prompteol_jax import axes, hub, models, peft, quant
 from prompteol_jax.compilation import keep_compiled
 from prompteol_jax.models import initial, tiny
 from prompteol_jax.models.decoder import Decoder
@@ -51,6 +51,7 @@ def load_pretrained(
     *,
     dtype: Any,
     weight_dtype: Any = None,
+    quantize: quant.Kind | None = None,
     adapter: str | None = None,
     layer: int | None = None,
     base_dropout: float | None = None,
@@ -60,6 +61,7 @@ def load_pretrained(
 
     Args:
         dtype: of activations; weight_dtype: of matrices, `dtype` by default.
+        quantize: `nf4` or `int8`, for the matrices of linear layers.
         adapter: a PEFT folder or hub name, or the folder of a training run.
         layer: run up to `hidden_states[layer]` only, which is then returned raw.
         base_dropout: the model's own dropout of training, instead of its config's.
@@ -79,12 +81,25 @@ def load_pretrained(
         tokenizer = tiny.tiny_tokenizer()
         key = jax.random.key(tiny.SEED)
         decoder = initial.random_decoder(
-            config, mesh, key, dtype=dtype, weight_dtype=weight_dtype, layers=layers
+            config,
+            mesh,
+            key,
+            dtype=dtype,
+            weight_dtype=weight_dtype,
+            quantize=quantize,
+            layers=layers,
         )
     else:
         tokenizer = load_tokenizer(folder, vocab_size=config.V)
         decoder = models.load_decoder(
-            folder, config, mesh, dtype=dtype, weight_dtype=weight_dtype, layers=layers, rules=rules
+            folder,
+            config,
+            mesh,
+            dtype=dtype,
+            weight_dtype=weight_dtype,
+            quantize=quantize,
+            layers=layers,
+            rules=rules,
         )
     if adapter_folder is not None:
         decoder = peft.load_adapter(decoder, config, adapter_folder, mesh)

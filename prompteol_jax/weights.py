@@ -4,6 +4,7 @@ Every name and shape is checked first. Then shard after shard is copied out of t
 the layout and dtype of its leaf, so the host holds one shard beside what the devices hold.
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Final
 import jax
 import numpy as np
 
+from prompteol_jax import distributed, quant, quantise
 from prompteol_jax.moves import Move, Sources, arrange, expand, lengths, parse
 from prompteol_jax.tensor_files import shorten
 
@@ -42,17 +44,18 @@ class WeightMismatch(ValueError):
 def read_weights(
     tensors: Mapping[str, np.ndarray],
     moves: Sequence[Move],
-    leaves: Mapping[str, jax.ShapeDtypeStruct],
+    leaves: Mapping[str, jax.ShapeDtypeStruct | quant.Quantised],
     sizes: Mapping[str, int],
     *,
     layers: int,
     ignore: Sequence[str] = (),
     alias: Mapping[str, str] | None = None,
-) -> dict[str, jax.Array]:
+) -> dict[str, jax.Array | quant.Quantised]:
     """Read a checkpoint into arrays of the given shapes, dtypes and shardings.
 
     Names and shapes are checked before anything is read. Then each process reads what its devices
-    hold, shard by shard, so that host memory holds one shard beside what is already placed.
+    hold, shard by shard, so that host memory holds one shard beside what is already placed. Of a
+    leaf that is quantised each process reads whole tensors, one at a time.
 
     Args:
         leaves: what to make, by target path; a stacked leaf has a leading axis of `layers - 1`.
@@ -80,7 +83,7 @@ def read_weights(
 
 
 def _check_leaves(
-    leaves: Mapping[str, jax.ShapeDtypeStruct],
+    leaves: Mapping[str, jax.ShapeDtypeStruct | quant.Quantised],
     sources: Mapping[str, Sources],
     sizes: Mapping[str, int],
 ) -> None:
@@ -132,8 +135,13 @@ Index = tuple[slice, ...]
 
 
 def _place(
-    leaf: jax.ShapeDtypeStruct, views: Sequence[tuple[str, np.ndarray]], *, stacked: bool
-) -> jax.Array:
+    leaf: jax.ShapeDtypeStruct | quant.Quantised,
+    views: Sequence[tuple[str, np.ndarray]],
+    *,
+    stacked: bool,
+) -> jax.Array | quant.Quantised:
+    if isinstance(leaf, quant.Quantised):
+        return place_quantised(leaf, views, stacked=stacked)
     if leaf.sharding is None:
         whole = tuple(slice(0, n) for n in leaf.shape)
         return jax.device_put(_shard(leaf, views, whole, stacked=stacked))
@@ -148,6 +156,28 @@ def _place(
     return jax.make_array_from_single_device_arrays(
         leaf.shape, leaf.sharding, placed, dtype=leaf.dtype
     )
+
+
+def place_quantised(
+    leaf: quant.Quantised, views: Sequence[tuple[str, np.ndarray]], *, stacked: bool
+) -> quant.Quantised:
+    """Quantise the tensors of a leaf one after another, and put the result where the leaf says.
+
+    Args:
+        views: names and weights, one for each layer where the leaf is stacked, else one.
+    """
+    places = leaf.parts()
+    hosts = {name: _aligned(place.shape, place.dtype) for name, place in places.items()}
+    for layer, (name, view) in enumerate(views):
+        parts = quantise.quantise(leaf.kind, view.reshape(leaf.outputs, -1), name)
+        for part, host in hosts.items():
+            target = host[layer, ...] if stacked else host
+            target[...] = parts[part].reshape(target.shape)
+    arrays = {
+        name: jax.block_until_ready(distributed.to_global(host, places[name].sharding))
+        for name, host in hosts.items()
+    }
+    return dataclasses.replace(leaf, **arrays)
 
 
 def _put(shard: np.ndarray, devices: Sequence[jax.Device]) -> list[jax.Array]:

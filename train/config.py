@@ -46,6 +46,8 @@ class TrainConfig:
     """DATAxMODEL: devices along each axis; a CPU simulates what it lacks."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of activations and frozen weights; float32 on a CPU, bfloat16 elsewhere by default."""
+    quantize: Literal["nf4", "int8"] | None = None
+    """Keep the frozen matrices of linear layers in 4 or 8 bits; the adapter stays float32."""
     full: bool = False
     """Train every weight instead of an adapter."""
     rank: int = 64
@@ -118,6 +120,8 @@ class TrainConfig:
         wrong += self._misfits()
         if self.full and self.adapter is not None:
             wrong.append("--full trains every weight and takes no --adapter: drop one of the two")
+        if self.full and self.quantize is not None:
+            wrong.append(f"--full trains every weight, --quantize {self.quantize} freezes them")
         if self.resume and self.output is None:
             wrong.append("--resume needs --output, the folder of the run to continue")
         if self.data != SYNTHETIC and not Path(self.data).exists():

@@ -64,6 +64,7 @@ def make_trainable(config: TrainConfig, mesh: Mesh, dtype: Any) -> Trainable:
         mesh,
         dtype=dtype,
         weight_dtype=jnp.float32 if config.full else dtype,
+        quantize=config.quantize,
         base_dropout=config.base_dropout,
     )
     decoder = pretrained.decoder

@@ -15,7 +15,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from prompteol_jax import axes, hf, nn
+from prompteol_jax import axes, hf, nn, quant
 from prompteol_jax.models import llama, opt
 from prompteol_jax.models.decoder import Decoder
 
@@ -73,6 +73,7 @@ def abstract_decoder(
     *,
     dtype: Any,
     weight_dtype: Any = None,
+    quantize: quant.Kind | None = None,
     layers: int | None = None,
     rules: Mapping[str, str] = axes.RULES,
 ) -> Decoder:
@@ -80,9 +81,10 @@ def abstract_decoder(
 
     Args:
         dtype: of activations; weight_dtype: of matrices, `dtype` by default.
+        quantize: kind of the linear layers' matrices; embeddings, norms and biases stay as they are.
         layers: blocks to keep, for the raw hidden state behind them; None for the whole model.
     """
-    make = nn.Placeholders(config.sizes, weight_dtype or dtype, mesh, rules)
+    make = nn.Placeholders(config.sizes, weight_dtype or dtype, mesh, rules, quantise=quantize)
     _, family = FAMILIES[config.family]
     depth = config.L if layers is None else layers
     return Decoder(
@@ -95,7 +97,7 @@ def abstract_decoder(
 
 
 def leaves(model: nnx.Module) -> dict[str, Any]:
-    """The arrays, or their placeholders, of a module by dotted path."""
+    """The arrays, or their placeholders, of a module by dotted path; a quantised weight is one."""
     flat = nnx.to_flat_state(nnx.state(model))
     return {".".join(map(str, path)): leaf.get_value() for path, leaf in flat}
 
@@ -117,6 +119,7 @@ def load_decoder(
     *,
     dtype: Any,
     weight_dtype: Any = None,
+    quantize: quant.Kind | None = None,
     layers: int | None = None,
     rules: Mapping[str, str] = axes.RULES,
 ) -> Decoder:
@@ -126,7 +129,7 @@ def load_decoder(
     """
     _, family = FAMILIES[config.family]
     shape = partial(abstract_decoder, config, mesh, dtype=dtype, weight_dtype=weight_dtype)
-    model = shape(layers=layers, rules=rules)
+    model = shape(layers=layers, rules=rules, quantize=quantize)
     whole, moves = weight_table(config, shape()), weight_table(config, model)
     unread = [re.escape(move.source) for move in whole if move not in moves]
     arrays = hf.read_weights(

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from prompteol_jax import distributed, models
+from prompteol_jax import distributed, models, quant, weights
 from prompteol_jax.models.decoder import Decoder
 
 
@@ -27,6 +27,7 @@ def random_decoder(
     *,
     dtype: Any,
     weight_dtype: Any = None,
+    quantize: quant.Kind | None = None,
     layers: int | None = None,
 ) -> Decoder:
     """Draw a decoder at random, so small that a few adapter steps can teach it something.
@@ -35,15 +36,23 @@ def random_decoder(
     lets attention begin almost uniform; embeddings 0.01, positions 0.001, norms one, biases zero.
     """
     model = models.abstract_decoder(
-        config, mesh, dtype=dtype, weight_dtype=weight_dtype, layers=layers
+        config, mesh, dtype=dtype, weight_dtype=weight_dtype, quantize=quantize, layers=layers
     )
     whole = models.leaves(models.abstract_decoder(config, mesh, dtype=dtype))
     drawn = {path: _draw(path, generator(key, path), leaf.shape) for path, leaf in whole.items()}
     arrays = {
-        path: distributed.to_global(_up_to(layers, path, drawn).astype(leaf.dtype), leaf.sharding)
+        path: _place(path, leaf, _up_to(layers, path, drawn))
         for path, leaf in models.leaves(model).items()
     }
     return models.fill(model, arrays)
+
+
+def _place(path: str, leaf: Any, numbers: np.ndarray) -> jax.Array | quant.Quantised:
+    if not isinstance(leaf, quant.Quantised):
+        return distributed.to_global(numbers.astype(leaf.dtype), leaf.sharding)
+    stacked = path.startswith("blocks.")
+    layers = list(numbers) if stacked else [numbers]
+    return weights.place_quantised(leaf, [(path, layer) for layer in layers], stacked=stacked)
 
 
 def _up_to(layers: int | None, path: str, whole: Mapping[str, np.ndarray]) -> np.ndarray:

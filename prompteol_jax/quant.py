@@ -1,0 +1,222 @@
+"""Quantised weights: nf4 (Dettmers et al. 2023) and int8, as arrays that a compiled function takes.
+
+A weight is looked at as the matrix of its file, outputs by inputs. nf4 cuts the matrix, read row by
+row, into blocks of 64: each number becomes one of 16 levels times the block's largest magnitude.
+Those scales are quantised themselves: their mean is taken off, and what remains becomes, in groups of
+256, one of 256 levels times the group's largest magnitude.
+
+    weight = LEVELS[code] * (SCALE_LEVELS[scale_code] * step + offset)
+
+int8 keeps a largest magnitude for every output: weight = code * peak / 127.
+
+Numbers are made on the host (`quantise`), in bitsandbytes' order of operations, and used on devices
+(`Nf4.dequantise`, `Int8.dequantise`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, ClassVar, Final, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from prompteol_jax import axes
+
+Kind = Literal["nf4", "int8"]
+KINDS: Final = get_args(Kind)
+BLOCK: Final = 64  # weights that share a scale
+GROUP: Final = 256  # scales that share a step
+
+# Quantiles of the normal distribution; QLoRA (Dettmers et al. 2023), appendix E.
+LEVELS: Final = np.array(
+    [
+        *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+        *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+        *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+        *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+    ],
+    np.float32,
+)
+
+
+def _dynamic_levels() -> np.ndarray:
+    """256 levels from -1 to 1, denser near 0: seven decades, each cut twice as fine as the last.
+
+    Source: 8-bit Optimizers (Dettmers et al. 2022), dynamic quantisation. As bitsandbytes takes
+    them from torch.linspace, which counts from both ends, in fused steps of float32.
+    """
+    levels = [0.0, 1.0]
+    low, high = np.float32(0.1), np.float32(1)
+    for decade in range(7):
+        parts = 2**decade
+        step, count = np.float64((high - low) / np.float32(parts)), np.arange(parts + 1)
+        edges = np.where(
+            count < (parts + 1) // 2, low + step * count, high - step * (parts - count)
+        )
+        edges = edges.astype(np.float32)
+        means = np.float32(10.0 ** (decade - 6)) * ((edges[:-1] + edges[1:]) / np.float32(2))
+        levels += [*means, *-means]
+    return np.sort(np.array(levels, np.float32))
+
+
+SCALE_LEVELS: Final = _dynamic_levels()
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantised:
+    """A weight in few bits; its arrays may have a leading axis L, or be placeholders.
+
+    Attributes:
+        item: shape of the weight itself, without L.
+        outputs: rows of its matrix.
+    """
+
+    item: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    outputs: int = dataclasses.field(metadata={"static": True})
+    kind: ClassVar[Kind]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight that is meant, with L where there is one."""
+        first = next(iter(self.parts().values()))
+        return (*first.shape[:-2], *self.item)
+
+    def parts(self) -> dict[str, Any]:
+        """The arrays by name, codes first."""
+        names = [f.name for f in dataclasses.fields(self) if not f.metadata.get("static")]
+        return {name: getattr(self, name) for name in names}
+
+    def dequantise(self, dtype: Any) -> jax.Array:
+        """The weight, computed in float32; of one layer, that is without L."""
+        raise NotImplementedError
+
+    def dequantise_layers(self) -> jax.Array:
+        """The weights with L, where there is one, float32."""
+        one = partial(type(self).dequantise, dtype=jnp.float32)
+        return jax.lax.map(one, self) if len(self.shape) > len(self.item) else one(self)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Nf4(Quantised):
+    """Four bits a weight, and about an eighth of a bit for the scales.
+
+    Attributes:
+        codes: uint8 [rows, columns / 2], the first of two weights in the high bits.
+        scale_codes: uint8 [rows, columns / 64].
+        steps: float32, one for 256 scales in the order of the matrix.
+        offset: float32, mean of the scales.
+
+    Rows and columns are the matrix's own where its columns are whole blocks. Elsewhere blocks run on
+    from row to row, and the matrix is one row of as many whole blocks as it takes.
+    """
+
+    kind: ClassVar[Kind] = "nf4"
+    codes: Any
+    scale_codes: Any
+    steps: Any
+    offset: Any
+
+    def dequantise(self, dtype: Any) -> jax.Array:
+        """The weight, computed in float32."""
+        rows, blocks = self.scale_codes.shape
+        step = jnp.repeat(self.steps, GROUP)[: rows * blocks].reshape(rows, blocks)
+        scale = jnp.asarray(SCALE_LEVELS)[self.scale_codes] * step + self.offset
+        pairs = jnp.stack([self.codes >> 4, self.codes & 15], axis=-1)
+        blocked = _level(pairs.reshape(rows, blocks, BLOCK)) * scale[..., None]
+        numbers = math.prod(self.item)
+        if rows * blocks * BLOCK > numbers:
+            blocked = blocked.reshape(-1)[:numbers]
+        return blocked.reshape(self.item).astype(dtype)
+
+
+def _level(codes: jax.Array) -> jax.Array:
+    """Look codes up in LEVELS, bit by bit: a gather of single numbers is slow on accelerators."""
+    chosen: list[Any] = [jnp.float32(level) for level in LEVELS]
+    for bit in range(4):
+        is_set = (codes >> bit) & 1 == 1
+        pairs = zip(chosen[::2], chosen[1::2], strict=True)
+        chosen = [jnp.where(is_set, high, low) for low, high in pairs]
+    return chosen[0]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Int8(Quantised):
+    """Eight bits a weight, and one scale an output.
+
+    Attributes:
+        codes: int8 [rows, columns].
+        peaks: float32 [rows, 1], the largest magnitude of each row.
+    """
+
+    kind: ClassVar[Kind] = "int8"
+    codes: Any
+    peaks: Any
+
+    def dequantise(self, dtype: Any) -> jax.Array:
+        """The weight, computed in float32."""
+        w = self.codes.astype(jnp.float32) * (self.peaks * jnp.float32(1 / 127))
+        return w.reshape(self.item).astype(dtype)
+
+
+def placeholder(
+    kind: Kind,
+    dims: str,
+    inputs: str,
+    sizes: Mapping[str, int],
+    mesh: Mesh,
+    rules: Mapping[str, str],
+    layers: int | None = None,
+) -> Quantised:
+    """Describe a quantised weight: shapes, dtypes and shardings in the place of arrays.
+
+    Rows or columns are cut over the mesh as the weight itself would be, but no block of 64 is cut:
+    where that would happen the axis stays whole. Steps and offset are whole everywhere.
+
+    Args:
+        dims: axes of the weight, outputs first; inputs: those of them that are contracted.
+        layers: length of a leading axis L.
+    """
+    shape = tuple(sizes[letter] for letter in dims)
+    outputs = dims.removesuffix(inputs)
+    spec = dict(zip(dims, axes.spec(dims, shape, mesh, rules), strict=True))
+    row_axis, column_axis = spec[outputs[0]], spec[inputs[0]]
+    rows = math.prod(sizes[letter] for letter in outputs)
+    columns = math.prod(sizes[letter] for letter in inputs)
+    lead = () if layers is None else (layers,)
+
+    def part(dtype: Any, shape: tuple[int, ...], *cut: str | None) -> jax.ShapeDtypeStruct:
+        place = NamedSharding(mesh, PartitionSpec(*[None] * len(lead), *cut))
+        return jax.ShapeDtypeStruct((*lead, *shape), dtype, sharding=place)
+
+    if kind == "int8":
+        codes = part(jnp.int8, (rows, columns), row_axis, column_axis)
+        return Int8(shape, rows, codes, part(jnp.float32, (rows, 1), row_axis, None))
+    outputs = rows
+    rows, blocks = _grid(rows, columns)
+    if rows == 1:
+        row_axis = column_axis = None
+    if column_axis is not None and blocks % mesh.shape[column_axis]:
+        column_axis = None
+    return Nf4(
+        shape,
+        outputs,
+        part(jnp.uint8, (rows, blocks * BLOCK // 2), row_axis, column_axis),
+        part(jnp.uint8, (rows, blocks), row_axis, column_axis),
+        part(jnp.float32, (-(-rows * blocks // GROUP),), None),
+        part(jnp.float32, ()),
+    )
+
+
+def _grid(rows: int, columns: int) -> tuple[int, int]:
+    """Rows, and blocks in each: one row of all blocks where the columns are not whole blocks."""
+    if columns % BLOCK == 0:
+        return rows, columns // BLOCK
+    return 1, -(-rows * columns // BLOCK)
