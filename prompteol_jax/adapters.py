@@ -155,7 +155,7 @@ def _bare(group: str) -> str:
 
 
 def merge_lora(model: Decoder) -> Decoder:
-    """A model of plain weights that computes the same: each update is added to its weight, in float32.
+    """A model of plain weights that computes the same: updates added to weights, in float32.
 
     A quantised weight is made whole, in float32; others keep their dtype.
     """

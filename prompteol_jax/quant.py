@@ -1,9 +1,9 @@
 """Quantised weights: nf4 (Dettmers et al. 2023) and int8, as arrays that a compiled function takes.
 
-A weight is looked at as the matrix of its file, outputs by inputs. nf4 cuts the matrix, read row by
-row, into blocks of 64: each number becomes one of 16 levels times the block's largest magnitude.
-Those scales are quantised themselves: their mean is taken off, and what remains becomes, in groups of
-256, one of 256 levels times the group's largest magnitude.
+A weight is looked at as the matrix of its file, outputs by inputs. nf4 cuts the matrix, read row
+by row, into blocks of 64: each number becomes one of 16 levels times the block's largest magnitude.
+Those scales are quantised themselves: their mean is taken off, and what remains becomes, in groups
+of 256, one of 256 levels times the group's largest magnitude.
 
     weight = LEVELS[code] * (SCALE_LEVELS[scale_code] * step + offset)
 
@@ -113,8 +113,8 @@ class Nf4(Quantised):
         steps: float32, one for 256 scales in the order of the matrix.
         offset: float32, mean of the scales.
 
-    Rows and columns are the matrix's own where its columns are whole blocks. Elsewhere blocks run on
-    from row to row, and the matrix is one row of as many whole blocks as it takes.
+    Rows and columns are the matrix's own where its columns are whole blocks. Elsewhere blocks run
+    on from row to row, and the matrix is one row of as many whole blocks as it takes.
     """
 
     kind: ClassVar[Kind] = "nf4"

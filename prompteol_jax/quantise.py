@@ -7,7 +7,7 @@ The order of operations is that of bitsandbytes 0.50 (`quantize_4bit` with compr
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -67,9 +67,8 @@ def _nf4(flat: Shaped[np.ndarray, " n"]) -> dict[str, np.ndarray]:
 def _packed(scaled: Float32[np.ndarray, " n"]) -> UInt8[np.ndarray, " half"]:
     """The nearest level of each number, of two levels equally near the lower one; two in a byte."""
     codes = np.zeros(scaled.size, np.uint8)
-    with np.errstate(invalid="ignore"):
-        for border in (LEVELS[:-1] + LEVELS[1:]) / np.float32(2):
-            codes += scaled > border
+    for border in (LEVELS[:-1] + LEVELS[1:]) / np.float32(2):
+        codes += scaled > border
     return codes[::2] << 4 | codes[1::2]
 
 
@@ -85,16 +84,19 @@ def _int8(matrix: Shaped[np.ndarray, "rows columns"]) -> dict[str, np.ndarray]:
         peaks[start : start + at_once] = peak
         # A row of zeros has no scale: its codes are zeros, which bitsandbytes leaves undefined.
         inverse = np.where(peak > 0, np.float32(1) / np.maximum(peak, _TINY), np.float32(0))
-        with np.errstate(invalid="ignore"):
-            codes[start : start + at_once] = np.rint(part * (inverse * np.float32(127)))
+        codes[start : start + at_once] = np.rint(part * (inverse * np.float32(127)))
 
     _over_tiles(tile, rows, at_once)
     return {"codes": codes, "peaks": peaks}
 
 
 def _over_tiles(tile: Callable[[int], None], size: int, step: int = _TILE) -> None:
+    def quietly(start: int) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinity are refused later
+            tile(start)
+
     with ThreadPoolExecutor() as pool:
-        for _ in pool.map(tile, range(0, size, step)):
+        for _ in pool.map(quietly, range(0, size, step)):
             pass
 
 
@@ -121,7 +123,8 @@ def _nearest_levels() -> UInt8[np.ndarray, "65536"]:
     return np.searchsorted((wide[:-1] + wide[1:]) / 2, places).astype(np.uint8)
 
 
-_LANES, _ILP, _DEPTH = 8, 4, 4  # of torch's sum: numbers in a vector, vectors at once, levels
+# Of torch's sum: numbers in a vector, vectors added at once, levels of the cascade.
+_LANES, _ILP, _DEPTH = 8, 4, 4
 
 
 def torch_mean(x: Float32[np.ndarray, " n"]) -> np.float32:
@@ -137,14 +140,9 @@ def torch_mean(x: Float32[np.ndarray, " n"]) -> np.float32:
     for vector in total[1:]:
         total[0] += vector
     scalar = np.float32(0)
-    for number in _chain(x[len(vectors) * _LANES :], total[0]):
+    for number in (*x[len(vectors) * _LANES :], *total[0]):
         scalar = np.float32(scalar + number)
     return np.float32(scalar / np.float32(x.size))
-
-
-def _chain(*parts: np.ndarray) -> Iterator[np.float32]:
-    for part in parts:
-        yield from part
 
 
 def _cascade(rows: Float32[np.ndarray, "n ilp lanes"]) -> Float32[np.ndarray, "ilp lanes"]:

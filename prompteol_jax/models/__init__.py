@@ -81,7 +81,7 @@ def abstract_decoder(
 
     Args:
         dtype: of activations; weight_dtype: of matrices, `dtype` by default.
-        quantize: kind of the linear layers' matrices; embeddings, norms and biases stay as they are.
+        quantize: of the linear layers' matrices; embeddings, norms and biases stay as they are.
         layers: blocks to keep, for the raw hidden state behind them; None for the whole model.
     """
     make = nn.Placeholders(config.sizes, weight_dtype or dtype, mesh, rules, quantise=quantize)

@@ -34,6 +34,7 @@ WRONG = [
     ({"mesh": "0x2"}, "--mesh: mesh '0x2' is not DATAxMODEL"),
     ({"mesh": "8x1", "batch": 12}, "--batch 12 must be a multiple of the 8 of --mesh 8x1"),
     ({"full": True, "adapter": "a"}, "--full trains every weight and takes no --adapter"),
+    ({"full": True, "quantize": "nf4"}, "--full trains every weight, --quantize nf4 freezes them"),
     ({"resume": True}, "--resume needs --output, the folder of the run to continue"),
     ({"data": ".", "skip_bad": True}, "--skip-bad is for files"),
     ({"data": "no.csv"}, "--data no.csv is neither `synthetic` nor a file or folder"),
@@ -91,6 +92,7 @@ def test_every_flag_reaches_its_field():
         "--model M --adapter A --template none --data d.csv --skip-bad --dev D --output O --resume "
         "--json J --mesh 4x2 --dtype bfloat16 --full --rank 8 --alpha 32 --dropout 0 "
         "--base-dropout 0.2 --batch 16 --chunks 2 --remat dots --cut 20 --epochs 3 --steps 7 "
+        "--quantize nf4 "
         "--lr 1e-4 --warmup-steps 10 --seed 1 --eval-every 5 --save-every 6 --keep 3 "
         "--coordinator h:1 --processes 2 --process 1"
     ).split()
