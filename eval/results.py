@@ -44,7 +44,9 @@ def title(result: Mapping[str, Any]) -> str:
     raw = "" if result.get("clean", True) else ", raw sentences"
     strict = result.get("strict_original")
     strict = f", as the released script, vectors in {strict}" if strict else ""
-    return f"{result['model']}, template {result['template']}, {result['dtype']}{raw}{strict}"
+    kind = result.get("options", {}).get("quantize")
+    dtype = f"{result['dtype']}, weights in {kind}" if kind else result["dtype"]
+    return f"{result['model']}, template {result['template']}, {dtype}{raw}{strict}"
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:

@@ -177,6 +177,7 @@ def _settings(options: EncodeOptions) -> Mapping[str, Any]:
         "template": template.name,
         "prompt": f"{template.head}{{}}{template.suffix}",
         "dtype": options.dtype or "bfloat16",
+        "quantize": options.quantize,
         "layer": options.layer,
         "pooling": options.pooling,
         "clean": options.clean,

@@ -33,6 +33,7 @@ class Pretrained:
         folder: where its files lie; None for `tiny`, which is made in code.
         adapter: the folder of the adapter on it, if any.
         layer: the inner layer it ends at, counted from 1; None for the whole model.
+        quantize: kind of the linear layers' matrices; None where they are in its dtype.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Pretrained:
     mesh: Mesh
     adapter: Path | None = None
     layer: int | None = None
+    quantize: quant.Kind | None = None
 
 
 def load_pretrained(
@@ -103,7 +105,9 @@ def load_pretrained(
         )
     if adapter_folder is not None:
         decoder = peft.load_adapter(decoder, config, adapter_folder, mesh)
-    return Pretrained(name, folder, config, tokenizer, decoder, mesh, adapter_folder, layers)
+    return Pretrained(
+        name, folder, config, tokenizer, decoder, mesh, adapter_folder, layers, quantize
+    )
 
 
 def save_pretrained(pretrained: Pretrained, decoder: Decoder, folder: Path, *, dtype: str) -> None:

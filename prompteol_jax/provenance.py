@@ -34,10 +34,10 @@ def describe(embedder: Embedder) -> dict[str, Any]:
     It holds `model` and `adapter` (name, commit where the hub's cache tells it, SHA-256 by file;
     parameters of the decoder, without a language-model head of its own), `tokenizer`,
     `template` (with the ids of an example), `dtype` (activations; bytes of weights by dtype),
-    `layer` (None: the last, after its norm), `pooling`, `devices` and `versions`.
+    `quantize`, `layer` (None: the last, after its norm), `pooling`, `devices` and `versions`.
     """
     source = embedder.pretrained
-    leaves = models.leaves(embedder.decoder).values()
+    leaves = jax.tree.leaves(embedder.decoder)
     weights: dict[str, int] = {}
     for leaf in leaves:
         weights[str(leaf.dtype)] = weights.get(str(leaf.dtype), 0) + leaf.nbytes
@@ -47,6 +47,7 @@ def describe(embedder: Embedder) -> dict[str, Any]:
         "tokenizer": {"sha256": source.tokenizer.sha256, "bos_id": source.tokenizer.bos_id},
         "template": _template(embedder.prompt),
         "dtype": {"activations": embedder.dtype, "weight_bytes": weights},
+        "quantize": source.quantize,
         "layer": source.layer,
         "pooling": embedder.pooling,
         "devices": _devices(source),
