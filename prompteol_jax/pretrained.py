@@ -79,30 +79,14 @@ def load_pretrained(
     config = models.replace_dropout(config, base_dropout)
     axes.check_mesh(config.sizes, (mesh.shape["data"], mesh.shape["model"]))
     layers = models.resolve_layer(layer, config.L)
+    kept = {"weight_dtype": weight_dtype, "quantize": quantize, "layers": layers}
     if folder is None:
         tokenizer = tiny.tiny_tokenizer()
         key = jax.random.key(tiny.SEED)
-        decoder = initial.random_decoder(
-            config,
-            mesh,
-            key,
-            dtype=dtype,
-            weight_dtype=weight_dtype,
-            quantize=quantize,
-            layers=layers,
-        )
+        decoder = initial.random_decoder(config, mesh, key, dtype=dtype, **kept)
     else:
         tokenizer = load_tokenizer(folder, vocab_size=config.V)
-        decoder = models.load_decoder(
-            folder,
-            config,
-            mesh,
-            dtype=dtype,
-            weight_dtype=weight_dtype,
-            quantize=quantize,
-            layers=layers,
-            rules=rules,
-        )
+        decoder = models.load_decoder(folder, config, mesh, dtype=dtype, rules=rules, **kept)
     if adapter_folder is not None:
         decoder = peft.load_adapter(decoder, config, adapter_folder, mesh)
     return Pretrained(
