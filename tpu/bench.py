@@ -35,8 +35,11 @@ class EncodeBench(ModelOptions):
     `--model random:opt-1.3b` makes a random checkpoint of that shape in place.
     """
 
-    texts: Path
+    texts: Path | None = None
     """.txt, .jsonl, .csv or .parquet, as `prompteol encode` reads them; distinct ones are taken."""
+    lengths: Path | None = None
+    """Without --texts: a file of `python -m tpu.lengths` that made-up texts follow; by default the
+    stored one of STS-B dev."""
     n: int = 512
     """Texts, from the first; fewer if there are no more."""
     clean: bool = False
@@ -51,6 +54,8 @@ class EncodeBench(ModelOptions):
     """Folder of the tokenizer of a random: model."""
     rounds: int = 3
     """Timed runs of each."""
+    planned: Path | None = None
+    """What `python -m tpu.plan --json` wrote of the same job, to be shown beside it."""
     json: Path | None = None
     """File for everything that was measured."""
     profile: Path | None = None
@@ -94,6 +99,8 @@ class TrainBench:
     """Folder of the tokenizer of a random: model."""
     rounds: int = 5
     """Timed steps of each, after two that compile."""
+    planned: Path | None = None
+    """What `python -m tpu.plan --json` wrote of the same job, to be shown beside it."""
     json: Path | None = None
     """File for everything that was measured."""
     profile: Path | None = None
@@ -104,14 +111,14 @@ def encode(options: EncodeBench) -> dict[str, Any]:
     """Measure encoding, print the table and return what was measured."""
     from tpu import bench_encode
 
-    return _run(options, bench_encode.measure)
+    return _run("encode", options, bench_encode.measure)
 
 
 def train(options: TrainBench) -> dict[str, Any]:
     """Measure training, print the table and return what was measured."""
     from tpu import bench_train
 
-    return _run(options, bench_train.measure)
+    return _run("train", options, bench_train.measure)
 
 
 COMMANDS: Final[dict[str, tuple[type, Callable[[Any], object]]]] = {
@@ -120,13 +127,14 @@ COMMANDS: Final[dict[str, tuple[type, Callable[[Any], object]]]] = {
 }
 
 
-def _run(options: Any, measure: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+def _run(job: str, options: Any, measure: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
     _check(options)
     if options.peer:  # two frameworks share a GPU: neither may take all of its memory at once
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    planned = None if options.planned is None else read_plan(options.planned, job)
     with _made(options) as ready:
         result = measure(ready)
-    result["model"] = options.model
+    result |= {"model": options.model, "planned": planned}
     print_table(result)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -144,6 +152,8 @@ def _check(options: Any) -> None:
         problems.append("tiny has no folder that a peer could read; give another --model")
     if isinstance(options, EncodeBench) and options.peer and _is_ours_alone(options):
         problems.append("a peer knows no --adapter, --layer or --pooling mean")
+    if isinstance(options, EncodeBench) and options.texts and options.lengths:
+        problems.append("--texts and --lengths exclude each other")
     if options.json is not None and not options.json.parent.is_dir():
         problems.append(f"the folder of --json {options.json} does not exist")
     if problems:
@@ -169,6 +179,25 @@ def _made(options: Any) -> Iterator[Any]:
         yield dataclasses.replace(options, model=folder)
 
 
+def read_plan(path: Path, job: str) -> dict[str, Any]:
+    """The rates of a plan.
+
+    Raises: ValueError where a file is no plan of this job, or of one that does not fit.
+    """
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        if plan["job"] != job or not plan["fits"]:
+            raise ValueError(f"it plans {plan['job']}, which fits: {plan['fits']}")
+        return {name: plan[name] for name in _PLANNED}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} holds no plan of {job}, as `python -m tpu.plan --json` writes it: {error}"
+        ) from None
+
+
+_PLANNED: Final = ("topology", "mesh", "shapes", "sentences_per_s", "estimated_s", "useful_mfu")
+
+
 def print_table(result: Mapping[str, Any]) -> None:
     """Print ours and the peers under what they had to do."""
     from rich import console, table, text
@@ -176,13 +205,22 @@ def print_table(result: Mapping[str, Any]) -> None:
     header = f"{result['job']}: {result['model']}, {result['setting']}, on {result['device']}"
     grid = table.Table(title=text.Text(header), title_justify="left")
     names = list(result["ours"]["shown"])
-    grid.add_column("")
-    for name in (*names, "ours is faster by"):
+    grid.add_column("", no_wrap=True)
+    for name in (*names, "ours / it"):
         grid.add_column(name, justify="right")
     grid.add_row("ours", *result["ours"]["shown"].values(), "")
     for peer, measured in result["peers"].items():
         shown = [measured["shown"].get(name, "") for name in names]
         grid.add_row(peer, *shown, f"{measured['ratio']:.2f}")
+    if result["planned"] is not None:
+        plan = result["planned"]
+        planned = {
+            "sentences/s": f"{plan['sentences_per_s']:,.1f}",
+            "seconds a step": f"{plan['estimated_s']:.3f}",
+            "useful MFU": f"{plan['useful_mfu']:.1%}",
+        }
+        shown = [planned.get(name, "") for name in names]
+        grid.add_row(f"planned {plan['topology']}", *shown, "")
     shown = console.Console()
     shown.print(grid)
     shown.print(text.Text(result["note"]))

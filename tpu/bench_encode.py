@@ -18,13 +18,18 @@ import numpy as np
 
 from prompteol_jax import corpus, provenance
 from prompteol_jax.embedder import Embedder
+from prompteol_jax.models import tiny
 from prompteol_jax.template import clean_sentence
 from tpu import speed
 from tpu.beside import Peer
+from tpu.jobs import linear_weights
+from tpu.lengths import Lengths, read_lengths
 
 if TYPE_CHECKING:
     from tpu.bench import EncodeBench
 
+_OPENING: Final = "A"  # of every text that is made up; its words follow with a space each
+_WORDS: Final = 50  # of one id that there must be, so that enough texts are distinct
 _SAME: Final = 0.99  # cosine of two vectors of one text in bfloat16; they differ in rounding alone
 
 
@@ -34,11 +39,13 @@ def measure(options: EncodeBench) -> dict[str, Any]:
     Returns: what `--json` gets: `ours` and `peers` with the seconds of every round, what follows
         from them, and under `shown` what the table shows.
     """
-    texts = read_texts(options)
+    texts = None if options.texts is None else read_texts(options)
     with speed.compile_seconds() as compiling, contextlib.ExitStack() as stack:
         start = time.perf_counter()
         embedder = options.load("bfloat16")
         load_s = time.perf_counter() - start
+        if texts is None:
+            texts = made_texts(embedder, read_lengths(options.lengths, "encode"), options.n)
         embedder.encode(texts)
         compile_s = compiling()
         peers = [stack.enter_context(_peer(kind, options, embedder)) for kind in options.peer]
@@ -88,6 +95,28 @@ def read_texts(options: EncodeBench) -> list[str]:
     return texts
 
 
+def made_texts(embedder: Embedder, lengths: Lengths, n: int) -> list[str]:
+    """Distinct texts of random words whose ids are as many as the lengths say.
+
+    Raises: ValueError where the tokenizer has too few words of one id.
+    """
+    words = [f" {word}" for word in tiny.WORDS]
+    ids = embedder.pretrained.tokenizer.ids(words)
+    single = [word for word, own in zip(words, ids, strict=True) if len(own) == 2]  # BOS is one
+    if len(single) < _WORDS:
+        raise ValueError(f"{len(single)} words of one id are too few for texts; give --texts")
+    (shortest,) = embedder.prompt([_OPENING]).ids
+    draw = random.Random(0)
+    texts: dict[str, None] = {}
+    for length in lengths.draw(n):
+        more = max(1, length - len(shortest))
+        text = _OPENING + "".join(draw.choices(single, k=more))
+        while text in texts:
+            text = _OPENING + "".join(draw.choices(single, k=more))
+        texts[text] = None
+    return list(texts)
+
+
 def _peer(kind: str, options: EncodeBench, embedder: Embedder) -> Peer:
     batch = [] if options.peer_batch is None else ["--batch", str(options.peer_batch)]
     python = options.peer_python
@@ -128,9 +157,11 @@ def _rounds(
 def _ours(embedder: Embedder, seconds: list[float]) -> dict[str, Any]:
     """Rates from the median round; useful FLOPs are 2 for a weight and a real token."""
     report, middle = embedder.report, statistics.median(seconds)
-    weights = speed.linear_weights(embedder.pretrained.config)
+    weights = linear_weights(embedder.pretrained.config)
     useful = 2 * weights * report.tokens / middle
-    peak = speed.matrix_rate(embedder.dtype, embedder.pretrained.mesh.size)
+    mesh = embedder.pretrained.mesh
+    peak = speed.matrix_rate(embedder.dtype, mesh.size)
+    chip = speed.chip_peak(mesh.devices.flat[0])
     return {
         "seconds": seconds,
         "sentences_per_s": report.distinct / middle,
@@ -138,6 +169,7 @@ def _ours(embedder: Embedder, seconds: list[float]) -> dict[str, Any]:
         "useful_flops": useful,
         "matrix_flops": peak,
         "useful_mfu": useful / peak,
+        "useful_mfu_of_chip": chip and useful / (chip * mesh.size),
         "report": dataclasses.asdict(report),
         "shown": {
             "sentences/s": f"{report.distinct / middle:,.1f}",

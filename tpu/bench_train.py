@@ -15,6 +15,7 @@ import jax
 from prompteol_jax import axes, distributed, provenance
 from tpu import speed
 from tpu.beside import Peer
+from tpu.jobs import linear_weights
 
 if TYPE_CHECKING:
     from tpu.bench import TrainBench
@@ -144,7 +145,7 @@ def _prompts(course: Course, triplets: Sequence[Triplet]) -> list[list[str]]:
 def _ours(course: Course, seconds: list[float], tokens: int) -> dict[str, Any]:
     """Rates from the median step; useful FLOPs are 4 for a frozen weight and a real token."""
     pretrained, middle = course.trainable.pretrained, statistics.median(seconds)
-    useful = 4 * speed.linear_weights(pretrained.config) * tokens / middle
+    useful = 4 * linear_weights(pretrained.config) * tokens / middle
     matrix = speed.matrix_rate(course.embedder.dtype, pretrained.mesh.size)
     peak, whose = speed.peak_bytes()
     return {

@@ -1,4 +1,4 @@
-"""How fast a device is, how much work a sentence is, and what a run took."""
+"""How fast a device can be, and what a run took of it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,19 @@ from typing import Any, Final
 import jax
 import jax.numpy as jnp
 
-from prompteol_jax import models
+from tpu.chips import CHIPS
 
 _SIDES: Final = {"cpu": (512, 1024, 2048), "other": (2048, 4096, 8192, 16384)}
 _SECONDS: Final = 0.3  # that a product is repeated for
+_KINDS: Final = {  # what a TPU calls itself, by chip
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+}
 _COMPILING: Final = (
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
     "/jax/core/compile/backend_compile_duration",
@@ -46,11 +55,10 @@ def matrix_rate(dtype: str, devices: int) -> float:
     return best * (1 if platform == "cpu" else devices)
 
 
-def linear_weights(config: models.Config) -> int:
-    """Weights of the decoder's linear layers: no embeddings, norms, biases or head."""
-    c = config
-    attention = 2 * c.D * c.N * c.sizes["H"] + 2 * c.D * c.sizes["K"] * c.sizes["H"]
-    return c.L * (attention + (2 if c.family == "opt" else 3) * c.D * c.F)
+def chip_peak(device: jax.Device) -> float | None:
+    """The maker's bfloat16 FLOP a second of a TPU; None for what the table does not hold."""
+    chip = CHIPS.get(_KINDS.get(device.device_kind, ""))
+    return None if chip is None else chip.peak
 
 
 def peak_bytes() -> tuple[int, str]:

@@ -7,13 +7,15 @@ import sys
 import numpy as np
 import pytest
 
-from prompteol_jax import axes, models
+from prompteol_jax import Embedder, axes, models
 from prompteol_jax.models import tiny
 from prompteol_jax.models.llama import LlamaConfig
 from prompteol_jax.models.opt import OptConfig
 from prompteol_jax.models.published import PUBLISHED
 from prompteol_jax.pretrained import load_pretrained
 from tpu import bench, bench_encode, random_checkpoint, speed
+from tpu.jobs import linear_weights
+from tpu.lengths import read_lengths
 
 TEXTS = [f"{a} {b} {c}." for a in ("A man", "The dog") for b in ("sees", "has") for c in "abcdefgh"]
 OPT = OptConfig(L=2, D=32, N=4, F=64, V=50272, P=64, E=32)
@@ -46,7 +48,7 @@ def test_useful_weights_are_those_of_the_blocks_linear_layers(name):
     model = models.abstract_decoder(config, axes.make_mesh((1, 1)), dtype=np.float32)
     blocks = [leaf for path, leaf in models.leaves(model).items() if path.endswith(".w")]
     outside = 2 * config.D * config.E if name == "opt-350m" else 0
-    assert speed.linear_weights(config) == sum(int(np.prod(w.shape)) for w in blocks) - outside
+    assert linear_weights(config) == sum(int(np.prod(w.shape)) for w in blocks) - outside
 
 
 def test_encoding_is_measured(texts, tmp_path, capsys):
@@ -78,6 +80,31 @@ def test_texts_are_the_first_distinct_ones(texts):
     assert bench_encode.read_texts(clean) == TEXTS[:3]
 
 
+def test_made_up_texts_are_as_long_as_the_lengths_say(data):
+    embedder = Embedder.from_pretrained("tiny", dtype="float32")
+    lengths = read_lengths(None, "encode")
+    texts = bench_encode.made_texts(embedder, lengths, 200)
+    assert len(set(texts)) == len(texts) == 200
+    drawn = lengths.draw(200)
+    assert [len(ids) for ids in embedder.prompt(texts).ids] == drawn
+
+
+def test_a_plan_stands_beside_what_is_measured(texts, tmp_path, capsys):
+    plan = {"job": "encode", "fits": True, "topology": "v5e:2x4", "mesh": "8x1", "shapes": ""}
+    rates = {"sentences_per_s": 1234.5, "estimated_s": 0.5, "useful_mfu": 0.789}
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan | rates))
+    flags = ["encode", "--model", "tiny", "--texts", str(texts), "--n", "20", "--rounds", "1"]
+    bench.main([*flags, "--planned", str(path)])
+    shown = capsys.readouterr().out
+    for cell in ("planned v5e:2x4", "1,234.5", "78.9%"):
+        assert cell in shown
+    path.write_text(json.dumps(plan | rates | {"job": "train"}))
+    with pytest.raises(SystemExit):
+        bench.main([*flags, "--planned", str(path)])
+    assert "holds no plan of encode" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -86,6 +113,7 @@ def test_texts_are_the_first_distinct_ones(texts):
         (["--model", "random:opt-small", "--tokenizer", "."], "holds no tokenizer; give"),
         (["--model", "tiny", "--peer", "transformers"], "tiny has no folder that a peer could"),
         (["--model", "m", "--peer", "transformers", "--layer", "1"], "a peer knows no --adapter"),
+        (["--model", "tiny", "--lengths", "x"], "--texts and --lengths exclude each other"),
         (["--model", "tiny", "--rounds", "0", "--json", "no/a"], "be 1 or more; the folder of"),
     ],
 )
