@@ -186,14 +186,14 @@ def _worst(chosen: Sequence[Task], cosines: Cosines, encoder: WordEncoder, clean
     rows.sort(key=lambda row: row[3])
     shown = rows[:SHOWN_PAIRS] + rows[SHOWN_PAIRS:][-SHOWN_PAIRS:]
     return report.table(
-        ("task", "gold", "cosine", "places off, %", "first sentence", "second sentence"),
+        ("pair, with the words for it", "gold", "cosine", "places off, %", "task"),
         [
             (
-                name,
+                "\n".join(f"{t} → {_words(encoder, _given(t, clean))}" for t in (text_a, text_b)),
                 f"{gold:.2f}",
                 f"{value:.3f}",
                 f"{shift:+.0f}",
-                *(f"{text} → {_words(encoder, _given(text, clean))}" for text in (text_a, text_b)),
+                name,
             )
             for name, gold, value, shift, text_a, text_b in shown
         ],

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from eval import reproduce, sts
+from eval import mteb, reproduce, sts
 from eval.sts import StsOptions
 from prompteol_jax import cli, tokens
 from prompteol_jax.template import TEMPLATES, read_template
@@ -23,7 +23,13 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 }
-OPTIONS = (TrainConfig, StsOptions, reproduce.ReproduceOptions, launch.LaunchOptions)
+OPTIONS = (
+    TrainConfig,
+    StsOptions,
+    mteb.MtebOptions,
+    reproduce.ReproduceOptions,
+    launch.LaunchOptions,
+)
 OPTIONS += tuple(kind for module in (cli, prepare, bench) for kind, _ in module.COMMANDS.values())
 
 
@@ -100,6 +106,7 @@ def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> object:
     timed = {name: (kind, called.append) for name, (kind, _) in bench.COMMANDS.items()}
     monkeypatch.setattr(bench, "COMMANDS", timed)
     monkeypatch.setattr(random_checkpoint, "write_random_checkpoint", noted)
+    monkeypatch.setattr(mteb, "run", called.append)
     monkeypatch.setattr(reproduce, "run", called.append)
     monkeypatch.setattr(launch, "run", lambda options, _: called.append(options) or 0)
     words = shlex.split(line, comments=True)
@@ -108,6 +115,7 @@ def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> object:
     mains = {
         ("prompteol",): cli.main,
         ("python", "-m", "eval.sts"): sts.main,
+        ("python", "-m", "eval.mteb"): mteb.main,
         ("python", "-m", "eval.reproduce"): reproduce.main,
         ("python", "-m", "train.contrastive"): contrastive.main,
         ("python", "-m", "train.prepare"): prepare.main,
@@ -130,7 +138,12 @@ def other_command_is_known(line: str) -> bool:
     if words[0] == "make":
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
         return re.search(rf"^{words[1]}:", makefile, re.MULTILINE) is not None
-    known = (["pip", "install", "."], ["python", "-m", "pytest", "-q", "-m", "slow"], [".ci/run"])
+    known = (
+        ["pip", "install", "."],
+        ["pip", "install", ".[mteb]"],
+        ["python", "-m", "pytest", "-q", "-m", "slow"],
+        [".ci/run"],
+    )
     return words in known
 
 

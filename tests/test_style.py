@@ -29,6 +29,7 @@ ONLY_IN = {
     "tensorflow_datasets": {"prompteol_jax/records.py"},
     "torch": {"prompteol_jax/torch_reference.py", "tpu/peer.py"},
     "peft": {"prompteol_jax/torch_reference.py", "tpu/peer.py"},
+    "mteb": {"eval/mteb_encoder.py"},
 }
 # The functional surface of nnx, and its types; the rest of it changes from release to release.
 NNX_NAMES = {

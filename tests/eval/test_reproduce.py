@@ -163,7 +163,8 @@ def test_a_model_of_a_hub_is_run_and_one_that_it_lacks_is_not_available(
         server.shutdown()
         thread.join()
     assert run.returncode == 0, run.stderr
-    assert "opt-125m" in run.stdout and "67.00 (derived)" in run.stdout
+    assert "opt-125m is not available" not in run.stdout, run.stdout[-1000:]
+    assert "67.00 (derived)" in run.stdout
     assert "opt-350m is not available: no folder facebook/opt-350m exists" in run.stdout
     (file,) = (tmp_path / "out" / "sts-zero-shot").glob("*.json")
     assert json.loads(file.read_text())["provenance"]["model"]["revision"] == hub.COMMIT

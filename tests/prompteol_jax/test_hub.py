@@ -89,8 +89,8 @@ class Answer(BaseHTTPRequestHandler):
     def respond(self, *, body: bool) -> None:
         self.server.tokens.append(self.headers.get("Authorization"))
         path = self.path.partition("?")[0]
-        listing = re.fullmatch(r"/api/models/(\w+/\w+)(?:/(revision|tree)/([^/]+))?.*", path)
-        file = re.fullmatch(r"/(?:datasets/)?(\w+/\w+)/resolve/([^/]+)/(.+)", path)
+        listing = re.fullmatch(r"/api/models/(\w+/[\w-]+)(?:/(revision|tree)/([^/]+))?.*", path)
+        file = re.fullmatch(r"/(?:datasets/)?(\w+/[\w-]+)/resolve/([^/]+)/(.+)", path)
         repo, revision = (listing[1], listing[3]) if listing else (file[1], file[2])
         if repo.startswith("locked/"):
             self.fail(401, None)
