@@ -81,10 +81,18 @@ class Shards:
             self._take_in_others()
 
     def gather(self) -> None:
-        """Enter the shards of all processes, once all are done; they are read again and checked."""
+        """Enter the shards of all processes, once all are done; they are read again and checked.
+
+        Raises: ValueError where some are not to be found.
+        """
         found = _resumed(self.folder, self.settings, self.chunks, overwrite=False)
         self.sha256 = found.sha256
         self._take_in_others()
+        if self.missing:
+            raise ValueError(
+                f"{len(self.missing)} of {len(self.chunks)} shards in {self.folder} are not what "
+                "their process wrote; every process must see the same folder. Repeat the command"
+            )
 
     def _take_in_others(self) -> None:
         self._write_manifest()

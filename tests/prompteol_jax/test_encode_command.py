@@ -1,12 +1,17 @@
 """Several processes share a corpus; the vectors are those of one."""
 
 import os
+import random
+import re
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
+
+from prompteol_jax.models import tiny
 
 TEXTS = [*("A man is playing a guitar.", "the cat sleeps", "", "two  spaces", "the dog runs")] * 3
 
@@ -17,12 +22,12 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def encode(texts, output, *flags, processes=1):
-    """Run the command, in so many processes at once; what each of them said."""
+def start(texts, output, *flags, processes=1):
+    """Start the command, in so many processes at once."""
     common = ["--model", "tiny", "--dtype", "float32", "--shard-rows", "2", "--input", texts]
     common += ["--output", output, *flags]
     address = f"127.0.0.1:{free_port()}"
-    started = [
+    return [
         subprocess.Popen(
             [sys.executable, "-m", "prompteol_jax.cli", "encode", *common]
             + ["--coordinator", address, "--processes", str(processes), "--process", str(process)]
@@ -33,6 +38,11 @@ def encode(texts, output, *flags, processes=1):
         )
         for process in range(processes)
     ]
+
+
+def encode(texts, output, *flags, processes=1):
+    """Run the command to its end; what each process said."""
+    started = start(texts, output, *flags, processes=processes)
     said = [process.communicate(timeout=300)[1] for process in started]
     assert [process.returncode for process in started] == [0] * processes, said
     return said
@@ -60,3 +70,30 @@ def test_two_processes_give_the_file_of_one(texts, tmp_path):
 def test_processes_that_cannot_share_a_mesh_say_so(texts, tmp_path):
     with pytest.raises(AssertionError, match="data = 1 must be a multiple of 2"):
         encode(texts, tmp_path / "two.npy", "--mesh", "1x2", processes=2)
+
+
+# On meshes of one shape rows are computed in equal programs, so vectors are equal bit for bit.
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "after", "atol"), [(1, "1x1", 1e-5), (2, "1x1", 0.0)])
+def test_a_run_killed_on_one_mesh_goes_on_with_another(tmp_path, processes, after, atol):
+    many = tmp_path / "many.txt"
+    words = random.Random(0)
+    many.write_text("\n".join(" ".join(words.choices(tiny.WORDS, k=5)) for _ in range(400)))
+    encode(many, tmp_path / "alone.npy")
+    folder = tmp_path / "vectors"
+    started = start(many, folder, "--mesh", "2x1", processes=processes)
+    while not (folder / "shard-00009.npy").exists():
+        assert all(process.poll() is None for process in started)
+        time.sleep(0.01)
+    for process in started:
+        process.kill()
+        process.communicate()
+    kept = {path.name: path.read_bytes() for path in folder.glob("shard-*.npy")}
+    (said,) = encode(many, folder, "--mesh", after)
+    there = int(re.search(r"(\d+) of 200 shards were there", said)[1])
+    assert 0 < there <= len(kept)
+    same = sum((folder / name).read_bytes() == content for name, content in kept.items())
+    assert same >= there
+    shards = [np.load(path) for path in sorted(folder.glob("shard-*.npy"))]
+    alone = np.load(tmp_path / "alone.npy")
+    np.testing.assert_allclose(np.concatenate(shards), alone, rtol=0, atol=atol)

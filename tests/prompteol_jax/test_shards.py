@@ -181,6 +181,11 @@ def test_processes_share_the_shards_and_the_first_joins_them(folder, tmp_path):
             for number in run.share:
                 run.write(number, vectors(number))
         assert (first.missing, second.missing) == ([1], [0, 2])
+        (folder / "shard-00001.npy").rename(folder / "shard-00009.npy")
+        with pytest.raises(ValueError, match="1 of 3 shards in .* every process must see the same"):
+            first.gather()
+        (folder / "shard-00009.npy").rename(folder / "shard-00001.npy")
+        second.write(1, vectors(1))
         first.gather()
         assert first.missing == []
         shards.join_npy(first, tmp_path / "a.npy")
