@@ -79,6 +79,8 @@ class TrainBench:
     """DATAxMODEL: devices along each axis; a CPU simulates what it lacks."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of activations and frozen weights; float32 on a CPU, bfloat16 elsewhere by default."""
+    quantize: Literal["nf4", "int8"] | None = None
+    """Keep the frozen linear layers so; the peer keeps them whole."""
     batch: int = 64
     """Triplets of a batch."""
     rank: int = 64

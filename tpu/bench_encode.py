@@ -69,8 +69,8 @@ def measure(options: EncodeBench) -> dict[str, Any]:
     }
     return {
         "job": "encode",
-        "setting": f"{embedder.template.name}, {embedder.dtype}, {len(texts)} texts, "
-        f"mesh {options.mesh}",
+        "setting": f"{embedder.template.name}, {embedder.dtype}, "
+        f"{options.quantize or 'no'} quantisation, {len(texts)} texts, mesh {options.mesh}",
         "device": _device(embedder),
         "ours": ours,
         "peers": {

@@ -42,8 +42,8 @@ def measure(options: TrainBench) -> dict[str, Any]:
     devices = pretrained.mesh.devices.flat
     return {
         "job": "train",
-        "setting": f"{course.embedder.template.name}, {course.embedder.dtype}, batch "
-        f"{options.batch}, mesh {options.mesh}",
+        "setting": f"{course.embedder.template.name}, {course.embedder.dtype}, "
+        f"{options.quantize or 'no'} quantisation, batch {options.batch}, mesh {options.mesh}",
         "device": f"{len(devices)} x {devices[0].device_kind}",
         "ours": ours,
         "peers": {
@@ -69,6 +69,7 @@ def make_course(options: TrainBench, run: Path) -> Course:
         template=options.template,
         mesh=options.mesh,
         dtype=options.dtype,
+        quantize=options.quantize,
         batch=options.batch,
         rank=options.rank,
         dropout=options.dropout,
