@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test slow lint clean
+.PHONY: setup demo test slow plan-test lint clean
 
 setup: $(BIN)/.ready
 
@@ -25,9 +25,21 @@ test: setup
 slow: setup
 	$(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile
 
+# Plans for TPUs: libtpu's compiler needs no TPU, but an environment of its own.
+TPU_VENV ?= .venv-tpu
+
+plan-test: $(TPU_VENV)/.ready
+	$(TPU_VENV)/bin/python -m pytest -q tests/tpu/test_bounds.py
+
+$(TPU_VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(TPU_VENV)
+	$(TPU_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(TPU_VENV)/bin/python -m pip install --quiet --editable ".[tpu,plan-test]"
+	touch $@
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) $(TPU_VENV) runs build *.egg-info

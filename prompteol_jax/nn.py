@@ -12,6 +12,7 @@ quantised; they are then made whole for one product at a time.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -101,7 +102,7 @@ class Linear(nnx.Module):
         if isinstance(w, quant.Quantised):
             y = frozen_dot(self.equation, x, w)
         else:
-            y = dot(self.equation, x, w.astype(x.dtype))
+            y = dot(self.equation, x, w.astype(x.dtype), _summed(self.equation, x.dtype))
         if self.b is not None:
             y = y + self.b[...]
         if self.lora is not None:
@@ -116,26 +117,45 @@ def split_equation(equation: str) -> tuple[str, str, str]:
     return x_dims, w_dims, y_dims
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def dot(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
-    """Contract two operands of one dtype, accumulating in float32; the result is float32.
+@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def dot(equation: str, x: jax.Array, w: jax.Array, result: Any = jnp.float32) -> jax.Array:
+    """Contract two operands of one dtype, accumulating in float32.
 
     The gradient's products also take operands of that dtype: left to itself, differentiation would
     multiply float32 cotangents, at a fraction of the speed.
+
+    Args:
+        result: dtype of the result, and of the partial sums that devices exchange for it.
     """
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return jnp.einsum(equation, x, w, precision=precision, preferred_element_type=jnp.float32)
+    return jnp.einsum(equation, x, w, precision=precision, preferred_element_type=result)
 
 
-def _dot_forward(equation: str, x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple]:
-    return dot(equation, x, w), (x, w)
+def _summed(equation: str, dtype: Any) -> Any:
+    """The dtype for the result of a product that is cast to `dtype` soon.
+
+    Devices that hold a part each of the contracted axes add their results up in it: in `dtype` that
+    is half the way. Where one device has it all, and on a CPU, it is float32.
+    """
+    x_dims, _, y_dims = split_equation(equation)
+    mesh = jax.sharding.get_abstract_mesh()
+    contracted = [axes.RULES.get(letter) for letter in x_dims if letter not in y_dims]
+    parts = math.prod(mesh.shape[axis] for axis in contracted if axis and not mesh.empty)
+    return jnp.float32 if parts == 1 or axes.platform() == "cpu" else dtype
 
 
-def _dot_backward(equation: str, operands: tuple, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _dot_forward(equation: str, x: jax.Array, w: jax.Array, result: Any) -> tuple[jax.Array, tuple]:
+    return dot(equation, x, w, result), (x, w)
+
+
+def _dot_backward(
+    equation: str, _: Any, operands: tuple, dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, w = operands
     x_dims, w_dims, y_dims = split_equation(equation)
     dy = dy.astype(x.dtype)
-    dx = dot(f"{y_dims},{w_dims}->{x_dims}", dy, w)
+    back = f"{y_dims},{w_dims}->{x_dims}"
+    dx = dot(back, dy, w, _summed(back, x.dtype))
     dw = dot(f"{x_dims},{y_dims}->{w_dims}", x, dy)
     return dx.astype(x.dtype), dw.astype(w.dtype)
 
@@ -151,7 +171,8 @@ def frozen_dot(equation: str, x: jax.Array, w: quant.Quantised) -> jax.Array:
     all layers would lie in memory together.
     """
     _, w_dims, _ = split_equation(equation)
-    return dot(equation, x, axes.constrain(w.dequantise(x.dtype), w_dims))
+    w = axes.constrain(w.dequantise(x.dtype), w_dims)
+    return dot(equation, x, w, _summed(equation, x.dtype))
 
 
 def _frozen_forward(equation: str, x: jax.Array, w: quant.Quantised) -> tuple[jax.Array, tuple]:

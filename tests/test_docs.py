@@ -14,7 +14,7 @@ from eval import mteb, reproduce, sts
 from eval.sts import StsOptions
 from prompteol_jax import cli, tokens
 from prompteol_jax.template import TEMPLATES, read_template
-from tpu import bench, launch, random_checkpoint
+from tpu import bench, launch, lengths, plan, random_checkpoint
 from train import contrastive, prepare
 from train.config import TrainConfig
 
@@ -30,6 +30,7 @@ OPTIONS = (
     reproduce.ReproduceOptions,
     launch.LaunchOptions,
 )
+OPTIONS += (plan.PlanOptions, lengths.LengthsOptions)
 OPTIONS += tuple(kind for module in (cli, prepare, bench) for kind, _ in module.COMMANDS.values())
 
 
@@ -108,6 +109,8 @@ def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> object:
     monkeypatch.setattr(random_checkpoint, "write_random_checkpoint", noted)
     monkeypatch.setattr(mteb, "run", called.append)
     monkeypatch.setattr(reproduce, "run", called.append)
+    monkeypatch.setattr(plan, "run", called.append)
+    monkeypatch.setattr(lengths, "run", called.append)
     monkeypatch.setattr(launch, "run", lambda options, _: called.append(options) or 0)
     words = shlex.split(line, comments=True)
     if "|" in words:
@@ -120,6 +123,8 @@ def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> object:
         ("python", "-m", "train.contrastive"): contrastive.main,
         ("python", "-m", "train.prepare"): prepare.main,
         ("python", "-m", "tpu.launch"): launch.main,
+        ("python", "-m", "tpu.lengths"): lengths.main,
+        ("python", "-m", "tpu.plan"): plan.main,
         ("python", "-m", "tpu.bench"): bench.main,
         ("python", "-m", "tpu.random_checkpoint"): random_checkpoint.main,
     }
@@ -188,6 +193,7 @@ def test_every_flag_is_one_of_some_command(page):
     others = {
         "docs/development.md": {"--check"},
         "docs/launch.md": {"--network", "--reserved"},
+        "docs/tpu.md": {"--no-packed"},
     }.get(page, set())
     assert flags(PAGES[page]) - known - others == set()
 

@@ -17,10 +17,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from prompteol_jax import adapters, axes, models, nn, packing, slabs
+from prompteol_jax import adapters, axes, models, nn, packing, quant, slabs
 from prompteol_jax.models.decoder import Decoder, KVCache, Remat, Rows
 from prompteol_jax.pipeline import default_batch_tokens
 from tpu.lengths import Lengths
+from train.batches import row_multiple, row_shape
 from train.step import Batch, Learner, TrainState, make_optimizer, state_places
 
 _SAMPLE: Final = 4096  # sentences that are packed to see how full rows get
@@ -60,6 +61,7 @@ class Encode:
     config: models.Config
     lengths: Lengths
     C: int
+    quantize: quant.Kind | None = None
     packed: bool = False
     batch_tokens: int | None = None
     passes: int = 1  # useful passes over the weights
@@ -71,7 +73,7 @@ class Encode:
 
     def steps(self, mesh: Mesh) -> Iterator[Step]:
         """The slabs of the stream, on a mesh of described devices."""
-        model = models.abstract_decoder(self.config, mesh, dtype=_DTYPE)
+        model = models.abstract_decoder(self.config, mesh, dtype=_DTYPE, quantize=self.quantize)
         cache = _cache(model, self.config, mesh, self.C)
         slabs_ = self._packed(mesh) if self.packed else self._ladder(mesh)
         for rows, share, sentences, tokens in slabs_:
@@ -109,6 +111,7 @@ class Train:
     config: models.Config
     lengths: Lengths
     C: int
+    quantize: quant.Kind | None = None
     batch: int = 256
     chunks: int = 1
     remat: Remat = "none"
@@ -121,7 +124,7 @@ class Train:
     def steps(self, mesh: Mesh) -> Iterator[Step]:
         """The one step, with as many rows as a typical batch fills."""
         lora = adapters.LoraConfig()
-        model = models.abstract_decoder(self.config, mesh, dtype=_DTYPE)
+        model = models.abstract_decoder(self.config, mesh, dtype=_DTYPE, quantize=self.quantize)
         model = adapters.attach(model, self.config, lora, mesh)
         graph, start, frozen = nnx.split(model, nn.Lora, ...)
         optimizer, _ = make_optimizer(5e-4, 1000, 100)
@@ -129,15 +132,20 @@ class Train:
         learner = Learner(graph, optimizer, places, self.chunks, self.remat, stochastic=True)
         state = jax.eval_shape(lambda t: TrainState(jnp.int32(0), t, optimizer.init(t)), start)
         lengths = self.lengths.draw(3 * self.batch)
+        batch = self._batch(mesh, lengths)
+        prefix_C = _whole(mesh, (self.C,), jnp.int32)
+        key = _whole(mesh, (), jax.eval_shape(lambda: jax.random.key(0)).dtype)
+        arguments = (_placed(state, places), frozen, batch, prefix_C, key)
+        B, T = batch.rows.ids_BT.shape
+        label = f"{B} rows of {T}"
+        yield Step(label, 1.0, len(lengths), sum(lengths), learner.step, arguments)
+
+    def _batch(self, mesh: Mesh, lengths: list[int]) -> Batch:
+        """As many rows as a typical batch fills."""
         T, S = row_shape(max(self.lengths.counts))
         multiple = row_multiple(mesh.shape["data"], self.chunks)
         B = -(-len(packing.bins(lengths, T, S)) // multiple) * multiple
-        batch = Batch(_rows(mesh, B, T, S), _whole(mesh, (self.batch, 3), jnp.int32))
-        prefix_C = _whole(mesh, (self.C,), jnp.int32)
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        arguments = (_placed(state, places), frozen, batch, prefix_C, _whole(mesh, (), key.dtype))
-        label = f"{B} rows of {T}"
-        yield Step(label, 1.0, len(lengths), sum(lengths), learner.step, arguments)
+        return Batch(_rows(mesh, B, T, S), _whole(mesh, (self.batch, 3), jnp.int32))
 
 
 def linear_weights(config: models.Config) -> int:

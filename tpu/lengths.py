@@ -146,8 +146,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from prompteol_jax.commands import run_command
 
-    options = tyro.cli(LengthsOptions, args=argv, prog=PROGRAM)
-    run_command(PROGRAM, lambda options: count(options).write(options.output), options)
+    run_command(PROGRAM, run, tyro.cli(LengthsOptions, args=argv, prog=PROGRAM))
+
+
+def run(options: LengthsOptions) -> None:
+    """Count as asked and write the file."""
+    count(options).write(options.output)
 
 
 if __name__ == "__main__":

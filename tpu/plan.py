@@ -41,6 +41,8 @@ class PlanOptions:
     """A template's name; it decides how long the shared prefix is."""
     lengths: Path | None = None
     """Lengths of the stream, from `python -m tpu.lengths`; STS-B dev or NLI triplets by default."""
+    quantize: Literal["nf4", "int8"] | None = None
+    """Kind of the linear layers' frozen matrices."""
     packed: bool = True
     """Encode: several sentences a row; --no-packed for one a row on the ladder of lengths."""
     batch_tokens: int | None = None
@@ -112,6 +114,7 @@ def make_job(options: PlanOptions) -> Encode | Train:
             config=config,
             lengths=lengths,
             C=C,
+            quantize=options.quantize,
             packed=options.packed,
             batch_tokens=options.batch_tokens,
         )
@@ -119,6 +122,7 @@ def make_job(options: PlanOptions) -> Encode | Train:
         config=config,
         lengths=lengths,
         C=C,
+        quantize=options.quantize,
         batch=options.batch,
         chunks=options.chunks,
         remat=options.remat,

@@ -70,8 +70,10 @@ def _ranking(plans: Sequence[Plan]) -> Table:
     for name in ("mesh", "needed", "estimated", "sentences/s", "useful MFU", "binds"):
         table.add_column(name, justify="right")
     for p in plans:
-        times = (_ms(p.estimated_s), f"{p.sentences_per_s:,.0f}", f"{p.useful_mfu:.3f}", p.bound)
-        row = times if p.fits else ("does not fit", "", "", "")
+        row = ["does not fit", "", "", ""]
+        if p.fits:
+            rate, mfu = f"{p.sentences_per_s:,.0f}", f"{p.useful_mfu:.3f}"
+            row = [_ms(p.estimated_s), rate, mfu, p.bound]
         table.add_row(p.mesh, _gib(p.needed_bytes), *row)
     return table
 
@@ -123,7 +125,7 @@ def _room(plan: Plan) -> str:
     return f"fits with {_gib(left)} left" if plan.fits else f"too much by {_gib(-left)}"
 
 
-def _gib(count: float) -> str:
+def _gib(count: int) -> str:
     return f"{count / GIB:.2f} GiB"
 
 

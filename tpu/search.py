@@ -61,11 +61,14 @@ def _ranked(name: str, job: Encode | Train, topology: Topology, mesh: str) -> li
         for shape in shapes:
             plans.append(make_plan(name, job, topology, shape))
             advance()
-    return sorted(plans, key=_rank)
+    return sorted(plans, key=rank)
 
 
-def _rank(plan: Plan) -> tuple[bool, float]:
-    return (not plan.fits, plan.estimated_s / plan.real_tokens if plan.fits else plan.needed_bytes)
+def rank(plan: Plan) -> tuple[bool, float]:
+    """What plans are sorted by: seconds a real token, then bytes for those that do not fit."""
+    if plan.fits:
+        return False, plan.estimated_s / plan.real_tokens
+    return True, float(plan.needed_bytes)
 
 
 def sweep(

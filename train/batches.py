@@ -17,6 +17,18 @@ _ROW = 64  # tokens of a row that sentences are packed into, unless one is longe
 _ROWS = 16  # the number of rows is a multiple of this, so that few shapes are ever compiled
 
 
+def row_shape(longest: int) -> tuple[int, int]:
+    """Tokens of a row and the most sentences in it, where the longest has so many ids."""
+    capacity = max(_ROW, -(-longest // 16) * 16)
+    return capacity, capacity // 10
+
+
+def row_multiple(data: int, chunks: int) -> int:
+    """What the number of rows is a multiple of, on so many devices along data."""
+    unit = data * chunks
+    return -(-_ROWS // unit) * unit
+
+
 @dataclasses.dataclass(frozen=True)
 class Assembler:
     """Cuts, fills and packs the sentences of a batch.
@@ -46,10 +58,9 @@ class Assembler:
                 for own, shared in zip(ids, prompts.shared, strict=True)
             ]
             prefix_C = prefix_C[:0]
-        longest = max(map(len, ids))
-        capacity = max(_ROW, -(-longest // 16) * 16)
-        unit = self.mesh.shape["data"] * self.chunks
-        rows, place_n = packing.pack(ids, capacity, capacity // 10, -(-_ROWS // unit) * unit)
+        capacity, most = row_shape(max(map(len, ids)))
+        multiple = row_multiple(self.mesh.shape["data"], self.chunks)
+        rows, place_n = packing.pack(ids, capacity, most, multiple)
         place_B3 = place_n.reshape(len(triplets), roles)
         on_mesh = [distributed.to_global(x, axes.sharding("BT", x.shape, self.mesh)) for x in rows]
         whole = NamedSharding(self.mesh, PartitionSpec())

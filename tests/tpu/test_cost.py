@@ -96,7 +96,7 @@ def test_copies_out_of_hbm_are_waited_for_likewise():
 
 
 def test_a_kernel_is_charged_by_our_own_count():
-    row = "bf16[8,128,2048]{2,1,0:T(8,128)(2,1)}"
+    row = "bf16[8,2048,128]{2,1,0:T(8,128)(2,1)}"
     found = estimate(
         f"%q = {row} parameter(1)",
         f'%y = {row} custom-call(%q, %q, %q), custom_call_target="tpu_custom_call", '

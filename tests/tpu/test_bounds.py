@@ -1,0 +1,97 @@
+"""Encode and train keep within stored bounds on TPUs, as libtpu's compiler sees them.
+
+Needs libtpu: `make plan-test` runs this in an environment of its own. After a change that is meant,
+`PLAN_BOUNDS=write make plan-test` stores what it found.
+"""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tpu import plan, search
+
+BOUNDS = Path(__file__).with_name("bounds.json")
+CASES = {
+    f"{job} opt-1.3b {topology} {mesh}": plan.PlanOptions(
+        model="opt-1.3b", job=job, topology=topology, mesh=mesh, batch=batch
+    )
+    for topology, mesh in (("v5e:2x4", "4x2"), ("v6e:2x4", "8x1"))
+    for job, batch in (("encode", 256), ("train", 256))
+}
+RELATIVE = {"needed_bytes": 0.02, "estimated_s": 0.05}
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu is missing: `make plan-test` runs this in an environment that has it",
+)
+
+
+def measured(found):
+    """What is held to the bounds: memory, time, and every kind of collective."""
+    kinds = {}
+    for collective in found.collectives:
+        entry = kinds.setdefault(collective["kind"], {"runs": 0, "bytes": 0})
+        entry["runs"] += round(collective["count"])
+        entry["bytes"] += round(collective["bytes"])
+    return {
+        "needed_bytes": found.needed_bytes,
+        "estimated_s": found.estimated_s,
+        "collectives": dict(sorted(kinds.items())),
+    }
+
+
+def differences(stored, now):
+    """What left its bounds, one readable line each."""
+    lines = [
+        f"{name}: {stored[name]:.6g} stored, {now[name]:.6g} now ({change:+.1%})"
+        for name, most in RELATIVE.items()
+        if abs(change := now[name] / stored[name] - 1) > most
+    ]
+    for kind in sorted({*stored["collectives"], *now["collectives"]}):
+        was, is_ = (x["collectives"].get(kind, {"runs": 0, "bytes": 0}) for x in (stored, now))
+        if was["runs"] != is_["runs"] or abs(was["bytes"] - is_["bytes"]) > 0.02 * was["bytes"]:
+            lines.append(
+                f"{kind}: {was['runs']} runs of {was['bytes']:,} bytes in all stored, "
+                f"{is_['runs']} of {is_['bytes']:,} now"
+            )
+    return lines
+
+
+@needs_libtpu
+@pytest.mark.parametrize("case", CASES)
+def test_plans_keep_within_their_bounds(case):
+    options = CASES[case]
+    job = plan.make_job(options)
+    (found,) = search.ranking(options.model, job, options.topology, options.mesh)
+    assert found.fits
+    now = measured(found)
+    bounds = json.loads(BOUNDS.read_text()) if BOUNDS.exists() else {}
+    if os.environ.get("PLAN_BOUNDS") == "write":
+        BOUNDS.write_text(json.dumps(bounds | {case: now}, indent=1, sort_keys=True) + "\n")
+        return
+    left = differences(bounds[case], now)
+    assert not left, "\n".join([f"{case} left its bounds:", *left])
+    if options.job == "encode":
+        assert "all-gather" not in now["collectives"], "frozen weights are gathered"
+
+
+def test_a_difference_is_readable():
+    stored = {
+        "needed_bytes": 1000,
+        "estimated_s": 0.1,
+        "collectives": {"all-reduce": {"runs": 2, "bytes": 100}},
+    }
+    now = {
+        "needed_bytes": 1010,
+        "estimated_s": 0.12,
+        "collectives": {"all-gather": {"runs": 1, "bytes": 7}},
+    }
+    assert differences(stored, stored) == []
+    assert differences(stored, now) == [
+        "estimated_s: 0.1 stored, 0.12 now (+20.0%)",
+        "all-gather: 0 runs of 0 bytes in all stored, 1 of 7 now",
+        "all-reduce: 2 runs of 100 bytes in all stored, 0 of 0 now",
+    ]
