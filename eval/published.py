@@ -180,12 +180,15 @@ def find(table: str, model: str) -> list[Row]:
     return [row for row in TABLES[table] if row.model.split("/")[-1].lower() == last]
 
 
-def match(model: str, template: str, adapter: str | None) -> Row | None:
-    """The row of an STS table that was run with a model, template and adapter, if there is one."""
+def match(
+    model: str, template: str, adapter: str | None, quantize: str | None = None
+) -> Row | None:
+    """The row of an STS table that was run so, if there is one; an adapter counts by last name."""
     last = (adapter or "").rstrip("/").split("/")[-1]
-    for table in ("sts-zero-shot", "sts-icl", "sts-finetuned"):
+    for table in ("sts-zero-shot", "sts-icl", "sts-finetuned", "quantisation"):
         for row in find(table, model):
-            if row.template == template and (row.adapter or "").split("/")[-1] == last:
+            same = (row.adapter or "").split("/")[-1] == last and row.quantize == quantize
+            if same and row.template == template:
                 return row
     return None
 

@@ -185,6 +185,7 @@ def row_options(options: ReproduceOptions, row: Row) -> sts.StsOptions:
         template=row.template,
         mesh=options.mesh,
         dtype=options.dtype,
+        quantize=row.quantize,
         batch_tokens=options.batch_tokens,
         data=options.data,
         strict_original=strict,

@@ -109,7 +109,8 @@ def _subset_table(result: Mapping[str, Any]) -> str:
 def _published(result: Mapping[str, Any]) -> str:
     """Shows what was published for this model, and averages of OPT against their size."""
     adapter = result["options"].get("adapter")
-    row = published.match(result["model"], result["template"], adapter)
+    quantize = result["options"].get("quantize")
+    row = published.match(result["model"], result["template"], adapter, quantize)
     rows = []
     for name, ours in (*result["scores"].items(), ("average", result["average"])):
         theirs = None

@@ -52,4 +52,6 @@ def test_a_result_is_matched_with_its_table():
     assert published.match("x/opt-6.7b", "eol", None).average == 72.10
     assert published.match("x/opt-6.7b", "eol", "mine/prompteol-opt-6.7b").average == 85.82
     assert published.match("x/opt-6.7b", "eol", "mine/other") is None
+    assert published.match("x/opt-6.7b", "eol-icl-6.7b", None, "nf4").average == 79.38
+    assert published.match("x/opt-6.7b", "eol-icl-6.7b", None, "int8") is None
     assert published.averages_by_size("sts-icl")[125e6] == 67.46

@@ -60,6 +60,15 @@ def test_parity_is_that_of_the_settings(setting, checkpoints, coarse, tmp_path):
     assert plain.verdict == "failed"
 
 
+def test_a_quantised_base_is_told_from_the_whole_one(checkpoints, coarse):
+    folder = str(checkpoints("opt-tiny"))
+    embedder = Embedder.from_pretrained(folder, dtype="float32", quantize="int8")
+    check = verify.check_parity(embedder, embedder.encode(SENTENCES))
+    assert check.verdict == "not checked"
+    assert check.detail.startswith("int8 against transformers' unquantised base: 64 vectors")
+    assert 0.9 < check.numbers["smallest_cosine"] < 0.999999
+
+
 def test_a_changed_weight_fails_parity_alone(sound):
     embedder = changed(sound, lambda path, leaf: leaf * 1.02 if path.endswith("up.w") else leaf)
     found = verdicts(verify.verify(embedder))
