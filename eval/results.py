@@ -1,5 +1,11 @@
-"""Result files: what they hold beside the scores, and how they are written."""
+"""Result files: what they hold beside the scores, and how they are written and read.
 
+Arrays stand in the JSON as `{"dtype": "<f4", "base64": "..."}`, little-endian; floats in single
+precision, whole numbers in eight bits where they fit:
+`numpy.frombuffer(base64.b64decode(it["base64"]), it["dtype"])`.
+"""
+
+import base64
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -50,6 +56,35 @@ def title(result: Mapping[str, Any]) -> str:
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:
-    """Writes a result as JSON; paths become text."""
-    text = json.dumps(result, indent=2, ensure_ascii=False, default=str)
+    """Writes a result as JSON; paths become text, arrays as the module says."""
+    text = json.dumps(result, indent=2, ensure_ascii=False, default=_plain)
     path.write_text(text + "\n", encoding="utf-8")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Reads a result file, arrays included.
+
+    Raises:
+        ValueError: a file that is no JSON object, or holds a damaged array.
+    """
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"), object_hook=_array)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is no result file: {error}") from error
+    if not isinstance(result, dict):
+        raise ValueError(f"{path} is no result file: expected a JSON object")
+    return result
+
+
+def _plain(value: object) -> object:
+    if not isinstance(value, np.ndarray):
+        return str(value)
+    kind = np.float32 if value.dtype.kind == "f" else np.min_scalar_type(int(value.max(initial=0)))
+    packed = value.astype(np.dtype(kind).newbyteorder("<"))
+    return {"dtype": packed.dtype.str, "base64": base64.b64encode(packed.tobytes()).decode()}
+
+
+def _array(fields: dict[str, Any]) -> object:
+    if set(fields) != {"dtype", "base64"}:
+        return fields
+    return np.frombuffer(base64.b64decode(fields["base64"], validate=True), fields["dtype"])

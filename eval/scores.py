@@ -61,23 +61,52 @@ def task_cosines(
     Raises:
         FloatingPointError: a vector that is not finite or is zero, naming its sentence.
     """
+    columns = [
+        texts
+        for task in tasks
+        for pairs in task.subsets
+        for texts in (pairs.texts_a, pairs.texts_b)
+    ]
+    texts, vectors, rows = encode_distinct(encoder, columns, clean=clean, progress=progress)
+    _refuse_vectors("zero", texts, vectors.any(axis=1))
+    sides = iter(rows)
+    return {
+        task.name: tuple(cosine(vectors[next(sides)], vectors[next(sides)]) for _ in task.subsets)
+        for task in tasks
+    }
+
+
+def encode_distinct(
+    encoder: Encoder,
+    columns: Sequence[Sequence[str]],
+    *,
+    clean: bool = True,
+    progress: bool | None = None,
+) -> tuple[list[str], Float[np.ndarray, "n D"], list[Int[np.ndarray, " _"]]]:
+    """Encodes the distinct texts of all columns in one call.
+
+    Returns these texts, their vectors, and for each column the rows that its texts have there.
+    `clean` and `progress` are those of `task_cosines`.
+
+    Raises:
+        FloatingPointError: a vector that is not finite, naming its text.
+    """
     row_of: dict[str, int] = {}
 
-    def rows(texts: Sequence[str]) -> Int[np.ndarray, " n"]:
+    def rows(texts: Sequence[str]) -> Int[np.ndarray, " _"]:
         texts = map(template.clean_sentence, texts) if clean else texts
         return np.array([row_of.setdefault(text, len(row_of)) for text in texts], np.int64)
 
-    indices = {
-        task.name: [(rows(pairs.texts_a), rows(pairs.texts_b)) for pairs in task.subsets]
-        for task in tasks
-    }
+    indices = [rows(texts) for texts in columns]
     texts = list(row_of)
     vectors = encoder.encode(texts, **({} if progress is None else {"progress": progress}))
-    _check_vectors(texts, vectors)
-    return {
-        name: tuple(cosine(vectors[a], vectors[b]) for a, b in subsets)
-        for name, subsets in indices.items()
-    }
+    if vectors.ndim != 2 or len(vectors) != len(texts):
+        raise ValueError(
+            f"the encoder returned shape {vectors.shape} for {len(texts)} texts; "
+            f"expected ({len(texts)}, D)"
+        )
+    _refuse_vectors("not finite", texts, np.isfinite(vectors).all(axis=1))
+    return texts, vectors, indices
 
 
 def cosine(
@@ -132,20 +161,11 @@ def score_tasks(tasks: Sequence[Task], cosines: Cosines) -> dict[str, Any]:
     return {"scores": scores, "average": average, "detail": detail}
 
 
-def _check_vectors(texts: Sequence[str], vectors: np.ndarray) -> None:
-    if vectors.ndim != 2 or len(vectors) != len(texts):
-        raise ValueError(
-            f"the encoder returned shape {vectors.shape} for {len(texts)} texts; "
-            f"expected ({len(texts)}, D)"
-        )
-    finite = np.isfinite(vectors).all(axis=1)
-    usable = finite & vectors.any(axis=1)
+def _refuse_vectors(fault: str, texts: Sequence[str], usable: np.ndarray) -> None:
     if not usable.all():
-        first = int(np.argmin(usable))
-        fault = "zero" if finite[first] else "not finite"
         raise FloatingPointError(
-            f"{len(texts) - usable.sum()} of {len(texts)} vectors have no cosine; the first, "
-            f"{fault}, is that of {texts[first]!r}"
+            f"{len(texts) - usable.sum()} of {len(texts)} vectors are {fault}; the first is that "
+            f"of {texts[int(np.argmin(usable))]!r}"
         )
 
 

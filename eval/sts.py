@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from eval import original, results, scores, sts_report
 from eval.pairs import Task
 from eval.tasks import read_tasks
@@ -64,6 +66,7 @@ def run(options: StsOptions) -> dict[str, Any]:
         "pairs": sum(map(len, chosen)),
         "seconds": round(time.perf_counter() - start, 3),
         **results.record(embedder, options),
+        "examples": examples(chosen, cosines),
     }
     print_table(result)
     if options.json:
@@ -79,6 +82,19 @@ def _cosines(options: StsOptions, embedder: Any, chosen: Sequence[Task]) -> scor
         return scores.task_cosines(embedder, chosen, clean=clean)
     half = options.strict_original == "float16"
     return original.task_cosines(embedder, chosen, clean=clean, half=half)
+
+
+def examples(
+    chosen: Sequence[Task], cosines: Mapping[str, Sequence[np.ndarray]]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Returns gold and cosine of each pair by task, what `prompteol compare` reads."""
+    return {
+        task.name: {
+            "gold": np.concatenate([pairs.gold for pairs in task.subsets]),
+            "cosine": np.concatenate(cosines[task.name]),
+        }
+        for task in chosen
+    }
 
 
 def print_table(result: Mapping[str, Any]) -> None:

@@ -4,12 +4,13 @@ A task is one or more subsets of sentence pairs with gold similarities. Reading 
 completely, so that nothing about the data can fail once a model has been loaded.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
 
+from eval import files
 from eval.pairs import Pairs, Task
 
 # STS13 is without its SMT part, whose licence keeps it out of SentEval.
@@ -55,7 +56,6 @@ TABLES: Final = {
 MOST: Final = 5.0  # the highest gold score of every task
 SPLITS: Final = {"test": (*YEARS, *TABLES), "dev": tuple(TABLES)}
 DEFAULTS: Final = {"test": SPLITS["test"], "dev": ("STSBenchmark",)}
-SHOWN_PROBLEMS: Final = 20
 
 
 def read_tasks(
@@ -75,12 +75,11 @@ def read_tasks(
         from eval import prepared  # brings TFDS, which few need
 
         return prepared.read_prepared(Path(folder), [_title(name, split) for name in names])
-    root = _downstream(Path(folder))
-    _check_files(root, [path for name in names for path in _files(root, name, split)])
+    root = files.downstream(folder, ("STS", "SICK"))
+    files.check(root, [path for name in names for path in _files(root, name, split)])
     problems: list[str] = []
     tasks = tuple(_read_task(root, name, split, problems) for name in names)
-    if problems:
-        raise ValueError(f"{len(problems)} problems in {root}:\n  " + _shortened(problems))
+    files.refuse(root, problems)
     return tasks
 
 
@@ -96,27 +95,6 @@ def _check_names(names: Sequence[str], split: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names)) or DEFAULTS[split]
 
 
-def _downstream(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}; give SentEval's `downstream` folder")
-    for root in (folder, folder / "downstream"):
-        if (root / "STS").is_dir() or (root / "SICK").is_dir():
-            return root
-    raise FileNotFoundError(
-        f"{folder} holds neither STS/ nor SICK/, nor downstream/ with them; give SentEval's "
-        "`downstream` folder as its data/downstream/get_transfer_data.bash makes it"
-    )
-
-
-def _check_files(root: Path, files: Sequence[Path]) -> None:
-    missing = [str(path.relative_to(root)) for path in files if not path.is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{root} lacks {len(missing)} of the {len(files)} files asked for; add them or name "
-            f"fewer tasks:\n  " + _shortened(missing)
-        )
-
-
 def _files(root: Path, name: str, split: str) -> list[Path]:
     if name in TABLES:
         return [root / TABLES[name].files[split]]
@@ -125,11 +103,11 @@ def _files(root: Path, name: str, split: str) -> list[Path]:
 
 
 def _read_task(root: Path, name: str, split: str, problems: list[str]) -> Task:
-    files = _files(root, name, split)
+    paths = _files(root, name, split)
     if name in TABLES:
         title = _title(name, split)
-        return Task(title, (_read_table(files[0], title, TABLES[name], problems),))
-    subsets = zip(YEARS[name], files[::2], files[1::2], strict=True)
+        return Task(title, (_read_table(paths[0], title, TABLES[name], problems),))
+    subsets = zip(YEARS[name], paths[::2], paths[1::2], strict=True)
     return Task(name, tuple(_read_year(*subset, problems) for subset in subsets))
 
 
@@ -139,9 +117,9 @@ def _title(name: str, split: str) -> str:
 
 def _read_year(name: str, input_file: Path, gold_file: Path, problems: list[str]) -> Pairs:
     """Reads the pairs of one file and their gold of another; an empty gold line drops its pair."""
-    golds = dict(_lines(gold_file, problems))
+    golds = dict(files.lines(gold_file, problems))
     rows, dropped, count = [], 0, 0
-    for number, line in _lines(input_file, problems):
+    for number, line in files.lines(input_file, problems):
         count += 1
         place = f"{input_file}:{number}"
         fields = line.split("\t")
@@ -161,7 +139,7 @@ def _read_table(file: Path, name: str, table: Table, problems: list[str]) -> Pai
     """Reads pairs and gold from the columns of one file."""
     width = 1 + max(table.text_a, table.text_b, table.gold)
     rows = []
-    for number, line in _lines(file, problems):
+    for number, line in files.lines(file, problems):
         if number <= table.header_lines:
             continue
         place = f"{file}:{number}"
@@ -205,22 +183,3 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return float("nan")
-
-
-def _lines(file: Path, problems: list[str]) -> Iterator[tuple[int, str]]:
-    """Yields numbered lines, ended by line feeds only, since sentences may hold other breaks."""
-    lines = file.read_bytes().split(b"\n")
-    if not lines[-1]:
-        lines.pop()
-    for number, line in enumerate(lines, start=1):
-        try:
-            yield number, line.decode().removesuffix("\r")
-        except UnicodeDecodeError as error:
-            problems.append(f"{file}:{number}: not UTF-8 ({error.reason})")
-            yield number, line.decode(errors="replace")
-
-
-def _shortened(problems: Sequence[str]) -> str:
-    shown = problems[:SHOWN_PROBLEMS]
-    rest = len(problems) - len(shown)
-    return "\n  ".join([*shown, f"and {rest} more"] if rest else shown)

@@ -159,7 +159,7 @@ def test_real_tasks_as_the_original_harness_aggregates_them(data, bag_of_words):
 def test_refuses_vectors_without_a_cosine_naming_the_sentence(bad, fault):
     encoder = Fixed({"good": (1, 2), "poor thing": (bad, 0)})
     pairs = Pairs("made", ("good", "good"), ("good", "poor thing"), np.array([1.0, 2.0]))
-    message = f"1 of 2 vectors have no cosine; the first, {fault}, is that of 'poor thing'"
+    message = f"1 of 2 vectors are {fault}; the first is that of 'poor thing'"
     with pytest.raises(FloatingPointError, match=message):
         scores.evaluate_sts(encoder, [Task("made", (pairs,))], clean=False)
 
