@@ -26,7 +26,7 @@ from eval import probe_draws, probe_step
 from eval.probe_step import Fits, Protocol
 
 LOOK_IN: Final = 8  # rounds between two looks of the host
-CPU_SLOTS: Final = 16
+CPU_SLOTS: Final = 32  # more no longer pay for their memory
 VECTOR: Final = 8  # features are padded to a multiple of it
 
 
@@ -84,7 +84,7 @@ def fit(
     """Trains the probes of all splits, each from the seed's own first weights and shuffles.
 
     Args:
-        slots: fits trained side by side; by default 8 on a CPU, elsewhere all of them.
+        slots: fits trained side by side; by default 32 on a CPU, elsewhere all of them.
         advance: called with the number of fits that ended since the last call.
     """
     if slots is None:

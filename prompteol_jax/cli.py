@@ -1,9 +1,12 @@
-"""The `prompteol` command: encode a corpus, look at words and prompts, verify a checkpoint.
+"""The `prompteol` command: encode a corpus, look at words and prompts, verify, compare results.
 
 prompteol encode --model facebook/opt-2.7b --input texts.txt --output vectors.npy
 prompteol words --model facebook/opt-2.7b "A jockey riding a horse."
 prompteol show --model facebook/opt-2.7b "A jockey riding a horse."
 prompteol verify --model facebook/opt-2.7b --json certificate.json
+prompteol compare a.json b.json
+
+This is the door to all packages, so it may import what lies above the library; nothing imports it.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import Annotated, Any, Final
 
 import tyro
 
+from eval import compare
 from prompteol_jax.commands import run_command
 from prompteol_jax.encode_command import EncodeOptions, encode_corpus
 from prompteol_jax.options import ModelOptions
@@ -115,6 +119,7 @@ COMMANDS: Final[dict[str, tuple[type, Callable[[Any], object]]]] = {
     "words": (WordsOptions, words),
     "show": (ShowOptions, show),
     "verify": (VerifyOptions, verify_checkpoint),
+    "compare": (compare.CompareOptions, compare.run),
 }
 
 

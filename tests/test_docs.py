@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from eval import mteb, reproduce, sts
+from eval import mteb, reproduce, sts, transfer
 from eval.sts import StsOptions
 from prompteol_jax import cli, tokens
 from prompteol_jax.template import TEMPLATES, read_template
@@ -26,6 +26,7 @@ PAGES = {
 OPTIONS = (
     TrainConfig,
     StsOptions,
+    transfer.TransferOptions,
     mteb.MtebOptions,
     reproduce.ReproduceOptions,
     launch.LaunchOptions,
@@ -108,6 +109,7 @@ def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> object:
     monkeypatch.setattr(bench, "COMMANDS", timed)
     monkeypatch.setattr(random_checkpoint, "write_random_checkpoint", noted)
     monkeypatch.setattr(mteb, "run", called.append)
+    monkeypatch.setattr(transfer, "run", called.append)
     monkeypatch.setattr(reproduce, "run", called.append)
     monkeypatch.setattr(plan, "run", called.append)
     monkeypatch.setattr(lengths, "run", called.append)
@@ -119,6 +121,7 @@ def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> object:
         ("prompteol",): cli.main,
         ("python", "-m", "eval.sts"): sts.main,
         ("python", "-m", "eval.mteb"): mteb.main,
+        ("python", "-m", "eval.transfer"): transfer.main,
         ("python", "-m", "eval.reproduce"): reproduce.main,
         ("python", "-m", "train.contrastive"): contrastive.main,
         ("python", "-m", "train.prepare"): prepare.main,

@@ -1,7 +1,9 @@
 """A small real encoder for the evaluation's own tests."""
 
+import importlib.util
 import re
 import zlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -71,3 +73,13 @@ def small_downstream(tmp_path_factory):
     )
     (root / "SICK" / "SICK_test_annotated.txt").write_text(lines)
     return root
+
+
+@pytest.fixture(scope="session")
+def torch_probe():
+    """The module of the probes' oracle; torch is slow to import."""
+    file = Path(__file__).parent / "torch_probe.py"
+    spec = importlib.util.spec_from_file_location("torch_probe", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
