@@ -127,10 +127,10 @@ def _correlation(x_RN: np.ndarray, y_RN: np.ndarray, weight_RN: np.ndarray) -> n
     middle = (x_RN.shape[1] + 1) / 2  # the mean of ranks, ties or not
     x_RN, y_RN = x_RN - middle, y_RN - middle
     weighted_RN = weight_RN * x_RN
-    product = np.einsum("RN,RN->R", weighted_RN, y_RN)
-    square_x = np.einsum("RN,RN->R", weighted_RN, x_RN)
-    square_y = np.einsum("RN,RN,RN->R", weight_RN, y_RN, y_RN)
-    return 100 * product / np.sqrt(square_x * square_y)
+    product_R = np.einsum("RN,RN->R", weighted_RN, y_RN)
+    square_x_R = np.einsum("RN,RN->R", weighted_RN, x_RN)
+    square_y_R = np.einsum("RN,RN,RN->R", weight_RN, y_RN, y_RN)
+    return 100 * product_R / np.sqrt(square_x_R * square_y_R)
 
 
 def statistic_of(examples: Mapping[str, Examples]) -> str:

@@ -1,5 +1,7 @@
 """Paired bootstrap: exact statistics, honest intervals, and files that must not be compared."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -112,7 +114,7 @@ def test_refuses_what_cannot_be_compared_naming_every_difference(write):
         "three": {"gold": gold[::-1].copy(), "cosine": gold},
         "four": {"gold": gold, "predicted": gold},
     }
-    options = compare.CompareOptions(files=(write("a", a), write("b", b)))
+    options = compare.CompareOptions(files=(Path(write("a", a)), Path(write("b", b))))
     with pytest.raises(ValueError) as caught:
         compare.run(options)
     lines = str(caught.value).splitlines()

@@ -5,6 +5,8 @@ import copy
 import numpy as np
 import torch
 
+torch.set_num_threads(1)  # steps this small only wait for other threads
+
 
 def fit(x_MD, y_M, split, decay, classes, protocol, seed):
     """The development rows that the best weights get right, and the model that has them."""
