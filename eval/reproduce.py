@@ -17,9 +17,10 @@ from typing import Annotated, Any, Final, Literal
 
 import tyro
 
-from eval import original, published, reproduce_report, results, sts
+from eval import original, published, reproduce_report, results, sts, transfer
 from eval.published import Row
 from eval.tasks import read_tasks
+from eval.transfer_tasks import read_transfer
 from prompteol_jax.commands import run_command
 from prompteol_jax.provenance import file_sha256
 
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(options: ReproduceOptions) -> dict[str, Any]:
     """Runs the rows that are not done, prints the cells, writes the files and returns them all."""
     rows = choose(options)
-    read_tasks(options.data)
+    (read_transfer if options.table == "transfer" else read_tasks)(options.data)
     page = options.report or options.output / f"{options.table}.html"
     results.prepare(options.json, page)
     outcomes = []
@@ -132,6 +133,10 @@ def choose(options: ReproduceOptions) -> list[Row]:
         ValueError: a model that the table does not have and that lacks what the table is about,
             or a template for one that it has, all in one error.
     """
+    if options.table == "transfer" and options.strict_original:
+        raise ValueError(
+            "--strict-original changes cosines; transfer tasks have none: leave it out"
+        )
     if not options.models:
         return list(published.TABLES[options.table])
     rows, problems = [], []
@@ -163,7 +168,8 @@ def attempt(options: ReproduceOptions, row: Row) -> Outcome:
         sys.stderr.write(f"{row.name}: kept from {settings.json}\n")
         return Outcome(row, kept)
     try:
-        return Outcome(row, sts.run(settings))
+        evaluation = transfer if options.table == "transfer" else sts
+        return Outcome(row, evaluation.run(settings))
     except (
         OSError,
         ValueError,
@@ -172,29 +178,30 @@ def attempt(options: ReproduceOptions, row: Row) -> Outcome:
         return Outcome(row, None, str(error))
 
 
-def row_options(options: ReproduceOptions, row: Row) -> sts.StsOptions:
-    """Returns the options of `eval.sts` with which a row is run."""
+def row_options(options: ReproduceOptions, row: Row) -> sts.StsOptions | transfer.TransferOptions:
+    """Returns the options of `eval.sts` or `eval.transfer` with which a row is run."""
     strict = "float16" if row.half or row.quantize else "float32"
     strict = strict if options.strict_original else None
     parts = [row.model, row.adapter, row.template, row.quantize, options.dtype, strict]
     name = "-".join("".join(c if c.isalnum() or c in ".-" else "_" for c in p) for p in parts if p)
     file = options.output / options.table / f"{name}.json"
-    return sts.StsOptions(
-        model=row.model,
-        adapter=row.adapter,
-        template=row.template,
-        mesh=options.mesh,
-        dtype=options.dtype,
-        quantize=row.quantize,
-        batch_tokens=options.batch_tokens,
-        data=options.data,
-        strict_original=strict,
-        json=file,
-        report=file.with_suffix(".html"),
-    )
+    shared = {
+        "model": row.model,
+        "adapter": row.adapter,
+        "template": row.template,
+        "mesh": options.mesh,
+        "dtype": options.dtype,
+        "quantize": row.quantize,
+        "batch_tokens": options.batch_tokens,
+        "data": options.data,
+        "json": file,
+    }
+    if options.table == "transfer":
+        return transfer.TransferOptions(**shared)
+    return sts.StsOptions(**shared, strict_original=strict, report=file.with_suffix(".html"))
 
 
-def _kept(settings: sts.StsOptions) -> dict[str, Any] | None:
+def _kept(settings: sts.StsOptions | transfer.TransferOptions) -> dict[str, Any] | None:
     """Returns a result that the same options gave from the same files, if there is one."""
     try:
         result = json.loads(settings.json.read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from eval import published, reproduce, sts, sts_report
+from eval import published, reproduce, sts, sts_report, transfer
 from eval.reproduce import ReproduceOptions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +28,7 @@ def bag_rows(monkeypatch, bag_of_words):
         return bag_of_words
 
     monkeypatch.setattr(sts.StsOptions, "load", load)
+    monkeypatch.setattr(transfer.TransferOptions, "load", load)
     monkeypatch.setattr(sts_report, "write_report", lambda *_: None)
     return loaded
 
@@ -56,6 +57,24 @@ def test_cells_stand_beside_published_figures(bag_rows, small_downstream, tmp_pa
     assert "of 8 compared cells within 0.3 points; 1 of 2 rows not available" in shown
     page = (tmp_path / "out" / "sts-icl.html").read_text()
     assert page.count("<svg") == 2 and "README of kongds/scaling_sentemb" in page
+
+
+def test_transfer_rows_are_run_by_the_probes_and_kept(bag_rows, tmp_path, monkeypatch):
+    scored = {"scores": dict.fromkeys(published.TRANSFER, 90.0), "average": 90.0}
+    scored |= {"detail": {}, "examples": {}}
+    monkeypatch.setattr(transfer.transfer_scores, "evaluate_transfer", lambda *_, **__: {**scored})
+    monkeypatch.setattr(transfer, "read_transfer", lambda *_, **__: ())
+    monkeypatch.setattr(reproduce, "read_transfer", lambda _: ())
+    asked = options(tmp_path, tmp_path, "transfer", models=("Llama-2-7b-hf", "opt-13b"))
+    done, missing = reproduce.run(asked)["rows"]
+    assert [cell["task"] for cell in done["cells"]] == [*published.TRANSFER, "average"]
+    assert done["cells"][0]["difference"] == round(90 - 90.63, 2)
+    assert missing["reason"] == "facebook/opt-13b could not be fetched"
+    assert reproduce.run(asked)["rows"][0] == done
+    assert len(bag_rows) == 1
+    strict = options(tmp_path, tmp_path, "transfer", strict_original=True)
+    with pytest.raises(ValueError, match="transfer tasks have none: leave it out"):
+        reproduce.run(strict)
 
 
 def test_a_cell_within_the_band_is_told_from_one_outside():
