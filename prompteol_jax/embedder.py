@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from prompteol_jax import axes, distributed, models, nn, provenance, quant
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.pipeline import Pipeline, Pooling, Report
+from prompteol_jax.plan import Plan
 from prompteol_jax.pretrained import Pretrained, load_pretrained
 from prompteol_jax.progress import progress_bar
 from prompteol_jax.template import Template, read_template
@@ -31,6 +32,8 @@ class Embedder:
         pretrained: the model; `from_pretrained` loads one by name.
         pooling: the last token's state, or the mean over all tokens of the prompt.
         batch_tokens: tokens computed at once, over all devices; chosen for the device by default.
+        plan: how sentences are put together, see `plan`; but for `fixed`, a vector may differ by
+            rounding (2e-5 in float32) from what another call gives.
     """
 
     def __init__(
@@ -40,15 +43,15 @@ class Embedder:
         *,
         pooling: Pooling = "last",
         batch_tokens: int | None = None,
+        plan: Plan = "fixed",
     ):
-        if batch_tokens is not None and batch_tokens < 1:
-            raise ValueError(f"batch_tokens {batch_tokens} must be 1 or more")
+        _check_plan(plan, batch_tokens, pooling)
         self.pretrained = pretrained
         self.template = template
         self.pooling = pooling
         self.prompt = Prompt(template, pretrained.tokenizer, max_tokens=pretrained.config.P)
         self.report = Report()
-        self._pipeline = Pipeline(pretrained.decoder, self.prompt, pretrained.mesh, pooling)
+        self._pipeline = Pipeline(pretrained.decoder, self.prompt, pretrained.mesh, pooling, plan)
         self._batch_tokens = batch_tokens
         self._untied_head: jax.Array | None = None
 
@@ -65,6 +68,7 @@ class Embedder:
         layer: int | None = None,
         pooling: Pooling = "last",
         batch_tokens: int | None = None,
+        plan: Plan = "fixed",
     ) -> Embedder:
         """Load a model by folder or hub name.
 
@@ -75,6 +79,8 @@ class Embedder:
             mesh: DATAxMODEL, devices along each axis; or what `axes.make_mesh` gives.
             quantize: `nf4` or `int8`: keep the matrices of linear layers in 4 or 8 bits.
             layer: take `hidden_states[layer]` instead of the last one.
+            plan: `fixed`, `measured`, `fitted` or `packed`; only `fixed` promises the same bits
+                whatever else is encoded, everywhere.
         Raises: ValueError, FileNotFoundError or OSError that says what to do, before any work.
         """
         if dtype not in DTYPES:
@@ -83,6 +89,7 @@ class Embedder:
             raise ValueError(
                 f"quantize {quantize!r} is not supported; supported: {', '.join(quant.KINDS)}"
             )
+        _check_plan(plan, batch_tokens, pooling)
         if isinstance(template, str):
             template = read_template(template)
         if isinstance(mesh, str):
@@ -97,7 +104,7 @@ class Embedder:
             adapter=adapter,
             layer=layer,
         )
-        return cls(pretrained, template, pooling=pooling, batch_tokens=batch_tokens)
+        return cls(pretrained, template, pooling=pooling, batch_tokens=batch_tokens, plan=plan)
 
     @property
     def decoder(self) -> Decoder:
@@ -124,6 +131,12 @@ class Embedder:
         """What decides the vectors, for a result file; see `provenance.describe`."""
         return provenance.describe(self)
 
+    @property
+    def plan(self) -> str:
+        """The plan by name, and its slabs as rows x tokens where they are known by now."""
+        ladder = self._pipeline.known_ladder(self._batch_tokens)
+        return f"{self._pipeline.plan}: {ladder or 'not chosen yet'}"
+
     def use(self, decoder: Decoder) -> None:
         """Encode with these weights from now on, such as those of a running training."""
         self._pipeline.use(decoder)
@@ -149,6 +162,7 @@ class Embedder:
         Raises: TypeError for anything but a list of strings; FloatingPointError naming a text whose
             vector is not finite.
         """
+        _check_plan(self._pipeline.plan, batch_tokens, self.pooling)
         vectors = self._run(
             self._pipeline, self.width, texts, batch_tokens, progress, check_finite=check_finite
         )
@@ -245,6 +259,20 @@ class Embedder:
                 source.folder, source.config, source.mesh, dtype=dtype
             )
         return self._untied_head
+
+
+def _check_plan(plan: str, batch_tokens: int | None, pooling: Pooling) -> None:
+    problems = []
+    if plan not in get_args(Plan):
+        problems.append(f"plan {plan!r} is not one of {', '.join(get_args(Plan))}")
+    if batch_tokens is not None and batch_tokens < 1:
+        problems.append(f"batch_tokens {batch_tokens} must be 1 or more")
+    if batch_tokens is not None and plan in ("measured", "fitted"):
+        problems.append(f"plan {plan} chooses batch_tokens itself; leave one of them out")
+    if plan == "packed" and pooling == "mean":
+        problems.append("plan packed gives last tokens only, not pooling mean")
+    if problems:
+        raise ValueError("; ".join(problems))
 
 
 def _check_texts(texts: Sequence[object]) -> None:

@@ -23,6 +23,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from prompteol_jax import axes, quant
+from prompteol_jax.products import product, split_equation
 
 
 class Weight(nnx.Param):
@@ -110,13 +111,6 @@ class Linear(nnx.Module):
         return y.astype(x.dtype)
 
 
-def split_equation(equation: str) -> tuple[str, str, str]:
-    """Split `"BTD,FD->BTF"` into the axes of input, weight and output."""
-    operands, y_dims = equation.split("->")
-    x_dims, w_dims = operands.split(",")
-    return x_dims, w_dims, y_dims
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 def dot(equation: str, x: jax.Array, w: jax.Array, result: Any = jnp.float32) -> jax.Array:
     """Contract two operands of one dtype, accumulating in float32.
@@ -127,8 +121,7 @@ def dot(equation: str, x: jax.Array, w: jax.Array, result: Any = jnp.float32) ->
     Args:
         result: dtype of the result, and of the partial sums that devices exchange for it.
     """
-    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return jnp.einsum(equation, x, w, precision=precision, preferred_element_type=result)
+    return product(equation, x, w, result)
 
 
 def _summed(equation: str, dtype: Any) -> Any:

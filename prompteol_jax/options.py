@@ -33,6 +33,9 @@ class ModelOptions:
     """The last token's state, or the mean over all tokens of the prompt."""
     batch_tokens: int | None = None
     """Tokens computed at once over all devices; chosen for the device by default."""
+    plan: Literal["fixed", "measured", "fitted", "packed"] = "fixed"
+    """How sentences are put together: by a ladder of lengths that is fixed, measured for the device
+    once, or fitted to the texts; or several to a row. Only `fixed` promises the same bits."""
 
     def load(self, default_dtype: str, mesh: Mesh | None = None) -> Embedder:
         """Load the model; see `Embedder.from_pretrained` for errors.
@@ -52,4 +55,5 @@ class ModelOptions:
             layer=self.layer,
             pooling=self.pooling,
             batch_tokens=self.batch_tokens,
+            plan=self.plan,
         )

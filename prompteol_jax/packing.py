@@ -68,7 +68,13 @@ def bins(lengths: Sequence[int], capacity: int, most: int) -> list[list[int]]:
 def pack(ids: Sequence[np.ndarray], capacity: int, most: int, multiple: int) -> Packed:
     """Lay sentences out in rows of `capacity` tokens; the number of rows is a whole multiple."""
     shared_out = bins([len(i) for i in ids], capacity, most)
-    B = -(-len(shared_out) // multiple) * multiple
+    return lay_out(ids, shared_out, capacity, most, -(-len(shared_out) // multiple) * multiple)
+
+
+def lay_out(
+    ids: Sequence[np.ndarray], shared_out: Sequence[Sequence[int]], capacity: int, most: int, B: int
+) -> Packed:
+    """Fill `B` rows: each with the sentences of one bin, one behind the other."""
     ids_BT = np.zeros((B, capacity), np.int32)
     start_BT = np.zeros((B, capacity), np.int32)
     last_BS = np.zeros((B, most), np.int32)

@@ -1,7 +1,7 @@
 """The jitted encode, and the slabs of fixed shape that sentences are sorted into.
 
-A sentence goes to the shortest rung of a fixed ladder of lengths that holds its ids, and every rung
-has a fixed number of rows. The shape that a sentence is computed in depends on its own length
+A sentence goes to the shortest rung of a ladder of lengths that holds its ids, and every rung has a
+fixed number of rows. The shape that a sentence is computed in depends on its own length
 alone, and the rows of a slab do not see each other: whatever else is encoded with it, a sentence
 gets the same bits on the same mesh.
 """
@@ -9,6 +9,7 @@ gets the same bits on the same mesh.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Final
 
@@ -17,9 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from prompteol_jax import packing
+from prompteol_jax.ladder import Ladder
 from prompteol_jax.models.decoder import Decoder, KVCache, Rows
 
-LENGTHS: Final = (8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 256, 512, 1024, 2048)
+_PACKED: Final = 64  # tokens of a packed row, as in training
+_MOST: Final = 8  # sentences of a packed row
+_WINDOW: Final = 1024  # sentences that are packed together
 
 
 @jax.jit
@@ -73,28 +78,26 @@ def prefill_padded(model: Decoder, ids_AC: Int[Array, "A C"], tokens_A: Int[Arra
 
 
 @dataclasses.dataclass(frozen=True)
-class Ladder:
-    """Which shape a sentence is computed in.
+class AtOnce:
+    """A decoder that runs as one program: how an accelerator encodes."""
 
-    Attributes:
-        lengths: of the rungs, ascending; the last one holds the longest prompt.
-        rows: of a slab, rung by rung.
-    """
+    decoder: Decoder
 
-    lengths: tuple[int, ...]
-    rows: tuple[int, ...]
+    def prefill(self, ids_C: Int[np.ndarray, "C"]) -> KVCache:
+        """Keys and values of a prompt prefix, once for all sentences."""
+        return prefill(self.decoder, ids_C)
 
-    @classmethod
-    def fixed(cls, longest: int, batch_tokens: int, multiple: int) -> Ladder:
-        """Rungs up to `longest` ids, slabs of about `batch_tokens` tokens."""
-        beyond = (LENGTHS[-1] << n for n in range(1, longest.bit_length()))
-        lengths = (*(n for n in (*LENGTHS, *beyond) if n < longest), longest)
-        rows = tuple(max(1, batch_tokens // n // multiple) * multiple for n in lengths)
-        return cls(lengths, rows)
+    def encode(self, rows: Rows, cache: KVCache | None) -> Float[Array, "B S D"]:
+        """Final hidden states of the last tokens of the sentences in `rows`, float32."""
+        return encode(self.decoder, rows, cache)
 
-    def rung(self, length: int) -> int:
-        """The index of the shortest rung that holds this many ids."""
-        return int(np.searchsorted(self.lengths, length))
+    def encode_mean(self, rows: Rows) -> Float[Array, "B D"]:
+        """Mean of the final hidden states of all tokens of each row, a whole prompt, float32."""
+        return encode_mean(self.decoder, rows)
+
+    def encode_layers(self, rows: Rows, cache: KVCache | None) -> Float[Array, "B S w"]:
+        """States of the last tokens behind every block, side by side: inner ones raw."""
+        return encode_layers(self.decoder, rows, cache)
 
 
 @dataclasses.dataclass
@@ -102,14 +105,20 @@ class Slab:
     """Sentences that are computed together.
 
     Attributes:
-        members: their places in the caller's list, one a row from the first row on.
+        members: their places in the caller's list.
+        places: of the members' vectors in the flattened `[B * S]` outputs.
         shared: they continue the shared prefix.
     """
 
-    ids_BT: Int[np.ndarray, "B T"]
-    last_BS: Int[np.ndarray, "B 1"]
+    rows: Rows
     members: list[int]
+    places: Int[np.ndarray, "n"]
     shared: bool
+
+    @property
+    def shape(self) -> tuple[int, int, int, bool]:
+        """What is compiled once: rows, their tokens, sentences of a row, with the prefix or not."""
+        return (*self.rows.ids_BT.shape, self.rows.last_BS.shape[1], self.shared)
 
 
 class Sorter:
@@ -121,7 +130,7 @@ class Sorter:
 
     def add(self, member: int, ids: Int[np.ndarray, "t"], shared: bool) -> Iterator[Slab]:
         """Take a sentence; yield a slab if it fills one."""
-        rung = self.ladder.rung(len(ids))
+        rung = self.ladder.rung(len(ids), shared)
         waiting = self._waiting.setdefault((rung, shared), [])
         waiting.append((member, ids))
         if len(waiting) == self.ladder.rows[rung]:
@@ -140,4 +149,43 @@ class Sorter:
         for row, (_, ids) in enumerate(waiting):
             ids_BT[row, : len(ids)] = ids
             last_BS[row] = len(ids) - 1
-        return Slab(ids_BT, last_BS, [member for member, _ in waiting], shared)
+        members = [member for member, _ in waiting]
+        return Slab(Rows(ids_BT, last_BS), members, np.arange(len(members)), shared)
+
+
+class Packer:
+    """Packs the short sentences of every thousand into rows; longer ones go to a sorter.
+
+    What else is in its row changes a sentence's vector by rounding.
+    """
+
+    def __init__(self, ladder: Ladder, batch_tokens: int, multiple: int):
+        self.sorter = Sorter(ladder)
+        self.rows = max(1, batch_tokens // _PACKED // multiple) * multiple
+        self._waiting: dict[bool, list[tuple[int, np.ndarray]]] = {True: [], False: []}
+
+    def add(self, member: int, ids: Int[np.ndarray, "t"], shared: bool) -> Iterator[Slab]:
+        """Take a sentence; yield slabs if it completes a window or fills a slab."""
+        if len(ids) > _PACKED:
+            yield from self.sorter.add(member, ids, shared)
+            return
+        self._waiting[shared].append((member, ids))
+        if len(self._waiting[shared]) == _WINDOW:
+            yield from self._packed(shared)
+
+    def rest(self) -> Iterator[Slab]:
+        """Yield what waits."""
+        for shared in (False, True):
+            yield from self._packed(shared)
+        yield from self.sorter.rest()
+
+    def _packed(self, shared: bool) -> Iterator[Slab]:
+        waiting, self._waiting[shared] = self._waiting[shared], []
+        shared_out = packing.bins([len(ids) for _, ids in waiting], _PACKED, _MOST)
+        for start in range(0, len(shared_out), self.rows):
+            some = shared_out[start : start + self.rows]
+            members, ids = zip(*(waiting[n] for row in some for n in row), strict=True)
+            sizes = itertools.accumulate((len(row) for row in some), initial=0)
+            numbered = [list(range(a, b)) for a, b in itertools.pairwise(sizes)]
+            packed = packing.lay_out(ids, numbered, _PACKED, _MOST, self.rows)
+            yield Slab(packed.rows, list(members), packed.place_n, shared)

@@ -29,9 +29,15 @@ class PromptIds(NamedTuple):
 
 
 class Prompt:
-    """A template and a tokenizer: from sentences to the ids that the model reads."""
+    """A template and a tokenizer: from sentences to the ids that the model reads.
+
+    Attributes:
+        prefix_C: the ids that all prompts begin with.
+        suffix_tokens: ids of a prompt behind them, its sentence left out.
+    """
 
     prefix_C: Int32[np.ndarray, " C"]
+    suffix_tokens: int
 
     def __init__(self, template: Template, tokenizer: Tokenizer, *, max_tokens: int):
         """Find the stable prefix.
@@ -50,6 +56,7 @@ class Prompt:
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.prefix_C = stable_prefix(template, tokenizer)
+        self.suffix_tokens = max(1, len(alone) - len(self.prefix_C))
 
     def __call__(self, texts: Sequence[str]) -> PromptIds:
         """Return the ids of each sentence's prompt.

@@ -87,14 +87,20 @@ class Decoder(nnx.Module):
 
     Args:
         stem: ids, places, keys -> x_BTD in the compute dtype; has `angles(place)`.
-        blocks: blocks 0 .. L-2, their arrays stacked along a leading axis.
+        blocks: blocks 0 .. L-2, their arrays stacked along a leading axis; None where others run
+            them, between `begin` and `end`.
         last: block L-1; the same class as `blocks`.
         finish: x_BSD -> z_BSD, final norm and projection; the identity for an inner layer.
         dtype: of activations.
     """
 
     def __init__(
-        self, stem: nnx.Module, blocks: nnx.Module, last: nnx.Module, finish: nnx.Module, dtype: Any
+        self,
+        stem: nnx.Module,
+        blocks: nnx.Module | None,
+        last: nnx.Module,
+        finish: nnx.Module,
+        dtype: Any,
     ):
         self.stem = stem
         self.blocks = blocks
@@ -117,7 +123,8 @@ class Decoder(nnx.Module):
             remat: what the backward pass recomputes: nothing, all but matrix products, or all.
         """
         x_BTD, _, view = self._trunk(rows, cache, key_B, remat)
-        return self._finished(x_BTD, view, rows, cache, key_B)
+        prefix = None if cache is None else cache.last
+        return self.end(rows, x_BTD, view, prefix, nn.fold_keys(key_B, self._scanned))
 
     def states(
         self, rows: Rows, cache: KVCache | None = None
@@ -127,17 +134,13 @@ class Decoder(nnx.Module):
         The second is what a call returns. Both float32.
         """
         x_BTD, (_, x_LBSD), view = self._trunk(rows, cache, None, "none", watched_BS=rows.last_BS)
-        return x_LBSD.astype(jnp.float32), self._finished(x_BTD, view, rows, cache, None)
+        prefix = None if cache is None else cache.last
+        return x_LBSD.astype(jnp.float32), self.end(rows, x_BTD, view, prefix)
 
     def mean(self, rows: Rows) -> Float[Array, "B D"]:
         """Mean of the final hidden states of a row's tokens, one whole prompt a row, float32."""
         x_BTD, _, view = self._trunk(rows, None, None, "none")
-        x_BTD, _ = self.last(x_BTD, view, None, None)
-        with jax.named_scope("pool"):
-            z_BTD = self.finish(x_BTD).astype(jnp.float32)
-            real_BT = jnp.arange(z_BTD.shape[1]) <= rows.last_BS
-            summed_BD = jnp.where(real_BT[..., None], z_BTD, 0).sum(1)
-            return summed_BD / (rows.last_BS + 1)
+        return self.end_in_mean(rows, x_BTD, view)
 
     @jax.named_scope("prefix")
     def prefill(
@@ -170,21 +173,51 @@ class Decoder(nnx.Module):
     def _scanned(self) -> int:
         return jax.tree.leaves(self.blocks)[0].shape[0]
 
-    def _finished(
+    def begin(
         self,
-        x_BTD: jax.Array,
-        view: View,
         rows: Rows,
-        cache: KVCache | None,
-        key_B: jax.Array | None,
-    ) -> jax.Array:
-        """The last block and what follows it, for the last tokens alone."""
+        offset: int | Int[Array, ""],
+        key_B: Key[Array, "B"] | None = None,
+        real_C: Bool[Array, "C"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], View]:
+        """What the first block gets: the embedding of every token, and what blocks see beside it.
+
+        Args:
+            offset: tokens of the prefix, before the first place of a row.
+            real_C: which of them are its own, where it is padded to more.
+        """
+        place_BT = jnp.arange(rows.ids_BT.shape[1])[None]
+        place_BT = offset + (place_BT if rows.start_BT is None else place_BT - rows.start_BT)
+        x_BTD = axes.constrain(self.stem(rows.ids_BT, place_BT, key_B).astype(self.dtype), "BTD")
+        mask_BQT = attention.visible(rows.ids_BT.shape[1], None, rows.start_BT)
+        angles = self.stem.angles(place_BT)
+        return x_BTD, View(mask_BQT, angles, real_C=real_C, start_BT=rows.start_BT)
+
+    def end(
+        self,
+        rows: Rows,
+        x_BTD: Float[Array, "B T D"],
+        view: View,
+        prefix: tuple[Float[Array, "C K H"], Float[Array, "C K H"]] | None,
+        key_B: Key[Array, "B"] | None = None,
+    ) -> Float[Array, "B S E"]:
+        """The last block, for last tokens alone, and what follows it, from what it gets."""
         mask_BQT = attention.visible(x_BTD.shape[1], rows.last_BS, rows.start_BT)
         view = view._replace(mask_BQT=mask_BQT, query_BQ=rows.last_BS, start_BT=None)
-        prefix = None if cache is None else cache.last
-        x_BSD, _ = self.last(x_BTD, view, prefix, nn.fold_keys(key_B, self._scanned))
+        x_BSD, _ = self.last(x_BTD, view, prefix, key_B)
         with jax.named_scope("pool"):
             return self.finish(x_BSD).astype(jnp.float32)
+
+    def end_in_mean(
+        self, rows: Rows, x_BTD: Float[Array, "B T D"], view: View
+    ) -> Float[Array, "B E"]:
+        """The last block and what follows it for every token, and their mean over each row."""
+        x_BTD, _ = self.last(x_BTD, view, None, None)
+        with jax.named_scope("pool"):
+            z_BTD = self.finish(x_BTD).astype(jnp.float32)
+            real_BT = jnp.arange(z_BTD.shape[1]) <= rows.last_BS
+            summed_BD = jnp.where(real_BT[..., None], z_BTD, 0).sum(1)
+            return summed_BD / (rows.last_BS + 1)
 
     def _trunk(
         self,
@@ -199,18 +232,9 @@ class Decoder(nnx.Module):
         Also gives, stacked over these blocks, their keys and values, and the watched tokens' states
         behind them; and the view of every token.
         """
-        T = rows.ids_BT.shape[1]
-        offset = 0 if cache is None else cache.length
-        place_BT = jnp.arange(T)[None]
-        place_BT = offset + (place_BT if rows.start_BT is None else place_BT - rows.start_BT)
-        x_BTD = self.stem(rows.ids_BT, place_BT, nn.fold_keys(key_B, self._scanned + 1))
-        x_BTD = axes.constrain(x_BTD.astype(self.dtype), "BTD")
-        view = View(
-            attention.visible(T, None, rows.start_BT),
-            self.stem.angles(place_BT),
-            real_C=None if cache is None else cache.real,
-            start_BT=rows.start_BT,
-        )
+        offset, real_C = (0, None) if cache is None else (cache.length, cache.real)
+        key_stem_B = nn.fold_keys(key_B, self._scanned + 1)
+        x_BTD, view = self.begin(rows, offset, key_stem_B, real_C)
         watched = view._replace(query_BQ=watched_BS)
 
         @partial(_rematerialised, remat)

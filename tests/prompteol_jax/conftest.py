@@ -70,7 +70,7 @@ def embedders(checkpoints):
 @pytest.fixture
 def coarse(monkeypatch):
     """One shape for all ordinary sentences: a model is compiled once and not eight times."""
-    from prompteol_jax.slabs import Ladder
+    from prompteol_jax.ladder import Ladder
 
     def fixed(longest, batch_tokens, multiple):
         return Ladder((96, longest), (40, multiple))

@@ -59,7 +59,8 @@ def test_the_report_counts_what_was_computed(embedders):
     embedder.encode(["dog", "a dog"])
     report = embedder.report
     assert report.tokens == sum(len(ids) for ids in embedder.prompt(["dog", "a dog"]).ids)
-    assert report.padded_tokens == 12 * (512 // 12)  # one slab of the rung of twelve
+    assert report.padded_tokens == 13 * (512 // 13)  # one slab of the rung of thirteen
+    assert 0 <= report.waited < report.seconds
     assert report.whole == report.truncated == 0
 
 

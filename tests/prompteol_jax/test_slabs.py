@@ -1,37 +1,12 @@
-"""Laws of slabs and meshes: a sentence alone decides its shape, the mesh changes nothing."""
-
-import itertools
+"""Laws of slabs and meshes: every sentence is in one slab, the mesh changes nothing."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prompteol_jax.slabs import LENGTHS, Ladder, Sorter
-
-
-@pytest.mark.parametrize("multiple", [1, 8])
-@pytest.mark.parametrize("longest", [40, 512, 2048, 4096, 131072])
-def test_a_ladder_ends_at_the_longest_prompt_and_cuts_rows_to_the_mesh(longest, multiple):
-    ladder = Ladder.fixed(longest, 4096, multiple)
-    assert ladder.lengths[-1] == longest
-    assert set(LENGTHS) >= set(ladder.lengths[:-1]) or longest > 2 * LENGTHS[-1]
-    # Beyond the shortest rungs, no sentence is padded to more than about twice its length.
-    assert all(b <= 2 * a for a, b in itertools.pairwise(ladder.lengths))
-    assert list(ladder.lengths) == sorted(set(ladder.lengths))
-    assert all(rows % multiple == 0 and rows > 0 for rows in ladder.rows)
-    wide = [t for t, rows in zip(ladder.lengths, ladder.rows, strict=True) if rows > multiple]
-    assert all(t * r <= 4096 for t, r in zip(ladder.lengths, ladder.rows, strict=True) if t in wide)
-
-
-@pytest.mark.parametrize(
-    ("length", "rung"), [(1, 8), (8, 8), (9, 12), (48, 48), (49, 100), (100, 100)]
-)
-def test_a_sentence_goes_to_the_shortest_rung_that_holds_it(length, rung):
-    ladder = Ladder.fixed(100, 1024, 1)
-    lengths = [n for n in ladder.lengths if n not in (64, 96)]
-    ladder = Ladder(tuple(lengths), ladder.rows[: len(lengths)])
-    assert ladder.lengths[ladder.rung(length)] == rung
+from prompteol_jax.ladder import Ladder
+from prompteol_jax.slabs import Packer, Sorter
 
 
 @given(st.lists(st.tuples(st.integers(1, 30), st.booleans()), max_size=80))
@@ -46,15 +21,37 @@ def test_every_sentence_is_in_one_slab_of_its_shape(sentences):
     slabs += list(sorter.rest())
     assert sorted(m for slab in slabs for m in slab.members) == list(range(len(sentences)))
     for number, slab in enumerate(slabs):
-        T = slab.ids_BT.shape[1]
-        assert slab.ids_BT.shape == (ladder.rows[ladder.lengths.index(T)], T)
-        assert number >= full or len(slab.members) == len(slab.ids_BT)
+        ids_BT, last_BS, start_BT = slab.rows
+        T = ids_BT.shape[1]
+        assert ids_BT.shape == (ladder.rows[ladder.lengths.index(T)], T)
+        assert number >= full or len(slab.members) == len(ids_BT)
+        assert start_BT is None
+        assert slab.shape == (*ids_BT.shape, 1, slab.shared)
         for row, member in enumerate(slab.members):
             n, shared = sentences[member]
-            assert (slab.shared, ladder.lengths[ladder.rung(n)]) == (shared, T)
-            assert slab.last_BS[row, 0] == n - 1
-            np.testing.assert_array_equal(slab.ids_BT[row, :n], ids[member])
+            assert (slab.shared, ladder.lengths[ladder.rung(n, shared)]) == (shared, T)
+            assert last_BS[row, 0] == n - 1
+            np.testing.assert_array_equal(ids_BT[row, :n], ids[member])
     assert list(sorter.rest()) == []
+
+
+@given(st.lists(st.tuples(st.integers(1, 90), st.booleans()), max_size=80))
+def test_a_packed_sentence_is_found_where_its_slab_says(sentences):
+    packer = Packer(Ladder((64, 90), (8, 2)), 256, 2)
+    ids = [np.arange(1, n + 1, dtype=np.int32) + i for i, (n, _) in enumerate(sentences)]
+    slabs = [s for i, (_, shared) in enumerate(sentences) for s in packer.add(i, ids[i], shared)]
+    slabs += list(packer.rest())
+    assert sorted(m for slab in slabs for m in slab.members) == list(range(len(sentences)))
+    for slab in slabs:
+        ids_BT, last_BS, start_BT = slab.rows
+        assert ids_BT.shape in ((4, 64), (2, 90))
+        for member, place in zip(slab.members, slab.places, strict=True):
+            row, slot = divmod(int(place), last_BS.shape[1])
+            end = last_BS[row, slot] + 1
+            start = 0 if start_BT is None else start_BT[row, end - 1]
+            np.testing.assert_array_equal(ids_BT[row, start:end], ids[member])
+            assert slab.shared == sentences[member][1]
+    assert list(packer.rest()) == []
 
 
 @pytest.mark.usefixtures("coarse")

@@ -1,0 +1,49 @@
+"""Contractions of two arrays by an equation, in the form that suits the platform."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from prompteol_jax import axes
+
+
+def split_equation(equation: str) -> tuple[str, str, str]:
+    """Split `"BTD,FD->BTF"` into the axes of input, weight and output."""
+    operands, y_dims = equation.split("->")
+    x_dims, w_dims = operands.split(",")
+    return x_dims, w_dims, y_dims
+
+
+def product(equation: str, x: jax.Array, w: jax.Array, result: Any) -> jax.Array:
+    """Contract two operands of one dtype to the dtype `result`; float32 at the highest precision.
+
+    On a CPU every product that can be one of two matrices is: XLA's compiler would transpose a
+    weight of three axes before it multiplies, element by element, each time.
+    """
+    x_dims, w_dims, y_dims = split_equation(equation)
+    shared = "".join(c for c in x_dims if c in w_dims)
+    own_x, own_w = (dims.replace(shared, "") for dims in (x_dims, w_dims))
+    is_flat = y_dims in (own_x + own_w, own_w + own_x) and not set(own_x) & set(own_w)
+    if axes.platform() != "cpu" or not is_flat:
+        return _einsum(equation, x, w, result)
+    sizes = dict(zip(x_dims + w_dims, x.shape + w.shape, strict=True))
+    letters = {own_x: "x", own_w: "w", shared: "s"}
+
+    def matrix(dims: str, own: str) -> tuple[str, list[int]]:
+        parts = [shared, own] if dims == shared + own else [own, shared]
+        return "".join(letters[p] for p in parts), [math.prod(map(sizes.get, p)) for p in parts]
+
+    (x_matrix, x_shape), (w_matrix, w_shape) = matrix(x_dims, own_x), matrix(w_dims, own_w)
+    y_matrix = "xw" if y_dims == own_x + own_w else "wx"
+    flat = f"{x_matrix},{w_matrix}->{y_matrix}"
+    y = _einsum(flat, x.reshape(x_shape), w.reshape(w_shape), result)
+    return y.reshape([sizes[c] for c in y_dims])
+
+
+def _einsum(equation: str, x: jax.Array, w: jax.Array, result: Any) -> jax.Array:
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return jnp.einsum(equation, x, w, precision=precision, preferred_element_type=result)
