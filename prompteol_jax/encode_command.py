@@ -197,12 +197,11 @@ def _encode_share(
 
     A shard is written while the next one is encoded.
     """
-    from prompteol_jax.slabs import encode as jitted
-    from prompteol_jax.slabs import encode_mean
     from prompteol_jax.template import clean_sentence
 
     rows = sum(vectors.chunks[number].rows for number in vectors.share)
     distinct = truncated = 0
+    running = waited = 0.0
     start = time.perf_counter()
     # A single shard moves the model's own bar, several move one over all of them.
     is_primary, is_single = part.process == 0, len(vectors.share) == 1
@@ -222,17 +221,19 @@ def _encode_share(
             writing = writer.submit(vectors.write, number, z_nD)
             distinct += embedder.report.distinct
             truncated += embedder.report.truncated
+            running += embedder.report.seconds
+            waited += embedder.report.waited
             advance(len(sentences))
         if writing is not None:
             writing.result()
     seconds = time.perf_counter() - start
-    shapes = jitted._cache_size() + encode_mean._cache_size()
     by = f" by the first of {part.processes} processes" if part.processes > 1 else ""
     return [
         f"{rows} encoded{by}, {distinct} of them distinct within their shards",
         f"{truncated} cut to {embedder.pretrained.config.P} tokens",
         f"{rows / seconds:,.1f} sentences/s",
-        f"{shapes} compiled shapes",
+        f"the device waited {100 * waited / max(running, 1e-9):.1f} % of the time",
+        f"plan {embedder.plan}, {embedder.report.shapes} compiled shapes",
     ]
 
 

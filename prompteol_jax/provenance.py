@@ -34,7 +34,7 @@ def describe(embedder: Embedder) -> dict[str, Any]:
     It holds `model` and `adapter` (name, commit where the hub's cache tells it, SHA-256 by file;
     parameters of the decoder, without a language-model head of its own), `tokenizer`,
     `template` (with the ids of an example), `dtype` (activations; bytes of weights by dtype),
-    `quantize`, `layer` (None: the last, after its norm), `pooling`, `devices` and `versions`.
+    `quantize`, `layer` (None: the last, after its norm), `pooling`, `plan`, `devices`, `versions`.
     """
     source = embedder.pretrained
     leaves = jax.tree.leaves(embedder.decoder)
@@ -50,6 +50,7 @@ def describe(embedder: Embedder) -> dict[str, Any]:
         "quantize": source.quantize,
         "layer": source.layer,
         "pooling": embedder.pooling,
+        "plan": embedder.plan,
         "devices": _devices(source),
         "versions": versions(),
     }

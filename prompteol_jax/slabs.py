@@ -22,8 +22,7 @@ from prompteol_jax import packing
 from prompteol_jax.ladder import Ladder
 from prompteol_jax.models.decoder import Decoder, KVCache, Rows
 
-_PACKED: Final = 64  # tokens of a packed row, as in training
-_MOST: Final = 8  # sentences of a packed row
+_SHORT: Final = 64  # ids of a sentence that shares a row
 _WINDOW: Final = 1024  # sentences that are packed together
 
 
@@ -161,12 +160,13 @@ class Packer:
 
     def __init__(self, ladder: Ladder, batch_tokens: int, multiple: int):
         self.sorter = Sorter(ladder)
-        self.rows = max(1, batch_tokens // _PACKED // multiple) * multiple
+        self.capacity, self.most = packing.row_shape(_SHORT)
+        self.rows = packing.rows_of(self.capacity, batch_tokens, multiple)
         self._waiting: dict[bool, list[tuple[int, np.ndarray]]] = {True: [], False: []}
 
     def add(self, member: int, ids: Int[np.ndarray, "t"], shared: bool) -> Iterator[Slab]:
         """Take a sentence; yield slabs if it completes a window or fills a slab."""
-        if len(ids) > _PACKED:
+        if len(ids) > _SHORT:
             yield from self.sorter.add(member, ids, shared)
             return
         self._waiting[shared].append((member, ids))
@@ -181,11 +181,11 @@ class Packer:
 
     def _packed(self, shared: bool) -> Iterator[Slab]:
         waiting, self._waiting[shared] = self._waiting[shared], []
-        shared_out = packing.bins([len(ids) for _, ids in waiting], _PACKED, _MOST)
+        shared_out = packing.bins([len(ids) for _, ids in waiting], self.capacity, self.most)
         for start in range(0, len(shared_out), self.rows):
             some = shared_out[start : start + self.rows]
             members, ids = zip(*(waiting[n] for row in some for n in row), strict=True)
             sizes = itertools.accumulate((len(row) for row in some), initial=0)
             numbered = [list(range(a, b)) for a, b in itertools.pairwise(sizes)]
-            packed = packing.lay_out(ids, numbered, _PACKED, _MOST, self.rows)
+            packed = packing.lay_out(ids, numbered, self.capacity, self.most, self.rows)
             yield Slab(packed.rows, list(members), packed.place_n, shared)
