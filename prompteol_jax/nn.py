@@ -192,9 +192,10 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)
-        # Both moments in one pass over x, which a TPU joins to the product that made x.
         mean = wide.mean(-1, keepdims=True)
-        variance = jnp.maximum(jnp.square(wide).mean(-1, keepdims=True) - jnp.square(mean), 0.0)
+        variance = jnp.square(wide - mean).mean(-1, keepdims=True)
+        if axes.platform() == "tpu":  # both moments in one pass, joined to the product that made x
+            variance = jnp.maximum(jnp.square(wide).mean(-1, keepdims=True) - jnp.square(mean), 0.0)
         y = (wide - mean) * jax.lax.rsqrt(variance + self.eps) * self.scale[...] + self.bias[...]
         return y.astype(x.dtype)
 
