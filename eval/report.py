@@ -37,7 +37,7 @@ th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align:
 th { font-weight: 600; background: var(--band); }
 td:not(.number) { white-space: normal; }
 .number { text-align: right; }
-.long { min-width: 16rem; white-space: pre-line !important; }
+td.long { min-width: 16rem; white-space: pre-line; }
 figure { margin: 0; }
 figcaption { font-size: .9rem; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr));

@@ -40,10 +40,40 @@ def vectors(
     """
     import torch
 
-    with _quiet():
-        model = _model(folder, adapter)
     index = -1 if layer is None else layer
     parts = []
+    for states, mask_BT in _forwards(folder, ids, adapter):
+        x_BTD, lengths = states[index].float(), mask_BT.sum(1)
+        if pooling == "mean":
+            z_BD = (x_BTD * mask_BT[..., None]).sum(1) / lengths[:, None]
+        else:
+            z_BD = x_BTD[torch.arange(len(lengths)), lengths - 1]
+        parts.append(z_BD.numpy())
+    return np.concatenate(parts)
+
+
+def layers(
+    folder: Path, ids: Sequence[Sequence[int]], *, adapter: Path | None = None
+) -> list[Float[np.ndarray, "n _"]]:
+    """Run transformers as `vectors` does, for the last token's state behind every layer."""
+    import torch
+
+    parts = []
+    for states, mask_BT in _forwards(folder, ids, adapter):
+        last = mask_BT.sum(1) - 1
+        every = torch.arange(len(last))
+        parts.append([x_BTD[every, last].float().numpy() for x_BTD in states[1:]])
+    return [np.concatenate(layer) for layer in zip(*parts, strict=True)]
+
+
+def _forwards(
+    folder: Path, ids: Sequence[Sequence[int]], adapter: Path | None
+) -> Iterator[tuple[Any, Any]]:
+    """Yield the hidden states of a few prompts at a time, and which tokens are theirs."""
+    import torch
+
+    with _quiet():
+        model = _model(folder, adapter)
     for start in range(0, len(ids), _AT_ONCE):
         rows = ids[start : start + _AT_ONCE]
         lengths = torch.tensor([len(row) for row in rows])
@@ -52,13 +82,7 @@ def vectors(
         mask_BT = (torch.arange(T)[None] < lengths[:, None]).long()
         with torch.no_grad():
             out = model(input_ids=padded_BT, attention_mask=mask_BT, output_hidden_states=True)
-        x_BTD = out.hidden_states[index].float()
-        if pooling == "mean":
-            z_BD = (x_BTD * mask_BT[..., None]).sum(1) / lengths[:, None]
-        else:
-            z_BD = x_BTD[torch.arange(len(rows)), lengths - 1]
-        parts.append(z_BD.numpy())
-    return np.concatenate(parts)
+        yield out.hidden_states, mask_BT
 
 
 def _model(folder: Path, adapter: Path | None) -> Any:

@@ -112,18 +112,35 @@ def check_parity(embedder: Embedder, z_BD: Float[np.ndarray, "n D"]) -> Check:
     if missing := torch_reference.missing(source.adapter):
         return Check("parity", "not checked", f"{' and '.join(missing)} is not installed")
     prompts = [embedder.template.fill(text) for text in SENTENCES]
+    ids = [row.tolist() for row in source.tokenizer.ids(prompts)]
     theirs = torch_reference.vectors(
         source.folder,
-        [ids.tolist() for ids in source.tokenizer.ids(prompts)],
+        ids,
         adapter=source.adapter,
         layer=source.layer,
         pooling=embedder.pooling,
     )
     check = compare(z_BD, theirs, embedder.dtype, SENTENCES)
     if source.quantize is None:
-        return check
+        whole = embedder.pooling == "last" and source.layer is None
+        return _located(embedder, ids, check) if check.verdict == "failed" and whole else check
     detail = f"{source.quantize} against transformers' unquantised base: {check.detail}"
     return dataclasses.replace(check, verdict="not checked", detail=detail)
+
+
+def _located(embedder: Embedder, ids: Sequence[Sequence[int]], check: Check) -> Check:
+    """Say behind which layer the states of the last tokens first differ."""
+    source = embedder.pretrained
+    theirs = torch_reference.layers(source.folder, ids, adapter=source.adapter)
+    ours = embedder.encode_layers(SENTENCES, progress=False)
+    found = [compare(*pair, embedder.dtype, SENTENCES) for pair in zip(ours, theirs, strict=True)]
+    bad = [number for number, layer in enumerate(found, 1) if layer.verdict == "failed"]
+    first = bad[0] if bad else len(found)
+    detail = f"{check.detail}; the first layer that differs is {first} of {len(found)}"
+    cosines = [layer.numbers["smallest_cosine"] for layer in found]
+    return dataclasses.replace(
+        check, detail=detail, numbers={**check.numbers, "smallest_cosine_by_layer": cosines}
+    )
 
 
 def compare(

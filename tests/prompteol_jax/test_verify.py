@@ -70,10 +70,14 @@ def test_a_quantised_base_is_told_from_the_whole_one(checkpoints, coarse):
 
 
 def test_a_changed_weight_fails_parity_alone(sound):
-    embedder = changed(sound, lambda path, leaf: leaf * 1.02 if path.endswith("up.w") else leaf)
-    found = verdicts(verify.verify(embedder))
+    embedder = changed(sound, lambda path, leaf: leaf * 1.5 if path == "last.up.w" else leaf)
+    checks = verify.verify(embedder)
+    found = verdicts(checks)
     assert found.pop("parity") == "failed"
     assert set(found.values()) == {"passed"}
+    assert checks[-1].detail.endswith("the first layer that differs is 2 of 2")
+    first, second = checks[-1].numbers["smallest_cosine_by_layer"]
+    assert first > 0.999999 > second
 
 
 def test_collapsed_vectors_are_found(sound):
