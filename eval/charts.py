@@ -18,7 +18,7 @@ _BINS: Final = 40
 
 def scatter(gold: Float64[np.ndarray, " n"], cosines: Float64[np.ndarray, " n"]) -> "Figure":
     """Draws gold against cosine, with the median cosine in each unit of gold."""
-    drawing, axes = _empty(3.2, 2.6)
+    drawing, axes = empty(3.2, 2.6)
     axes.scatter(gold, cosines, s=5, alpha=0.25, linewidths=0, color=BLUE, rasterized=True)
     unit = np.rint(gold)
     units = np.unique(unit)
@@ -30,7 +30,7 @@ def scatter(gold: Float64[np.ndarray, " n"], cosines: Float64[np.ndarray, " n"])
 
 def histograms(groups: Mapping[str, Float64[np.ndarray, " _"]]) -> "Figure":
     """Draws the densities of cosines of several groups over one another."""
-    drawing, axes = _empty(4.6, 2.8)
+    drawing, axes = empty(4.6, 2.8)
     # A few far away would leave the rest a single bar.
     low = min(np.quantile(values, 0.002) for values in groups.values())
     high = max(values.max() for values in groups.values())
@@ -45,7 +45,7 @@ def histograms(groups: Mapping[str, Float64[np.ndarray, " _"]]) -> "Figure":
 
 def against_published(pairs: Sequence[tuple[float, float]]) -> "Figure":
     """Draws our scores against published ones; on the line they are equal."""
-    drawing, axes = _empty(3.6, 3.4)
+    drawing, axes = empty(3.6, 3.4)
     published, ours = np.array(pairs, np.float64).T
     low, high = min(published.min(), ours.min()) - 1, max(published.max(), ours.max()) + 1
     axes.plot((low, high), (low, high), color=GREY, linewidth=1)
@@ -58,7 +58,7 @@ def by_size(
     published: Mapping[float, float], ours: Mapping[float, float], ylabel: str = "average"
 ) -> "Figure":
     """Draws averages against numbers of parameters: published ones, and ours beside them."""
-    drawing, axes = _empty(4.6, 2.8)
+    drawing, axes = empty(4.6, 2.8)
     if published:
         sizes = sorted(published)
         heights = [published[size] for size in sizes]
@@ -72,7 +72,8 @@ def by_size(
     return drawing
 
 
-def _empty(width: float, height: float) -> "tuple[Figure, Axes]":
+def empty(width: float, height: float) -> "tuple[Figure, Axes]":
+    """Makes a drawing of a size in inches, with one pair of axes and no frame around it."""
     from matplotlib import figure
 
     drawing = figure.Figure(figsize=(width, height), layout="constrained")

@@ -95,6 +95,13 @@ QUIRKS: Final = (
         "activations here are float32 or bfloat16, whose range does not overflow",
     ),
     Quirk(
+        "float16 features",
+        "transfer features of the tensor-parallel path are float16",
+        "evaluation.py, torch_dtype; SentEval/senteval/tools/classifier.py",
+        "never",
+        "it rounds features, which the probe then reads in float32",
+    ),
+    Quirk(
         "LlamaTokenizer by name",
         "a path with `llama` in it gets the LLaMA 1 tokenizer with BOS 1",
         "evaluation.py, 'llama' in model_name_or_path",

@@ -181,15 +181,14 @@ def find(table: str, model: str) -> list[Row]:
 
 
 def match(
-    model: str, template: str, adapter: str | None, quantize: str | None = None
+    table: str, model: str, template: str, adapter: str | None, quantize: str | None = None
 ) -> Row | None:
-    """The row of an STS table that was run so, if there is one; an adapter counts by last name."""
+    """The row of a table that was run so, if there is one; an adapter counts by its last name."""
     last = (adapter or "").rstrip("/").split("/")[-1]
-    for table in ("sts-zero-shot", "sts-icl", "sts-finetuned", "quantisation"):
-        for row in find(table, model):
-            same = (row.adapter or "").split("/")[-1] == last and row.quantize == quantize
-            if same and row.template == template:
-                return row
+    for row in find(table, model):
+        same = (row.adapter or "").split("/")[-1] == last and row.quantize == quantize
+        if same and row.template == template:
+            return row
     return None
 
 

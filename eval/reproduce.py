@@ -25,6 +25,7 @@ from prompteol_jax.commands import run_command
 from prompteol_jax.provenance import file_sha256
 
 BAND: Final = 0.3  # points by which ours may differ from a published figure
+RowOptions = sts.StsOptions | transfer.TransferOptions
 Table = Literal["sts-icl", "sts-finetuned", "sts-zero-shot", "transfer", "quantisation"]
 
 
@@ -167,18 +168,14 @@ def attempt(options: ReproduceOptions, row: Row) -> Outcome:
     if (kept := _kept(settings)) is not None:
         sys.stderr.write(f"{row.name}: kept from {settings.json}\n")
         return Outcome(row, kept)
+    run_row = transfer.run if options.table == "transfer" else sts.run
     try:
-        evaluation = transfer if options.table == "transfer" else sts
-        return Outcome(row, evaluation.run(settings))
-    except (
-        OSError,
-        ValueError,
-        FloatingPointError,
-    ) as error:  # the data has been read before: it is the checkpoint
-        return Outcome(row, None, str(error))
+        return Outcome(row, run_row(settings))
+    except (OSError, ValueError, FloatingPointError) as error:
+        return Outcome(row, None, str(error))  # the data was read before: it is the checkpoint
 
 
-def row_options(options: ReproduceOptions, row: Row) -> sts.StsOptions | transfer.TransferOptions:
+def row_options(options: ReproduceOptions, row: Row) -> RowOptions:
     """Returns the options of `eval.sts` or `eval.transfer` with which a row is run."""
     strict = "float16" if row.half or row.quantize else "float32"
     strict = strict if options.strict_original else None
@@ -186,25 +183,20 @@ def row_options(options: ReproduceOptions, row: Row) -> sts.StsOptions | transfe
     name = "-".join("".join(c if c.isalnum() or c in ".-" else "_" for c in p) for p in parts if p)
     file = options.output / options.table / f"{name}.json"
     shared = {
-        "model": row.model,
-        "adapter": row.adapter,
-        "template": row.template,
-        "mesh": options.mesh,
-        "dtype": options.dtype,
-        "quantize": row.quantize,
-        "batch_tokens": options.batch_tokens,
-        "data": options.data,
-        "json": file,
+        **{"model": row.model, "adapter": row.adapter, "template": row.template},
+        **{"mesh": options.mesh, "dtype": options.dtype, "quantize": row.quantize},
+        **{"batch_tokens": options.batch_tokens, "data": options.data},
+        **{"json": file, "report": file.with_suffix(".html")},
     }
     if options.table == "transfer":
         return transfer.TransferOptions(**shared)
-    return sts.StsOptions(**shared, strict_original=strict, report=file.with_suffix(".html"))
+    return sts.StsOptions(**shared, strict_original=strict)
 
 
-def _kept(settings: sts.StsOptions | transfer.TransferOptions) -> dict[str, Any] | None:
+def _kept(settings: RowOptions) -> dict[str, Any] | None:
     """Returns a result that the same options gave from the same files, if there is one."""
     try:
-        result = json.loads(settings.json.read_text(encoding="utf-8"))
+        result = results.read(settings.json)
         same = result["options"] == json.loads(
             json.dumps(dataclasses.asdict(settings), default=str)
         )

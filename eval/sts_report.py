@@ -1,6 +1,5 @@
 """The STS page: scores and published ones, similarities, and the pairs ranked worst."""
 
-import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
@@ -8,7 +7,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float64
 
-from eval import charts, published, report
+from eval import charts, published_report, report
 from eval.pairs import Task
 from eval.scores import Cosines, Encoder
 from prompteol_jax import geometry, template
@@ -66,13 +65,23 @@ def write_report(
     ]
     sections = [
         ("Scores", report.table(COLUMNS, score_rows(result)) + SCORES_NOTE),
-        ("Beside published scores", _published(result)),
+        ("Beside published scores", published_report.beside(result, _table(result))),
         ("Gold similarity against cosine", SCATTER_NOTE + report.grid(panels)),
         ("Similarities", _similarities(chosen, cosines, encoder, result["clean"])),
         ("Pairs most out of rank", RANK_NOTE + _worst(chosen, cosines, encoder, result["clean"])),
         ("Subsets", _subset_table(result)),
     ]
     report.write_page(path, f"STS: {Path(result['model']).name}", summary, sections)
+
+
+def _table(result: Mapping[str, Any]) -> str:
+    """The table of the paper whose rows were run most like this one."""
+    options = result["options"]
+    if options.get("adapter"):
+        return "sts-finetuned"
+    if "icl" not in result["template"]:
+        return "sts-zero-shot"
+    return "quantisation" if options.get("quantize") else "sts-icl"
 
 
 def score_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -104,42 +113,6 @@ def _subset_table(result: Mapping[str, Any]) -> str:
         for name, subset in detail["subsets"].items()
     ]
     return report.table(("task", "subset", "pairs", "without gold", "Spearman", "Pearson"), rows)
-
-
-def _published(result: Mapping[str, Any]) -> str:
-    """Shows what was published for this model, and averages of OPT against their size."""
-    adapter = result["options"].get("adapter")
-    quantize = result["options"].get("quantize")
-    row = published.match(result["model"], result["template"], adapter, quantize)
-    rows = []
-    for name, ours in (*result["scores"].items(), ("average", result["average"])):
-        theirs = None
-        if row is not None:
-            theirs = row.average if name == "average" else row.scores.get(name)
-        derived = " (derived)" if name == "average" and row and row.derived else ""
-        known = theirs is not None
-        rows.append(
-            (
-                name,
-                f"{ours:.2f}",
-                f"{theirs:.2f}{derived}" if known else "none found",
-                f"{ours - theirs:+.2f}" if known else "–",
-            )
-        )
-    table = report.table(("task", "ours", "published", "difference"), rows)
-    source = f"<p>Source: {html.escape(row.source)}</p>" if row and row.source else ""
-    return table + source + _by_size(result, adapter)
-
-
-def _by_size(result: Mapping[str, Any], adapter: str | None) -> str:
-    parameters = result["provenance"]["model"].get("parameters")
-    if set(result["scores"]) != set(published.STS) or not parameters:
-        return ""
-    kind = "sts-icl" if "icl" in result["template"] else "sts-zero-shot"
-    table = "sts-finetuned" if adapter else kind
-    caption = f"Average against parameters; published: OPT in table {table}"
-    sizes = published.averages_by_size(table)
-    return report.figure(charts.by_size(sizes, {float(parameters): result["average"]}), caption)
 
 
 def _similarities(

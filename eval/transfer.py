@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from eval import results, transfer_scores
+from eval import results, transfer_report, transfer_scores
 from eval.transfer_tasks import read_transfer
 from prompteol_jax.commands import run_command
 from prompteol_jax.options import ModelOptions
@@ -37,6 +37,8 @@ class TransferOptions(ModelOptions):
     """Encode sentences as they are, without the original's punctuation rules."""
     json: Path | None = None
     """File for the accuracies and every detail."""
+    report: Path | None = None
+    """File for a page of HTML with accuracies, published ones and confusions."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(options: TransferOptions) -> dict[str, Any]:
     """Scores the model, prints the table, writes the file asked for and returns the result."""
-    results.prepare(options.json)
+    results.prepare(options.json, options.report)
     if not 0 <= options.seed < 2**32:
         raise ValueError(f"--seed {options.seed}; give a number from 0 to {2**32 - 1}")
     protocol = transfer_scores.FAST if options.fast else transfer_scores.SENTEVAL
@@ -73,6 +75,8 @@ def run(options: TransferOptions) -> dict[str, Any]:
     print_table(result)
     if options.json:
         results.write(options.json, result)
+    if options.report:
+        transfer_report.write_report(options.report, result, examples)
     return result
 
 

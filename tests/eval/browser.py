@@ -16,12 +16,16 @@ async function check(frame) {
   const page = frame.contentDocument, wide = page.documentElement.scrollWidth;
   const images = [...page.images].map(image => image.src);
   const drawn = [...page.querySelectorAll("svg image")].map(image => image.getAttribute("href"));
-  const lost = [];
-  for (const source of [...images, ...drawn]) {
+  // The browser's clock waits for loads, as it would not for decode().
+  const loads = source => new Promise(tell => {
     const image = new Image();
+    image.onload = () => tell(image.naturalWidth > 0);
+    image.onerror = () => tell(false);
     image.src = source;
-    try { await image.decode(); } catch { lost.push(source.slice(0, 60)); }
-  }
+  });
+  const lost = [];
+  for (const source of [...images, ...drawn])
+    if (!await loads(source)) lost.push(source.slice(0, 60));
   return {page: frame.title, width: frame.clientWidth, wide, lost,
           height: page.documentElement.scrollHeight, images: images.length + drawn.length};
 }

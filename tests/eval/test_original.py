@@ -1,5 +1,7 @@
 """What each quirk of the released script changes, and that nothing else does."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -42,6 +44,11 @@ def test_every_quirk_is_named_once_with_its_source():
     assert len(set(names)) == len(names)
     assert all(quirk.source and quirk.does for quirk in original.QUIRKS)
     assert all(bool(quirk.why) == (quirk.here == "never") for quirk in original.QUIRKS)
+    page = (Path(__file__).parents[2] / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    told = [
+        line.split("|")[2].strip() for line in page.partition("| peculiarity")[2].splitlines()[2:]
+    ]
+    assert [when.partition(":")[0] for when in told] == [q.here for q in original.QUIRKS]
     assert set(original.listed("strict")) == {
         *("cosine in the vectors' precision", "float16 vectors", "nan_to_num", "padded mean"),
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval import report, reproduce, sts
+from eval import report, reproduce, sts, transfer_report
 from train import report as train_report
 
 _spec = importlib.util.spec_from_file_location("browser", Path(__file__).parent / "browser.py")
@@ -38,6 +38,27 @@ def sts_pages(folder, data, encoder, monkeypatch):
     return {"sts": folder / "sts.html", "reproduce": output / "sts-zero-shot.html"}
 
 
+def transfer_page(folder):
+    """The page of eval.transfer, from classes as they may come out."""
+    rng = np.random.default_rng(0)
+    classes = {"MR": 2, "TREC": 6}
+    examples = {}
+    for name, count in classes.items():
+        gold = rng.integers(0, count, 500)
+        taken = np.where(rng.random(500) < 0.7, gold, rng.integers(0, count, 500))
+        examples[name] = {"gold": gold, "predicted": taken}
+    part = {"examples": 500, "test": 70.0, "development": 71.0, "decays": [1e-5, 1e-3]}
+    result = {
+        **{"model": "m", "template": "eol", "dtype": "float32", "clean": True, "seconds": 1.0},
+        **{"scores": dict.fromkeys(classes, 70.0), "average": 70.0, "options": {}},
+        "detail": dict.fromkeys(classes, part),
+        "protocol": {"folds": 10, "optimizer": "adam", "seed": 1111},
+        "provenance": {"model": {"parameters": 1000}},
+    }
+    transfer_report.write_report(folder / "transfer.html", result, examples)
+    return {"transfer": folder / "transfer.html"}
+
+
 def training_page(folder):
     """The page of a training run, from its files."""
     run = folder / "run"
@@ -59,7 +80,7 @@ def test_pages_have_no_errors_and_fit_a_phone(
     chromium, tmp_path, small_downstream, bag_of_words, monkeypatch
 ):
     pages = sts_pages(tmp_path, small_downstream, bag_of_words, monkeypatch)
-    pages |= training_page(tmp_path)
+    pages |= training_page(tmp_path) | transfer_page(tmp_path)
     texts = {name: path.read_text(encoding="utf-8") for name, path in pages.items()}
     problems, found = browser.faults(chromium, texts, tmp_path)
     assert problems == []

@@ -47,11 +47,14 @@ def test_a_row_is_found_by_name_and_folder(model, names):
     assert [row.name for row in published.find("sts-icl", model)] == names
 
 
-def test_a_result_is_matched_with_its_table():
-    assert published.match("x/opt-6.7b", "eol-icl-6.7b", None).average == 79.08
-    assert published.match("x/opt-6.7b", "eol", None).average == 72.10
-    assert published.match("x/opt-6.7b", "eol", "mine/prompteol-opt-6.7b").average == 85.82
-    assert published.match("x/opt-6.7b", "eol", "mine/other") is None
-    assert published.match("x/opt-6.7b", "eol-icl-6.7b", None, "nf4").average == 79.38
-    assert published.match("x/opt-6.7b", "eol-icl-6.7b", None, "int8") is None
+def test_a_result_is_matched_with_its_row():
+    match = published.match
+    assert match("sts-icl", "x/opt-6.7b", "eol-icl-6.7b", None).average == 79.08
+    assert match("sts-zero-shot", "x/opt-6.7b", "eol", None).average == 72.10
+    tuned = match("sts-finetuned", "x/opt-6.7b", "eol", "mine/prompteol-opt-6.7b")
+    assert tuned.average == 85.82
+    assert match("sts-finetuned", "x/opt-6.7b", "eol", "mine/other") is None
+    assert match("quantisation", "x/opt-6.7b", "eol-icl-6.7b", None, "nf4").average == 79.38
+    assert match("quantisation", "x/opt-6.7b", "eol-icl-6.7b", None, "int8") is None
+    assert match("transfer", "x/opt-6.7b", "eol", None).average == 91.34
     assert published.averages_by_size("sts-icl")[125e6] == 67.46
