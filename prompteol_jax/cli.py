@@ -5,6 +5,7 @@ prompteol words --model facebook/opt-2.7b "A jockey riding a horse."
 prompteol show --model facebook/opt-2.7b "A jockey riding a horse."
 prompteol verify --model facebook/opt-2.7b --json certificate.json
 prompteol compare a.json b.json
+prompteol export runs/opt-1.3b --to hf --output merged
 
 This is the door to all packages, so it may import what lies above the library; nothing imports it.
 """
@@ -23,6 +24,7 @@ import tyro
 from eval import compare
 from prompteol_jax.commands import run_command
 from prompteol_jax.encode_command import EncodeOptions, encode_corpus
+from prompteol_jax.export import ExportOptions, export_run
 from prompteol_jax.options import ModelOptions
 from prompteol_jax.verify_command import VerifyOptions, verify_checkpoint
 
@@ -120,6 +122,7 @@ COMMANDS: Final[dict[str, tuple[type, Callable[[Any], object]]]] = {
     "show": (ShowOptions, show),
     "verify": (VerifyOptions, verify_checkpoint),
     "compare": (compare.CompareOptions, compare.run),
+    "export": (ExportOptions, export_run),
 }
 
 

@@ -102,6 +102,11 @@ def save_pretrained(pretrained: Pretrained, decoder: Decoder, folder: Path, *, d
             pretrained.folder, pretrained.config, pretrained.mesh, dtype=jnp.dtype(dtype)
         )
     models.save_decoder(folder, pretrained.config, decoder, dtype=dtype, head=head)
+    save_tokenizer(pretrained, folder)
+
+
+def save_tokenizer(pretrained: Pretrained, folder: Path) -> None:
+    """Write the tokenizer's files, those of the model's folder where it has one."""
     if pretrained.folder is None:
         pretrained.tokenizer.backend.save(str(folder / "tokenizer.json"))
         fields = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": tiny.BOS}

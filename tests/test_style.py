@@ -21,7 +21,7 @@ CHAINS = (
 DOORS = {"prompteol_jax/cli.py": {"eval"}}
 FORBIDDEN_PACKAGES = {"prompteol_jax": {"train", "eval", "tpu"}, "eval": {"train"}}
 ONLY_IN = {
-    "orbax": {"train/checkpoint.py"},
+    "orbax": {"train/checkpoint.py", "prompteol_jax/orbax_folder.py"},
     # torch_reference is what `verify` compares with, tpu.peer what `tpu.bench` races; nothing else
     # of the product needs torch.
     "transformers": {

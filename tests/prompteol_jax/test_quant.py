@@ -156,7 +156,9 @@ def test_a_product_with_a_quantised_weight_and_its_gradient_are_those_of_the_who
 
 
 @pytest.mark.usefixtures("coarse")
-@pytest.mark.parametrize("name", ["opt-350m-tiny", "llama-odd-tiny"])
+@pytest.mark.parametrize(
+    "name", ["opt-350m-tiny", pytest.param("llama-odd-tiny", marks=pytest.mark.slow)]
+)
 def test_an_nf4_model_is_that_of_transformers_with_the_weights_of_bitsandbytes(
     name, checkpoints, texts
 ):
