@@ -84,6 +84,7 @@ def oracle_prompt(template):
     return {"eol": oracle.EOL, "eol-icl-2.7b": oracle.ICL}[template].split("{}")
 
 
+@pytest.mark.slow
 def test_tiny_leaves_for_sentence_transformers_too(tmp_path):
     source = write_run(tmp_path / "run", "tiny")
     run(source, "--to", "hf", "--output", tmp_path / "merged")
