@@ -1,7 +1,7 @@
 """Result files: what they hold beside the scores, and how they are written and read.
 
-Arrays stand in the JSON as `{"dtype": "<f4", "base64": "..."}`, little-endian; floats in single
-precision, whole numbers in eight bits where they fit:
+Arrays stand in the JSON as `{"dtype": "<f8", "base64": "..."}`, little-endian; floats as they are,
+so that no two of them tie that did not, whole numbers in the fewest bits that hold them:
 `numpy.frombuffer(base64.b64decode(it["base64"]), it["dtype"])`.
 """
 
@@ -79,8 +79,9 @@ def read(path: Path) -> dict[str, Any]:
 def _plain(value: object) -> object:
     if not isinstance(value, np.ndarray):
         return str(value)
-    kind = np.float32 if value.dtype.kind == "f" else np.min_scalar_type(int(value.max(initial=0)))
-    packed = value.astype(np.dtype(kind).newbyteorder("<"))
+    floats = value.dtype.kind == "f"
+    kind = value.dtype if floats else np.min_scalar_type(int(value.max(initial=0)))
+    packed = value.astype(kind.newbyteorder("<"))
     return {"dtype": packed.dtype.str, "base64": base64.b64encode(packed.tobytes()).decode()}
 
 

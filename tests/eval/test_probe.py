@@ -125,3 +125,27 @@ def test_same_input_gives_the_same_bits_and_the_seed_matters():
 
     np.testing.assert_array_equal(fit(1).w_JWYD, fit(1).w_JWYD)
     assert not np.array_equal(fit(1).w_JWYD, fit(2).w_JWYD)
+
+
+@pytest.mark.slow
+def test_real_vectors_and_the_whole_protocol_give_torchs_predictions(data, torch_probe):
+    from eval import transfer_scores
+    from eval.transfer_tasks import read_transfer
+    from prompteol_jax import Embedder
+
+    (task,) = read_transfer(data / "senteval", ["CR"])
+    embedder = Embedder.from_pretrained(str(data / "weights" / "tinystories-656k"), dtype="float32")
+    ((x_MD, y_M),) = (vars(part).values() for part in transfer_scores.features(embedder, task))
+    protocol = transfer_scores.SENTEVAL
+    rows = np.arange(len(y_M))
+    test = probe_draws.stratified_folds(y_M, 10, 1111)[3]
+    train, development = probe_draws.held_out(len(y_M), 0.05, 1111)
+    splits = [Split(np.delete(rows, test), test), Split(train, development, len(y_M))]
+    decay_JW = np.tile(protocol.decays, (2, 1))
+    got = probe.fit(x_MD, y_M, splits, decay_JW, classes=2, protocol=protocol, seed=1111)
+    for j, split in enumerate(splits):
+        for w, decay in enumerate(protocol.decays):
+            best, model = torch_probe.fit(x_MD, y_M, split, decay, 2, protocol, 1111)
+            assert got.right_JW[j, w] == best
+            predicted = probe.predict(x_MD, got.w_JWYD[j, w], got.b_JWY[j, w])
+            np.testing.assert_array_equal(predicted, torch_probe.predict(model, x_MD))

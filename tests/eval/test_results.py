@@ -1,42 +1,45 @@
-"""Result files have one form, and a place to be written before anything is computed."""
+"""Result files give back what was written, arrays included."""
 
 import json
 
+import numpy as np
 import pytest
 
 from eval import results
-from prompteol_jax.options import ModelOptions
 
 
-def test_folders_are_made_and_a_folder_in_the_place_of_a_file_is_refused(tmp_path):
-    results.prepare(tmp_path / "a" / "b.json", None, tmp_path / "c" / "d.html")
-    assert (tmp_path / "a").is_dir() and (tmp_path / "c").is_dir()
-    with pytest.raises(IsADirectoryError, match="found a folder: .*a, .*c"):
-        results.prepare(tmp_path / "a", tmp_path / "c")
-
-
-def test_a_result_begins_with_names_and_ends_with_its_record(bag_of_words, tmp_path):
-    options = ModelOptions(model="bag", quantize="nf4")
-    result = {**results.header(bag_of_words), **results.record(bag_of_words, options)}
-    results.write(tmp_path / "r.json", result | {"path": tmp_path})
-    found = json.loads((tmp_path / "r.json").read_text())
-    assert list(found) == ["model", "template", "dtype", "options", "provenance", "path"]
-    assert found["provenance"]["model"]["name"] == "bag[of]words"
-    assert found["options"]["quantize"] == "nf4"
+def test_arrays_come_back_exactly_and_whole_numbers_take_few_bits(tmp_path):
+    written = {
+        "cosine": np.array([0.25, -1, 1 / 3]),
+        "gold": np.array([0, 5, 255]),
+        "many": np.array([70_000, 1]),
+        "none": np.array([], np.int64),
+    }
+    file = tmp_path / "out.json"
+    results.write(file, {"examples": {"STS12": written}, "data": tmp_path})
+    plain = json.loads(file.read_text())
+    assert plain["data"] == str(tmp_path)
+    packed = plain["examples"]["STS12"]
+    dtypes = {name: packed[name]["dtype"] for name in written}
+    assert dtypes == {"cosine": "<f8", "gold": "|u1", "many": "<u4", "none": "|u1"}
+    read = results.read(file)["examples"]["STS12"]
+    np.testing.assert_array_equal(read["cosine"], written["cosine"])
+    for name in ("gold", "many", "none"):
+        np.testing.assert_array_equal(read[name], written[name])
 
 
 @pytest.mark.parametrize(
-    ("more", "title"),
+    "text",
     [
-        ({}, "m, template eol, float32"),
-        ({"clean": False}, "m, template eol, float32, raw sentences"),
-        ({"options": {"quantize": "nf4"}}, "m, template eol, float32, weights in nf4"),
-        (
-            {"strict_original": "float16"},
-            "m, template eol, float32, as the released script, vectors in float16",
-        ),
+        "",
+        "{",
+        "[1, 2]",
+        '{"a": {"dtype": "<f4", "base64": "AAA"}}',
+        '{"dtype": "|O", "base64": ""}',
     ],
 )
-def test_a_title_names_whatever_was_not_usual(more, title):
-    result = {"model": "m", "template": "eol", "dtype": "float32"} | more
-    assert results.title(result) == title
+def test_refuses_files_that_are_no_results(tmp_path, text):
+    file = tmp_path / "odd.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match="odd.json is no result file: "):
+        results.read(file)

@@ -3,8 +3,9 @@
 import json
 
 import pytest
+from scipy import stats
 
-from eval import sts
+from eval import results, sts
 
 
 @pytest.fixture
@@ -56,6 +57,10 @@ def test_scores_the_seven_tasks_of_the_real_release(data, tmp_path, capsys, bag_
     assert result["pairs"] == 18850
     assert result["clean"] is True
     assert result["provenance"]["model"]["name"] == "bag[of]words"
+    for name, part in results.read(json_file)["examples"].items():
+        assert len(part["gold"]) == len(part["cosine"]) == result["detail"][name]["pairs"]
+        again = 100 * stats.spearmanr(part["gold"], part["cosine"]).statistic
+        assert again == pytest.approx(result["detail"][name]["spearman"]["all"], abs=1e-9)
     shown = capsys.readouterr().out
     assert "bag[of]words, template eol, float32" in shown
     for name, score in result["scores"].items():
