@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_UNBROKEN: Final = 20  # characters of a cell that stay on one line
+
 # currentColor and the page's own variables let one drawing fit a light and a dark page.
 STYLE: Final = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1c2024; --quiet: #60686f; --line: #d9dde1;
@@ -35,9 +37,10 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left;
   white-space: nowrap; }
 th { font-weight: 600; background: var(--band); }
-td:not(.number) { white-space: normal; }
 .number { text-align: right; }
-td.long { min-width: 16rem; white-space: pre-line; }
+td.wrapped, td.long { white-space: pre-line; }
+.long { min-width: 16rem; }
+@media (max-width: 30rem) { table { font-size: .9rem; } th, td { padding: .3rem .4rem; } }
 figure { margin: 0; }
 figcaption { font-size: .9rem; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr));
@@ -116,7 +119,10 @@ def _mark(column: Sequence[object]) -> str:
     """Returns the attribute that lays out a column: numbers right, long texts wrapped."""
     if all(_is_number(cell) for cell in column):
         return ' class="number"'
-    return ' class="long"' if max(len(str(cell)) for cell in column) > 40 else ""
+    longest = max(len(str(cell)) for cell in column)
+    if longest <= _UNBROKEN:
+        return ""
+    return ' class="long"' if longest > 40 else ' class="wrapped"'
 
 
 def _is_number(cell: object) -> bool:

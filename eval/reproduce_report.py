@@ -7,43 +7,41 @@ from typing import Any, Final
 from eval import charts, original, published, report
 from eval.published import Row
 
-COLUMNS: Final = ("model", "task", "ours", "published", "difference", "verdict")
+COLUMNS: Final = ("task", "ours", "published", "difference", "verdict")
 
 
 def print_cells(result: Mapping[str, Any]) -> None:
-    """Prints a line for every cell, and one for a row that could not be run."""
+    """Prints a table for every row, and why a row could not be run."""
     from rich import console, table, text
 
-    grid = table.Table(title=text.Text(_title(result)), title_justify="left")
-    for name in COLUMNS:
-        right = name in ("ours", "published", "difference")
-        grid.add_column(name, justify="right" if right else "left")
+    shown = console.Console()
+    shown.print(text.Text(_title(result)))
     styles = {"within": "green", "outside": "bold red"}
     for row in result["rows"]:
-        for line in cell_rows(row):
-            grid.add_row(*map(text.Text, line[:-1]), text.Text(line[-1], styles.get(line[-1], "")))
-        grid.add_section()
-    shown = console.Console()
-    shown.print(grid, text.Text(summary(result)))
+        if row["reason"]:
+            continue
+        grid = table.Table(title=text.Text(row_name(row)), title_justify="left")
+        for name in COLUMNS:
+            grid.add_column(name, justify="left" if name in ("task", "verdict") else "right")
+        for *cells, verdict in cell_rows(row):
+            grid.add_row(*map(text.Text, cells), text.Text(verdict, styles.get(verdict, "")))
+        shown.print(grid)
     for name, reason in _missing(result["rows"]):
         shown.print(text.Text(f"{name} is not available: {reason}"), soft_wrap=True)
+    shown.print(text.Text(summary(result)))
 
 
 def cell_rows(row: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Formats the cells of a row, or that it has none, in the order of `COLUMNS`."""
-    name = row_name(row)
-    if row["reason"]:
-        return [(name, "–", "–", "–", "–", "not available")]
+    """Formats the cells of a row that was run, in the order of `COLUMNS`."""
     lines = []
     for cell in row["cells"]:
         theirs = "none found" if cell["published"] is None else f"{cell['published']:.2f}"
         theirs += " (derived)" if cell["derived"] else ""
-        if cell["difference"] is None:
-            difference, verdict = "–", "–"
-        else:
+        difference, verdict = "–", "–"
+        if cell["difference"] is not None:
             difference = f"{cell['difference']:+.2f}"
             verdict = "within" if cell["within"] else "outside"
-        lines.append((name, cell["task"], f"{cell['ours']:.2f}", theirs, difference, verdict))
+        lines.append((cell["task"], f"{cell['ours']:.2f}", theirs, difference, verdict))
     return lines
 
 
@@ -67,8 +65,11 @@ def summary(result: Mapping[str, Any]) -> str:
 
 def write_page(path: Path, result: Mapping[str, Any]) -> None:
     """Writes the page of a table: cells, ours against published, and averages against size."""
-    rows = [line for row in result["rows"] for line in cell_rows(row)]
-    sections = [("Cells", report.table(COLUMNS, rows))]
+    sections = [
+        (row_name(row), report.table(COLUMNS, cell_rows(row)))
+        for row in result["rows"]
+        if not row["reason"]
+    ]
     cells = [cell for row in result["rows"] for cell in row["cells"]]
     pairs = [(c["published"], c["ours"]) for c in cells if c["within"] is not None]
     panels = []
