@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from prompteol_jax import corpus, shards
+from prompteol_jax import corpus, joins, shards
 from prompteol_jax.options import ModelOptions
 from prompteol_jax.progress import progress_bar
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from prompteol_jax import distributed
     from prompteol_jax.embedder import Embedder
 
-JOINS: Final = {".npy": shards.join_npy, ".parquet": shards.join_parquet}
+JOINS: Final = {".npy": joins.join_npy, ".parquet": joins.join_parquet}
 _SAMPLE: Final = 1 << 20  # bytes at either end of a file of weights
 
 
@@ -74,7 +74,8 @@ def encode_corpus(options: EncodeOptions) -> None:
             if parts != options.output and part.process == 0:
                 JOINS[options.output.suffix.lower()](vectors, options.output)
                 vectors.remove()
-            part.wait("vectors are joined")
+        if part.process > 0:
+            vectors.wait_for_first(removed=parts != options.output)
     if part.process == 0:
         shape = f"float32 [{vectors.rows}, {vectors.width}]"
         sys.stderr.write(f"{options.output}: {shape}; {', '.join(closing)}\n")
@@ -103,7 +104,6 @@ def _finish(
     vectors.begin(embedder.width)
     part.wait("the run has begun")
     said += _encode_share(options, embedder, texts, vectors, part)
-    part.wait("all shards are written")
     if part.processes > 1 and part.process == 0:
         vectors.gather()
     return said

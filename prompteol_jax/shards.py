@@ -16,9 +16,10 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float32
@@ -28,6 +29,7 @@ from prompteol_jax.corpus import Chunk
 
 MANIFEST: Final = "manifest.json"
 _OURS: Final = re.compile(r"(manifest(\.\d+)?\.json|shard-\d{5,}\.npy|joined)(\.new)?")
+_POLL: Final = 0.5  # seconds between two looks for what other processes did
 _INFORMATIVE: Final = ("model", "template")  # names of what other settings hold
 
 
@@ -81,10 +83,12 @@ class Shards:
             self._take_in_others()
 
     def gather(self) -> None:
-        """Enter the shards of all processes, once all are done; they are read again and checked.
+        """Wait until all processes are done, then enter their shards, read again and checked.
 
         Raises: ValueError where some are not to be found.
         """
+        while not all(_entered(self.folder)):
+            time.sleep(_POLL)
         found = _resumed(self.folder, self.settings, self.chunks, overwrite=False)
         self.sha256 = found.sha256
         self._take_in_others()
@@ -93,6 +97,16 @@ class Shards:
                 f"{len(self.missing)} of {len(self.chunks)} shards in {self.folder} are not what "
                 "their process wrote; every process must see the same folder. Repeat the command"
             )
+
+    def wait_for_first(self, *, removed: bool) -> None:
+        """Return when the first process has entered all shards, or also joined and removed them.
+
+        It is the folder that tells: a collective would give up after half an hour.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            while removed or not all(_digests(self.folder / MANIFEST)):
+                (self.folder / MANIFEST).stat()
+                time.sleep(_POLL)
 
     def _take_in_others(self) -> None:
         self._write_manifest()
@@ -183,36 +197,6 @@ def opened(
                 folder.rmdir()
 
 
-def join_npy(shards: Shards, output: Path) -> None:
-    """Write all rows to one .npy file, float32 [n, D]."""
-    header = {"descr": "<f4", "fortran_order": False, "shape": (shards.rows, shards.width)}
-
-    def write(file: BinaryIO) -> None:
-        np.lib.format.write_array_header_1_0(file, header)
-        for number in range(len(shards.chunks)):
-            file.write(memoryview(shards.read(number)).cast("B"))
-
-    _join(shards, output, write)
-
-
-def join_parquet(shards: Shards, output: Path) -> None:
-    """Write all rows to one parquet file, column `embedding`, a fixed-size list of float32."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    kind = pa.list_(pa.float32(), shards.width)
-    schema = pa.schema([pa.field("embedding", kind, nullable=False)])
-
-    def write(file: BinaryIO) -> None:
-        with parquet.ParquetWriter(file, schema, compression="none") as writer:
-            for number in range(len(shards.chunks)):
-                flat = pa.array(shards.read(number).ravel())
-                rows = pa.FixedSizeListArray.from_arrays(flat, type=kind)
-                writer.write_table(pa.table([rows], schema=schema))
-
-    _join(shards, output, write)
-
-
 def shard_name(number: int) -> str:
     """File name of a shard."""
     return f"shard-{number:05d}.npy"
@@ -228,9 +212,7 @@ def _resumed(
         found = json.loads((folder / MANIFEST).read_bytes())
         there = [Chunk(shard["rows"], shard["input_sha256"]) for shard in found["shards"]]
         problems = _differences(found["settings"], settings) + _other_texts(there, chunks)
-        parts = [json.loads(path.read_bytes()) for path in folder.glob("manifest.*.json")]
-        listed = zip(*(content["shards"] for content in (found, *parts)), strict=True)
-        entered = [{shard["sha256"] for shard in copies} - {None} for copies in listed]
+        entered = _entered(folder)
         width = int(found["width"])
     except (ValueError, LookupError, TypeError) as error:
         problems = [f"its {MANIFEST} is damaged ({error})"]
@@ -244,6 +226,16 @@ def _resumed(
     intact = [_intact(folder / shard_name(n), digests) for n, digests in enumerate(entered)]
     damaged = sum(bool(a) and b is None for a, b in zip(entered, intact, strict=True))
     return Shards(folder, settings, chunks, intact, width, damaged)
+
+
+def _digests(manifest: Path) -> list[str | None]:
+    return [shard["sha256"] for shard in json.loads(manifest.read_bytes())["shards"]]
+
+
+def _entered(folder: Path) -> list[set[str]]:
+    """The digests that any process entered of each shard."""
+    manifests = (folder / MANIFEST, *folder.glob("manifest.*.json"))
+    return [set(copies) - {None} for copies in zip(*map(_digests, manifests), strict=True)]
 
 
 def _differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
@@ -275,10 +267,3 @@ def _take(lock: int, folder: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ValueError(f"another run is writing to {folder}; wait for it or end it") from None
-
-
-def _join(shards: Shards, output: Path, write: Callable[[BinaryIO], object]) -> None:
-    joined = shards.folder / "joined"
-    durable.write_whole(joined, write)
-    joined.replace(output)
-    durable.sync(output.parent)

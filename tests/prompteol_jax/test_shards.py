@@ -7,13 +7,14 @@ import random
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pyarrow import parquet
 
-from prompteol_jax import shards
+from prompteol_jax import joins, shards
 from prompteol_jax.corpus import Chunk
 
 SETTINGS = {"model": "tiny", "prompt": "{}", "dtype": "float32"}
@@ -186,13 +187,20 @@ def test_processes_share_the_shards_and_the_first_joins_them(folder, tmp_path):
             first.gather()
         (folder / "shard-00009.npy").rename(folder / "shard-00001.npy")
         second.write(1, vectors(1))
-        first.gather()
-        assert first.missing == []
-        shards.join_npy(first, tmp_path / "a.npy")
-    np.testing.assert_array_equal(
-        np.load(tmp_path / "a.npy"), np.concatenate([*map(vectors, range(3))])
-    )
-    assert not list(folder.glob("manifest.*.json"))
+        with ThreadPoolExecutor() as pool:
+            entered = pool.submit(second.wait_for_first, removed=False)
+            removed = pool.submit(second.wait_for_first, removed=True)
+            assert not (entered.done() or removed.done())
+            first.gather()
+            assert first.missing == []
+            entered.result(timeout=10)
+            assert not list(folder.glob("manifest.*.json"))
+            joins.join_npy(first, tmp_path / "a.npy")
+            assert not removed.done()
+            first.remove()
+            removed.result(timeout=10)
+    expected = np.concatenate([vectors(number) for number in range(3)])
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), expected)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
@@ -227,8 +235,8 @@ def test_joined_rows_are_those_of_the_shards_in_order(folder, tmp_path, chunks):
         run.begin(WIDTH)
         for number in reversed(range(len(chunks))):
             run.write(number, vectors(number))
-        shards.join_npy(run, tmp_path / "a.npy")
-        shards.join_parquet(run, tmp_path / "a.parquet")
+        joins.join_npy(run, tmp_path / "a.npy")
+        joins.join_parquet(run, tmp_path / "a.parquet")
     expected = np.concatenate([np.empty((0, WIDTH)), *map(vectors, range(len(chunks)))])
     joined = np.load(tmp_path / "a.npy")
     assert joined.dtype == np.float32
@@ -245,7 +253,7 @@ WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from prompteol_jax import shards
+from prompteol_jax import joins, shards
 from prompteol_jax.corpus import Chunk
 
 output = Path(sys.argv[1])
@@ -255,7 +263,7 @@ with shards.opened(output.with_name("parts"), {"model": "m"}, chunks, overwrite=
     run.begin(64)
     for n in run.missing:
         run.write(n, np.random.default_rng(n).random((50, 64), np.float32))
-    shards.join_npy(run, output)
+    joins.join_npy(run, output)
     run.remove()
 """
 
