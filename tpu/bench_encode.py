@@ -170,6 +170,8 @@ def _ours(embedder: Embedder, seconds: list[float]) -> dict[str, Any]:
         "matrix_flops": peak,
         "useful_mfu": useful / peak,
         "useful_mfu_of_chip": chip and useful / (chip * mesh.size),
+        "plan": embedder.plan,
+        "waiting": report.waiting,
         "report": dataclasses.asdict(report),
         "shown": {
             "sentences/s": f"{report.distinct / middle:,.1f}",
@@ -199,9 +201,13 @@ def _device(embedder: Embedder) -> str:
 
 def _note(ours: dict[str, Any]) -> str:
     report = ours["report"]
-    return (
-        f"{report['padded_tokens'] / report['tokens']:.2f} tokens computed for a real one; best "
-        f"matrix product {ours['matrix_flops'] / 1e12:,.2f} TFLOP/s; loaded in "
-        f"{ours['load_s']:.1f} s, compiled in {ours['compile_s']:.1f} s; peak memory of the "
-        f"{ours['peak_of']} {ours['peak_bytes'] / 2**30:.2f} GiB"
+    return "; ".join(
+        [
+            f"plan {ours['plan']}",
+            f"{report['padded_tokens'] / report['tokens']:.2f} tokens computed for a real one",
+            f"the device waited {ours['waiting']:.1%} of the last run",
+            f"best matrix product {ours['matrix_flops'] / 1e12:,.2f} TFLOP/s",
+            f"loaded in {ours['load_s']:.1f} s, compiled in {ours['compile_s']:.1f} s",
+            f"peak memory of the {ours['peak_of']} {ours['peak_bytes'] / 2**30:.2f} GiB",
+        ]
     )

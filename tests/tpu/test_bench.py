@@ -70,7 +70,8 @@ def test_encoding_is_measured(texts, tmp_path, capsys):
     assert ours["peak_bytes"] > 1e8 and ours["compile_s"] > 0 and ours["load_s"] > 0
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))
     shown = capsys.readouterr().out
-    assert "tiny" in shown and "useful MFU" in shown and "tokens computed for a real one" in shown
+    for part in ("tiny", "useful MFU", "plan fixed", "the device waited", "peak memory of the"):
+        assert part in shown
 
 
 def test_texts_are_the_first_distinct_ones(texts):
