@@ -72,6 +72,15 @@ def by_size(
     return drawing
 
 
+def bars(scores: Mapping[str, float]) -> "Figure":
+    """Draws one bar a name, the first on top."""
+    drawing, axes = empty(4.6, 0.6 + 0.3 * len(scores))
+    names = list(scores)[::-1]
+    axes.barh(names, [scores[name] for name in names], color=BLUE, height=0.6)
+    axes.set_xlim(min(0, *scores.values()), 100)
+    return drawing
+
+
 def empty(width: float, height: float) -> "tuple[Figure, Axes]":
     """Makes a drawing of a size in inches, with one pair of axes and no frame around it."""
     from matplotlib import figure

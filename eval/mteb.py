@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from eval import results
+from eval import charts, report, results
 from prompteol_jax.commands import run_command
 from prompteol_jax.options import ModelOptions
 from prompteol_jax.template import Template, read_template
@@ -32,6 +32,8 @@ class MtebOptions(ModelOptions):
     """Folder for MTEB's own result files; what it holds already is not run again."""
     json: Path | None = None
     """File for the scores and every detail."""
+    report: Path | None = None
+    """File for a page of HTML with the scores."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,7 +58,7 @@ def run(options: MtebOptions) -> dict[str, Any]:
 
     templates = read_task_templates(options.task_templates)
     tasks = mteb_encoder.find_tasks(options.tasks)
-    results.prepare(options.json)
+    results.prepare(options.json, options.report)
     embedder = options.load("float32")
     encoder = mteb_encoder.MtebEncoder(embedder, templates, clean=not options.raw)
     start = time.perf_counter()
@@ -75,6 +77,8 @@ def run(options: MtebOptions) -> dict[str, Any]:
     print_table(result)
     if options.json:
         results.write(options.json, result)
+    if options.report:
+        write_report(options.report, result)
     return result
 
 
@@ -91,6 +95,25 @@ def read_task_templates(given: Sequence[str]) -> dict[str, Template]:
         )
     parts = [text.partition("=") for text in given]
     return {key: read_template(name) for key, _, name in parts}
+
+
+def write_report(path: Path, result: Mapping[str, Any]) -> None:
+    """Writes the page: the score of each task, by type."""
+    facts = {
+        "model": result["model"],
+        "template": result["template"],
+        "dtype": result["dtype"],
+        "texts": "cleaned" if result["clean"] else "as they are",
+        "time": f"{result['seconds']:.1f} s",
+        "average": f"{result['average']:.2f}",
+    }
+    ranked = sorted(result["detail"].items(), key=lambda item: (item[1]["type"], item[0]))
+    rows = [(name, f"{task['score']:.2f}", task["type"]) for name, task in ranked]
+    sections = [
+        ("Scores", report.table(("task", "score", "type"), rows)),
+        ("Figure", report.figure(charts.bars(result["scores"]), "100 × main score")),
+    ]
+    report.write_page(path, f"MTEB: {Path(result['model']).name}", facts, sections)
 
 
 def print_table(result: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval import report, reproduce, sts, transfer_report
+from eval import mteb, report, reproduce, sts, transfer_report
 from train import report as train_report
 
 _spec = importlib.util.spec_from_file_location("browser", Path(__file__).parent / "browser.py")
@@ -59,6 +59,18 @@ def transfer_page(folder):
     return {"transfer": folder / "transfer.html"}
 
 
+def mteb_page(folder):
+    """The page of eval.mteb, from scores as they may come out."""
+    kinds = {"STS12": "STS", "Banking77Classification": "Classification"}
+    result = {
+        **{"model": "m", "template": "eol", "dtype": "float32", "clean": True, "seconds": 1.0},
+        **{"scores": dict(zip(kinds, (-3.2, 71.5), strict=True)), "average": 34.15},
+        "detail": {name: {"type": kind, "score": 50.0} for name, kind in kinds.items()},
+    }
+    mteb.write_report(folder / "mteb.html", result)
+    return {"mteb": folder / "mteb.html"}
+
+
 def training_page(folder):
     """The page of a training run, from its files."""
     run = folder / "run"
@@ -80,7 +92,7 @@ def test_pages_have_no_errors_and_fit_a_phone(
     chromium, tmp_path, small_downstream, bag_of_words, monkeypatch
 ):
     pages = sts_pages(tmp_path, small_downstream, bag_of_words, monkeypatch)
-    pages |= training_page(tmp_path) | transfer_page(tmp_path)
+    pages |= training_page(tmp_path) | transfer_page(tmp_path) | mteb_page(tmp_path)
     texts = {name: path.read_text(encoding="utf-8") for name, path in pages.items()}
     problems, found = browser.faults(chromium, texts, tmp_path)
     assert problems == []
