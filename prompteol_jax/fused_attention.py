@@ -189,60 +189,60 @@ def _dot(a: Any, b: Any, axis_a: int, axis_b: int) -> Any:
     )
 
 
-def _rows(head: int, H: int) -> slice:
-    return slice(head * H, (head + 1) * H)
+def _rows(head: Any, H: int) -> Any:
+    return pl.ds(pl.multiple_of(head * H, H), H)
 
 
 def _forward(shape: Shape, *refs: Any) -> None:
     q_ref, k_ref, v_ref, start_ref, kc_ref, vc_ref, y_ref = refs
-    start = start_ref[0]
     group = shape.N // shape.K
-    for head in range(shape.heads):
-        own = _rows(head, shape.H)
+
+    def attend(query: Any, _: None) -> None:
+        rows, own = _rows(query, shape.H), _rows(query // group, shape.H)
         k, v, k_C, v_C = k_ref[0, own], v_ref[0, own], kc_ref[own], vc_ref[own]
-        for query in range(head * group, (head + 1) * group):
-            rows = _rows(query, shape.H)
-            p, p_C = _probabilities(shape, q_ref[0, rows], k, k_C, start)
-            y = _dot(v, p.astype(v.dtype), 1, 0) + _dot(v_C, p_C.astype(v.dtype), 1, 0)
-            y_ref[0, rows] = y.astype(y_ref.dtype)
+        p, p_C = _probabilities(shape, q_ref[0, rows], k, k_C, start_ref[0])
+        y = _dot(v, p.astype(v.dtype), 1, 0) + _dot(v_C, p_C.astype(v.dtype), 1, 0)
+        y_ref[0, rows] = y.astype(y_ref.dtype)
+
+    jax.lax.fori_loop(0, shape.heads * group, attend, None)
 
 
 def _backward(shape: Shape, *refs: Any) -> None:
     q_ref, k_ref, v_ref, start_ref, kc_ref, vc_ref, dy_ref = refs[:7]
     dq_ref, dk_ref, dv_ref, dkc_ref, dvc_ref = refs[7:]
-    start, scale = start_ref[0], shape.H**-0.5
+    group, scale = shape.N // shape.K, shape.H**-0.5
 
     @pl.when(pl.program_id(1) == 0)
     def _begin() -> None:
         dkc_ref[...] = jnp.zeros_like(dkc_ref)
         dvc_ref[...] = jnp.zeros_like(dvc_ref)
 
-    group = shape.N // shape.K
-    for head in range(shape.heads):
+    def one_head(head: Any, _: None) -> None:
         own = _rows(head, shape.H)
         k, v, k_C, v_C = k_ref[0, own], v_ref[0, own], kc_ref[own], vc_ref[own]
-        sums = [jnp.zeros(x.shape, jnp.float32) for x in (k, v, k_C, v_C)]
-        for query in range(head * group, (head + 1) * group):
+
+        def one_query(query: Any, sums: tuple) -> tuple:
             rows = _rows(query, shape.H)
             q, dy = q_ref[0, rows], dy_ref[0, rows]
-            p, p_C = _probabilities(shape, q, k, k_C, start)
+            p, p_C = _probabilities(shape, q, k, k_C, start_ref[0])
             dp, dp_C = _dot(v, dy, 0, 0), _dot(v_C, dy, 0, 0)
             mean = (p * dp).sum(0, keepdims=True) + (p_C * dp_C).sum(0, keepdims=True)
             ds = (p * (dp - mean) * scale).astype(q.dtype)
             ds_C = (p_C * (dp_C - mean) * scale).astype(q.dtype)
             dq = _dot(k, ds, 1, 0) + _dot(k_C, ds_C, 1, 0)
             dq_ref[0, rows] = dq.astype(dq_ref.dtype)
-            parts = (
-                _dot(q, ds, 1, 1),
-                _dot(dy, p.astype(dy.dtype), 1, 1),
-                _dot(q, ds_C, 1, 1),
-                _dot(dy, p_C.astype(dy.dtype), 1, 1),
-            )
-            sums = [total + part for total, part in zip(sums, parts, strict=True)]
-        dk_ref[0, own] = sums[0].astype(dk_ref.dtype)
-        dv_ref[0, own] = sums[1].astype(dv_ref.dtype)
-        dkc_ref[own] += sums[2]
-        dvc_ref[own] += sums[3]
+            p, p_C = p.astype(dy.dtype), p_C.astype(dy.dtype)
+            parts = (_dot(q, ds, 1, 1), _dot(dy, p, 1, 1), _dot(q, ds_C, 1, 1), _dot(dy, p_C, 1, 1))
+            return tuple(total + part for total, part in zip(sums, parts, strict=True))
+
+        none = tuple(jnp.zeros(x.shape, jnp.float32) for x in (k, v, k_C, v_C))
+        first = head * group
+        dk, dv, dk_C, dv_C = jax.lax.fori_loop(first, first + group, one_query, none)
+        dk_ref[0, own], dv_ref[0, own] = dk.astype(dk_ref.dtype), dv.astype(dv_ref.dtype)
+        dkc_ref[own] += dk_C
+        dvc_ref[own] += dv_C
+
+    jax.lax.fori_loop(0, shape.heads, one_head, None)
 
 
 def flops(B: int, T: int, width: int, *, products: int) -> float:
