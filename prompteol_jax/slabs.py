@@ -22,8 +22,8 @@ from prompteol_jax import packing
 from prompteol_jax.ladder import Ladder
 from prompteol_jax.models.decoder import Decoder, KVCache, Rows
 
-_SHORT: Final = 64  # ids of a sentence that shares a row
-_WINDOW: Final = 1024  # sentences that are packed together
+SHORT: Final = 64  # ids of a sentence that shares a row
+WINDOW: Final = 1024  # sentences that are packed together
 
 
 @jax.jit
@@ -160,31 +160,35 @@ class Packer:
 
     def __init__(self, ladder: Ladder, batch_tokens: int, multiple: int):
         self.sorter = Sorter(ladder)
-        self.capacity, self.most = packing.row_shape(_SHORT)
+        self.capacity, self.most = packing.row_shape(SHORT)
         self.rows = packing.rows_of(self.capacity, batch_tokens, multiple)
         self._waiting: dict[bool, list[tuple[int, np.ndarray]]] = {True: [], False: []}
+        self._rows: dict[bool, list[list[tuple[int, np.ndarray]]]] = {True: [], False: []}
 
     def add(self, member: int, ids: Int[np.ndarray, "t"], shared: bool) -> Iterator[Slab]:
         """Take a sentence; yield slabs if it completes a window or fills a slab."""
-        if len(ids) > _SHORT:
+        if len(ids) > SHORT:
             yield from self.sorter.add(member, ids, shared)
             return
         self._waiting[shared].append((member, ids))
-        if len(self._waiting[shared]) == _WINDOW:
+        if len(self._waiting[shared]) == WINDOW:
             yield from self._packed(shared)
 
     def rest(self) -> Iterator[Slab]:
         """Yield what waits."""
         for shared in (False, True):
-            yield from self._packed(shared)
+            yield from self._packed(shared, all_of_it=True)
         yield from self.sorter.rest()
 
-    def _packed(self, shared: bool) -> Iterator[Slab]:
+    def _packed(self, shared: bool, *, all_of_it: bool = False) -> Iterator[Slab]:
+        """Pack what waits; yield slabs of full rows, and at the end what is left of them."""
         waiting, self._waiting[shared] = self._waiting[shared], []
         shared_out = packing.bins([len(ids) for _, ids in waiting], self.capacity, self.most)
-        for start in range(0, len(shared_out), self.rows):
-            some = shared_out[start : start + self.rows]
-            members, ids = zip(*(waiting[n] for row in some for n in row), strict=True)
+        rows = self._rows[shared]
+        rows += ([waiting[n] for n in row] for row in shared_out)
+        while len(rows) >= self.rows or (all_of_it and rows):
+            some, rows[: self.rows] = rows[: self.rows], []
+            members, ids = zip(*(sentence for row in some for sentence in row), strict=True)
             sizes = itertools.accumulate((len(row) for row in some), initial=0)
             numbered = [list(range(a, b)) for a, b in itertools.pairwise(sizes)]
             packed = packing.lay_out(ids, numbered, self.capacity, self.most, self.rows)

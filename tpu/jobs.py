@@ -18,13 +18,13 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prompteol_jax import adapters, axes, models, nn, packing, quant, slabs
+from prompteol_jax.ladder import Ladder
 from prompteol_jax.models.decoder import Decoder, KVCache, Remat, Rows
 from prompteol_jax.pipeline import default_batch_tokens
 from tpu.lengths import Lengths
 from train.batches import row_multiple, row_shape
 from train.step import Batch, Learner, TrainState, make_optimizer, state_places
 
-_SAMPLE: Final = 4096  # sentences that are packed to see how full rows get
 _DTYPE: Final = jnp.bfloat16
 
 
@@ -85,14 +85,16 @@ class Encode:
         return self.batch_tokens or default_batch_tokens(mesh, self.config.D)
 
     def _packed(self, mesh: Mesh) -> Iterator[tuple[Rows, float, float, float]]:
-        T, S = packing.row_shape(max(self.lengths.counts))
-        filled = len(packing.bins(self.lengths.draw(_SAMPLE), T, S))
+        """Full slabs; the few sentences that are too long to share a row are left out."""
+        T, S = packing.row_shape(slabs.SHORT)
+        short = self.lengths.upto(slabs.SHORT)
+        filled = len(packing.bins(short.draw(slabs.WINDOW), T, S))
         B = packing.rows_of(T, self._tokens(mesh), mesh.shape["data"])
-        sentences = B * _SAMPLE / filled
-        yield _rows(mesh, B, T, S), 1.0, sentences, sentences * self.lengths.mean
+        sentences = B * slabs.WINDOW / filled
+        yield _rows(mesh, B, T, S), 1.0, sentences, sentences * short.mean
 
     def _ladder(self, mesh: Mesh) -> Iterator[tuple[Rows, float, float, float]]:
-        ladder = slabs.Ladder.fixed(self.config.P, self._tokens(mesh), mesh.shape["data"])
+        ladder = Ladder.fixed(self.config.P, self._tokens(mesh), mesh.shape["data"])
         sentences, tokens = Counter(), Counter()
         for length, count in self.lengths.counts.items():
             sentences[ladder.rung(length)] += count

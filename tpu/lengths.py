@@ -43,6 +43,11 @@ class Lengths:
         """Sentences that were counted."""
         return sum(self.counts.values())
 
+    def upto(self, longest: int) -> Lengths:
+        """The same without longer sentences."""
+        kept = {length: count for length, count in self.counts.items() if length <= longest}
+        return dataclasses.replace(self, counts=kept)
+
     def draw(self, n: int) -> list[int]:
         """Lengths of n sentences with the histogram's shares, in an order that is always the same.
 
