@@ -51,7 +51,7 @@ class Plan:
     sentences_per_s: float | None
     useful_mfu: float | None
     real_tokens: float
-    unpriced: dict[str, int]
+    unpriced: dict[str, float]
     compile_s: float
 
 

@@ -38,7 +38,7 @@ FITTING = Plan(
     sentences_per_s=1000.0,
     useful_mfu=0.7,
     real_tokens=65000.0,
-    unpriced={"sort": 1},
+    unpriced={"sort": 1.0},
     compile_s=5.0,
 )
 SLOWER = dataclasses.replace(FITTING, mesh="4x2", estimated_s=0.2)
