@@ -116,6 +116,11 @@ class Pipeline:
         if self._chosen is None and self.plan == "fitted":
             self._chosen = plans.fitted(Counter(lengths), tokens, *limits)
         elif self._chosen is None:
+            if self.mesh.is_multi_process:
+                raise ValueError(
+                    "plan measured times the devices of one process, and this mesh spans several; "
+                    "use plan fixed"
+                )
             suffix = self.prompt.suffix_tokens
             key = plans.identity(self.decoder, self.mesh, suffix)
             choose = partial(plans.measured, self._seconds, tokens, suffix, *limits)

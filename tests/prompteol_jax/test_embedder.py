@@ -171,3 +171,17 @@ def test_refuses_a_dtype_it_does_not_compute_in():
         ValueError, match="dtype 'float16' is not supported; supported: float32, bf"
     ):
         Embedder.from_pretrained("tiny", dtype="float16")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["1x1", "4x2"])
+def test_a_sentence_keeps_its_bits_in_a_thousand_batches_and_orders(mesh, embedders, data):
+    import oracle
+
+    embedder, texts = embedders("tinystories-656k", mesh), oracle.sentences(data, 500)
+    whole = embedder.encode(texts)
+    assert len(texts) == len(set(texts)) == 500
+    rng = np.random.default_rng(0)
+    for _ in range(1000):
+        some = rng.permutation(500)[: int(2 ** rng.uniform(0, 9))]
+        np.testing.assert_array_equal(embedder.encode([texts[i] for i in some]), whole[some])
