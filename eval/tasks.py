@@ -36,7 +36,7 @@ class Table(NamedTuple):
 
 TABLES: Final = {
     "STSBenchmark": Table(
-        {"test": "STS/STSBenchmark/sts-test.csv", "dev": "STS/STSBenchmark/sts-dev.csv"},
+        {split: f"STS/STSBenchmark/sts-{split}.csv" for split in ("test", "dev", "train")},
         text_a=5,
         text_b=6,
         gold=4,
@@ -54,8 +54,8 @@ TABLES: Final = {
 }
 
 MOST: Final = 5.0  # the highest gold score of every task
-SPLITS: Final = {"test": (*YEARS, *TABLES), "dev": tuple(TABLES)}
-DEFAULTS: Final = {"test": SPLITS["test"], "dev": ("STSBenchmark",)}
+SPLITS: Final = {"test": (*YEARS, *TABLES), "dev": tuple(TABLES), "train": ("STSBenchmark",)}
+DEFAULTS: Final = SPLITS | {"dev": ("STSBenchmark",)}
 
 
 def read_tasks(
@@ -63,8 +63,9 @@ def read_tasks(
 ) -> tuple[Task, ...]:
     """Reads tasks from SentEval's `downstream` folder, the folder that holds it, or a prepared one.
 
-    Without names these are the seven tasks of the paper (test) or STSBenchmark (dev). A task of
-    the dev split carries `-dev` in its name. Pairs without gold are dropped, as SentEval does.
+    Without names these are the seven tasks of the paper (test) or STSBenchmark (dev, train). A task
+    of another split than test carries it in its name, as `-dev`. Pairs without gold are dropped, as
+    SentEval does.
 
     Raises:
         ValueError: an unknown split or task, or lines that cannot be read, all in one error.

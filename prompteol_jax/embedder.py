@@ -6,13 +6,13 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Final, get_args
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from prompteol_jax import axes, distributed, models, nn, provenance, quant
+from prompteol_jax import axes, distributed, models, provenance, quant
+from prompteol_jax.head import Head
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.pipeline import Pipeline, Pooling, Report
 from prompteol_jax.plan import Plan
@@ -53,7 +53,7 @@ class Embedder:
         self.report = Report()
         self._pipeline = Pipeline(pretrained.decoder, self.prompt, pretrained.mesh, pooling, plan)
         self._batch_tokens = batch_tokens
-        self._untied_head: jax.Array | None = None
+        self._head = Head(pretrained)
 
     @classmethod
     def from_pretrained(
@@ -237,28 +237,22 @@ class Embedder:
 
         Raises: ValueError for an inner layer or a pooled mean, which no language-model head reads.
         """
+        ids, p = (found[0] for found in self.next_tokens([text], k))
+        decode = self.pretrained.tokenizer.decode
+        return [(decode([int(i)]), float(q)) for i, q in zip(ids, p, strict=True)]
+
+    def next_tokens(
+        self, texts: Sequence[str], k: int, progress: bool | None = None
+    ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
+        """The k most likely next tokens after each text's prompt: ids, and their probabilities.
+
+        Raises: ValueError as `words`.
+        """
         if self.pooling != "last" or isinstance(self.decoder.finish, models.Raw):
             raise ValueError(
                 "words need the last layer and the last token: --layer -1, --pooling last"
             )
-        z_BD = jnp.asarray(self.encode([text]))
-        with jax.set_mesh(self.pretrained.mesh):
-            logits_BV = nn.dot("BD,VD->BV", z_BD.astype(self._head().dtype), self._head())
-            p, ids = jax.lax.top_k(jax.nn.softmax(logits_BV[0]), k)
-        decode = self.pretrained.tokenizer.decode
-        return [(decode([int(i)]), float(q)) for i, q in zip(ids, p, strict=True)]
-
-    def _head(self) -> jax.Array:
-        """The language-model head: the embedding itself where the two are tied."""
-        source = self.pretrained
-        if source.config.tied or source.folder is None:
-            return self.decoder.stem.tokens[...]
-        if self._untied_head is None:
-            dtype = self.decoder.dtype
-            self._untied_head = models.read_head(
-                source.folder, source.config, source.mesh, dtype=dtype
-            )
-        return self._untied_head
+        return self._head.top(self.decoder, self.encode(texts, progress=progress), k)
 
 
 def _check_plan(plan: str, batch_tokens: int | None, pooling: Pooling) -> None:

@@ -7,6 +7,7 @@ the space before the colon included, and the tests pin each of them.
 
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 _AROUND: Final = ("prefix", "suffix")
+_AFTER_WORD: Final = '".'  # closes a demonstration's word and joins it to what follows
 
 
 class Demonstration(NamedTuple):
@@ -39,7 +41,9 @@ class Template:
     @property
     def head(self) -> str:
         """Everything before the slot, demonstrations included."""
-        shown = (f'{self.prefix}{d.text}{self.suffix}{d.word}".' for d in self.demonstrations)
+        shown = (
+            f"{self.prefix}{d.text}{self.suffix}{d.word}{_AFTER_WORD}" for d in self.demonstrations
+        )
         return "".join(shown) + self.prefix
 
     def fill(self, text: str) -> str:
@@ -161,7 +165,7 @@ def read_template(name_or_path: str) -> Template:
     if name_or_path in TEMPLATES:
         return TEMPLATES[name_or_path]
     if "*sent" in name_or_path:
-        return _from_notation(name_or_path, "given")
+        return from_notation(name_or_path, "given")
     path = Path(name_or_path)
     if path.suffix not in _FILES:
         near = difflib.get_close_matches(name_or_path, TEMPLATES, n=1)
@@ -173,14 +177,20 @@ def read_template(name_or_path: str) -> Template:
         raise FileNotFoundError(f"template file {name_or_path} does not exist")
     text = path.read_text(encoding="utf-8-sig")
     if path.suffix != ".json":
-        return _from_notation(text, path.stem)
+        return from_notation(text, path.stem)
     try:
         return Template.from_json(json.loads(text), path.stem)
     except json.JSONDecodeError as error:
         raise ValueError(f"template {name_or_path} is not JSON: {error}") from None
 
 
-def _from_notation(notation: str, name: str) -> Template:
+def from_notation(notation: str, name: str) -> Template:
+    """Return a template from the original's notation, see `read_template`.
+
+    Demonstrations before the slot are told from the template's own prefix where they have its form.
+
+    Raises: ValueError unless there is exactly one slot.
+    """
     # Underscores become spaces here, before any sentence is inserted: those of a sentence survive.
     spaced = notation.strip("\r\n").replace("*cls*", "").replace("*sep+*", "").replace("_", " ")
     parts = spaced.split(_SLOT)
@@ -189,7 +199,29 @@ def _from_notation(notation: str, name: str) -> Template:
             f"template {name} has {len(parts) - 1} slots *sent_0*, exactly one is needed: "
             f"{notation.strip()!r}"
         )
-    return Template(name, *parts)
+    head, suffix = parts
+    for end in reversed([match.end() for match in re.finditer(re.escape(_AFTER_WORD), head)]):
+        shown = _demonstrations(head[:end], head[end:], suffix)
+        if shown:
+            return Template(name, head[end:], suffix, shown)
+    return Template(name, head, suffix)
+
+
+def _demonstrations(shown: str, prefix: str, suffix: str) -> tuple[Demonstration, ...]:
+    """Split `PREFIX text SUFFIX word".` and the like; empty where the text has another form."""
+    if not (prefix and suffix):
+        return ()
+    form = re.compile(
+        f"{re.escape(prefix)}(.+?){re.escape(suffix)}(.+?){re.escape(_AFTER_WORD)}", re.DOTALL
+    )
+    found, at = [], 0
+    while at < len(shown):
+        match = form.match(shown, at)
+        if match is None:
+            return ()
+        found.append(Demonstration(*match.groups()))
+        at = match.end()
+    return tuple(found)
 
 
 def clean_sentence(text: str) -> str:

@@ -17,7 +17,15 @@ from jaxtyping import Bool, Int32
 from prompteol_jax.template import Template
 from prompteol_jax.tokenizer import Tokenizer, load_tokenizer, paired
 
-__all__ = ["Prompt", "PromptIds", "Tokenizer", "load_tokenizer", "show", "stable_prefix"]
+__all__ = [
+    "Prompt",
+    "PromptIds",
+    "Tokenizer",
+    "continue_alike",
+    "load_tokenizer",
+    "show",
+    "stable_prefix",
+]
 
 
 class PromptIds(NamedTuple):
@@ -127,6 +135,17 @@ def stable_prefix(template: Template, tokenizer: Tokenizer) -> Int32[np.ndarray,
     prompts = [ids.tolist() for ids in tokenizer.ids([template.fill(probe) for probe in _PROBES])]
     shortest = min(len(ids) for ids in prompts)
     return np.array(commonprefix(prompts)[: shortest - 1], np.int32)  # noqa: RUF071
+
+
+def continue_alike(a: Prompt, b: Prompt) -> bool:
+    """Say if both prompts go on with the same ids behind their stable prefixes.
+
+    Looked at with sentences that begin in every awkward way; the sentence's own ids can then be
+    made once for both.
+    """
+    ours, theirs = a(_PROBES), b(_PROBES)
+    same = (np.array_equal(x, y) for x, y in zip(ours.ids, theirs.ids, strict=True))
+    return bool(np.array_equal(ours.shared, theirs.shared)) and all(same)
 
 
 def show(template: Template, tokenizer: Tokenizer, text: str) -> str:

@@ -38,3 +38,14 @@ def data() -> Path:
     if not path.is_dir():
         pytest.fail(f"PROMPTEOL_DATA={folder} is not a folder")
     return path
+
+
+@pytest.fixture
+def coarse(monkeypatch):
+    """One shape for all ordinary sentences: a model is compiled once and not eight times."""
+    from prompteol_jax.ladder import Ladder
+
+    def fixed(longest, batch_tokens, multiple):
+        return Ladder((96, longest), (40, multiple))
+
+    monkeypatch.setattr(Ladder, "fixed", fixed)

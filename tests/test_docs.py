@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from eval import mteb, reproduce, sts, transfer
+from eval import demos, layers, mteb, reproduce, sts, transfer
 from eval.sts import StsOptions
 from prompteol_jax import cli, tokens
 from prompteol_jax.template import TEMPLATES, read_template
@@ -26,13 +26,15 @@ PAGES = {
 OPTIONS = (
     TrainConfig,
     StsOptions,
+    layers.LayersOptions,
     transfer.TransferOptions,
     mteb.MtebOptions,
     reproduce.ReproduceOptions,
     launch.LaunchOptions,
 )
 OPTIONS += (plan.PlanOptions, lengths.LengthsOptions)
-OPTIONS += tuple(kind for module in (cli, prepare, bench) for kind, _ in module.COMMANDS.values())
+MANY = (cli, prepare, bench, demos)  # of several commands each
+OPTIONS += tuple(kind for module in MANY for kind, _ in module.COMMANDS.values())
 
 
 class Block(NamedTuple):
@@ -99,20 +101,18 @@ def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> object:
     def noted(*arguments: object, **_: object) -> None:
         called.append(arguments)
 
-    stand_in = {name: (kind, called.append) for name, (kind, _) in cli.COMMANDS.items()}
-    monkeypatch.setattr(cli, "COMMANDS", stand_in)
-    preparing = {name: (kind, called.append) for name, (kind, _) in prepare.COMMANDS.items()}
-    monkeypatch.setattr(prepare, "COMMANDS", preparing)
+    for module in MANY:
+        stand_in = {name: (kind, called.append) for name, (kind, _) in module.COMMANDS.items()}
+        monkeypatch.setattr(module, "COMMANDS", stand_in)
     monkeypatch.setattr(contrastive, "run", called.append)
     monkeypatch.setattr(sts, "run", called.append)
-    timed = {name: (kind, called.append) for name, (kind, _) in bench.COMMANDS.items()}
-    monkeypatch.setattr(bench, "COMMANDS", timed)
     monkeypatch.setattr(random_checkpoint, "write_random_checkpoint", noted)
     monkeypatch.setattr(mteb, "run", called.append)
     monkeypatch.setattr(transfer, "run", called.append)
     monkeypatch.setattr(reproduce, "run", called.append)
     monkeypatch.setattr(plan, "run", called.append)
     monkeypatch.setattr(lengths, "run", called.append)
+    monkeypatch.setattr(layers, "run", called.append)
     monkeypatch.setattr(launch, "run", lambda options, _: called.append(options) or 0)
     words = shlex.split(line, comments=True)
     if "|" in words:
@@ -123,6 +123,8 @@ def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> object:
         ("python", "-m", "eval.mteb"): mteb.main,
         ("python", "-m", "eval.transfer"): transfer.main,
         ("python", "-m", "eval.reproduce"): reproduce.main,
+        ("python", "-m", "eval.demos"): demos.main,
+        ("python", "-m", "eval.layers"): layers.main,
         ("python", "-m", "train.contrastive"): contrastive.main,
         ("python", "-m", "train.prepare"): prepare.main,
         ("python", "-m", "tpu.launch"): launch.main,
@@ -172,7 +174,7 @@ def test_every_command_is_one_that_its_parser_takes(place, line, monkeypatch):
         assert other_command_is_known(line), line
         return
     template = getattr(options, "template", None) or "eol"
-    if template != "mine.json":
+    if not template.endswith(".json"):
         read_template(template)
     if isinstance(options, TrainConfig) and not options.resume:
         data = "synthetic" if options.data in ("nli.csv", "prepared") else options.data

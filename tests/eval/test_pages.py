@@ -7,7 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval import mteb, report, reproduce, sts, transfer_report
+from eval import (
+    demos_report,
+    layers_report,
+    mteb,
+    report,
+    reproduce,
+    sts,
+    transfer_report,
+)
+from prompteol_jax.template import TEMPLATES
 from train import report as train_report
 
 _spec = importlib.util.spec_from_file_location("browser", Path(__file__).parent / "browser.py")
@@ -88,11 +97,35 @@ def training_page(folder):
     return {"training": train_report.write_run_report(run)}
 
 
+def search_pages(folder):
+    """The pages of eval.demos and eval.layers, with long names and sentences."""
+    head = {"model": "m" * 90, "template": "eol", "dtype": "float32", "clean": True}
+    head |= {"pairs": 1500, "seconds": 1.0}
+    rows = [
+        {"layer": n, "from_end": n - 25, "scores": {"STSBenchmark-dev": 40.0 + n}, "average": 40.0}
+        for n in range(1, 25)
+    ]
+    result = head | {"layers": rows, "best": {"layer": 3, "average": 43.0}}
+    layers_report.write_report(folder / "layers.html", result)
+    shown = [{"text": "a sentence that goes on and on " * 4, "word": "Horseback-riding"}]
+    ranking = [
+        {"rank": n, "name": f"set:{n}", "score": 70 - n**0.5, "pairs": 1500, "shots": 1}
+        | {"demonstrations": shown}
+        for n in range(1, 101)
+    ]
+    result = head | {"ranking": ranking, "best": ranking[0], "zero_shot": 66.0, "candidates": 100}
+    result |= {"better_than_zero_shot": 9, "stages": [188, 375, 750, 1500]}
+    result |= {"operations": {"share": 0.37}}
+    demos_report.write_report(folder / "demos.html", result, TEMPLATES["eol-icl-6.7b"])
+    return {"layers": folder / "layers.html", "demos": folder / "demos.html"}
+
+
 def test_pages_have_no_errors_and_fit_a_phone(
     chromium, tmp_path, small_downstream, bag_of_words, monkeypatch
 ):
     pages = sts_pages(tmp_path, small_downstream, bag_of_words, monkeypatch)
     pages |= training_page(tmp_path) | transfer_page(tmp_path) | mteb_page(tmp_path)
+    pages |= search_pages(tmp_path)
     texts = {name: path.read_text(encoding="utf-8") for name, path in pages.items()}
     problems, found = browser.faults(chromium, texts, tmp_path)
     assert problems == []

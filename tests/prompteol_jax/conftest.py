@@ -67,17 +67,6 @@ def embedders(checkpoints):
     return embedder
 
 
-@pytest.fixture
-def coarse(monkeypatch):
-    """One shape for all ordinary sentences: a model is compiled once and not eight times."""
-    from prompteol_jax.ladder import Ladder
-
-    def fixed(longest, batch_tokens, multiple):
-        return Ladder((96, longest), (40, multiple))
-
-    monkeypatch.setattr(Ladder, "fixed", fixed)
-
-
 @pytest.fixture(scope="session")
 def decoders():
     """Small decoders by name, their weights large enough that every token shows in every vector."""

@@ -113,6 +113,22 @@ def test_original_notation_replaces_underscores_before_the_sentence_comes_in(
     assert read_template(given).fill(SENTENCE) == filled
 
 
+@pytest.mark.parametrize("name", [name for name in BYTES if name.startswith("eol")])
+def test_demonstrations_are_told_from_the_prefix_in_the_original_notation(name):
+    template = TEMPLATES[name]
+    more = (*template.demonstrations, Demonstration('He said: "no". It is so', "Well-known"))
+    for shown in (template.demonstrations, more):
+        whole = Template(name, template.prefix, template.suffix, shown)
+        notation = f"{whole.head}*sent_0*{whole.suffix}".replace(" ", "_")
+        assert read_template(notation) == Template("given", whole.prefix, whole.suffix, shown)
+
+
+@given(st.text('ab". :', max_size=30), st.text('ab". :', max_size=5))
+def test_whatever_is_before_the_slot_stays_before_it(before, after):
+    template = read_template(f"{before}*sent_0*{after}")
+    assert (template.head, template.suffix) == (before, after)
+
+
 def test_named_templates_come_before_files():
     assert read_template("eol-icl-66b") is TEMPLATES["eol-icl-66b"]
 
