@@ -10,16 +10,19 @@ from tpu.random_checkpoint import write_random_checkpoint
 
 _CODE = """
 import sys, time
-start = time.perf_counter()
+start = time.process_time()
 from prompteol_jax import Embedder
 Embedder.from_pretrained(sys.argv[1]).encode(["A man is playing a guitar."])
-print(time.perf_counter() - start)
+print(time.process_time() - start)
 """
 
 
 @pytest.mark.slow
 def test_the_first_vector_of_a_second_process_comes_soon(tmp_path, data):
-    """Four seconds on two idle cores (docs/performance.md); here twelve, for a busy machine."""
+    """Four seconds on two idle cores (docs/performance.md), about three of processor time.
+
+    Here it is eight of processor time, for a machine that is busy with other tests.
+    """
     folder = tmp_path / "opt-125m"
     tokenizer = data / "weights" / "opt-tokenizer"
     write_random_checkpoint("opt-125m", folder, tokenizer, dtype="float32")
@@ -32,4 +35,4 @@ def test_the_first_vector_of_a_second_process_comes_soon(tmp_path, data):
         float(subprocess.check_output([sys.executable, "-c", _CODE, folder], env=environment))
         for _ in range(3)
     ]
-    assert min(seconds[1:]) < 12
+    assert min(seconds[1:]) < min(8, seconds[0]), seconds
