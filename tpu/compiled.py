@@ -53,6 +53,8 @@ def slice_mesh(topology: Topology, shape: tuple[int, int]) -> Mesh:
 
 def _devices(topology: str) -> Sequence[Any]:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # What is compiled for devices that are not there cannot be read back from the cache.
+    jax.config.update("jax_enable_compilation_cache", False)
     from jax.experimental import topologies
 
     try:

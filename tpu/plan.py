@@ -73,21 +73,18 @@ def run(options: PlanOptions) -> dict[str, Any]:
     import os
 
     os.environ["JAX_PLATFORMS"] = "cpu"  # libtpu compiles; it must not look for a TPU to run on
-    from prompteol_jax.compilation import keep_compiled
     from tpu import report, search
     from tpu.chips import parse_topology
 
     job = make_job(options)
     if options.sweep is not None:
         topologies = [parse_topology(name) for name in options.sweep.split(",")]
-        keep_compiled()
         plans = search.sweep(options.model, job, topologies, options.mesh)
         report.print_sweep(plans)
         if options.plot is not None:
             report.plot_sweep(plans, options.plot)
         result = {"sweep": [{"kind": kind} | dataclasses.asdict(plan) for kind, plan in plans]}
     else:
-        keep_compiled()
         ranking = search.ranking(options.model, job, options.topology, options.mesh)
         report.print_plans(ranking)
         result = dataclasses.asdict(ranking[0])
