@@ -26,7 +26,7 @@ from eval import probe_draws, probe_step
 from eval.probe_step import Fits, Protocol
 
 LOOK_IN: Final = 8  # rounds between two looks of the host
-CPU_SLOTS: Final = 32  # more no longer pay for their memory
+CPU_SLOTS: Final = 32  # the fastest of 4 to 32, two cores, 768 features
 VECTOR: Final = 8  # features are padded to a multiple of it
 
 
