@@ -146,7 +146,9 @@ def similarity(x_D: Float[np.ndarray, " D"], y_D: Float[np.ndarray, " D"]) -> fl
 
 def batch_order(pairs: Pairs) -> list[int]:
     """Sorts a subset of STS12-16 by words of the first sentence, of the second, and gold."""
-    words = [(len(a.split()), len(b.split())) for a, b in zip(pairs.texts_a, pairs.texts_b)]  # noqa: B905
+    words = [
+        (len(a.split()), len(b.split())) for a, b in zip(pairs.texts_a, pairs.texts_b, strict=True)
+    ]
     return sorted(range(len(pairs)), key=lambda i: (*words[i], pairs.gold[i]))
 
 

@@ -35,6 +35,8 @@ def verify_checkpoint(options: VerifyOptions) -> dict[str, Any]:
     read_template(options.template)
     axes.parse_mesh(options.mesh)
     if options.json:
+        if options.json.is_dir():
+            raise IsADirectoryError(f"expected a file to write, found a folder: {options.json}")
         options.json.parent.mkdir(parents=True, exist_ok=True)
     certificate = _certificate(options)
     _print(options, certificate)
@@ -94,4 +96,6 @@ def _print(options: VerifyOptions, certificate: dict[str, Any]) -> None:
         grid.add_row(check["name"], verdict, text.Text(check["detail"]))
     shown = console.Console()
     shown.print(grid)
-    shown.print(text.Text(f"verdict: {certificate['verdict']}", style="bold"))
+    left = sum(check["verdict"] == "not checked" for check in certificate["checks"])
+    open_ = f", {left} of {len(certificate['checks'])} not checked" if left else ""
+    shown.print(text.Text(f"verdict: {certificate['verdict']}{open_}", style="bold"))

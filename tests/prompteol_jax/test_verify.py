@@ -164,6 +164,7 @@ def test_the_command_writes_a_certificate_and_its_status(checkpoints, coarse, tm
         (["--model", "nowhere/at all"], "neither an existing folder nor a hub name"),
         (["--model", "tiny", "--template", "eol2"], "unknown template 'eol2'"),
         (["--model", "tiny", "--mesh", "4"], "mesh"),
+        (["--model", "tiny", "--json", "."], "expected a file to write, found a folder: ."),
     ],
 )
 def test_what_cannot_be_checked_is_an_error(arguments, message, capsys):
