@@ -10,7 +10,8 @@ Rates are the makers' own, per device as jax counts them (for v4 and v5p a chip 
 `hbm_bytes` is what the compiler lets a program use, as its out-of-memory message says; the pages
 give 32, 16, 95 and 32 GB. `link` is the interconnect's rate a chip, one way, over its number of
 ports. `clock` is the peak rate over the FLOPs of the matrix units in a cycle, and turns the
-compiler's cycles into seconds.
+compiler's cycles into seconds. With it a bfloat16 product of two matrices of 8,192 squared is
+estimated at 0.88 of the peak on v5e, 0.90 on v5p, 0.70 on v6e and 0.45 on v4 (libtpu 0.0.42.1).
 """
 
 from __future__ import annotations
