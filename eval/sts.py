@@ -56,6 +56,19 @@ def run(options: StsOptions) -> dict[str, Any]:
     results.prepare(options.json, options.report)
     chosen = read_tasks(options.data, options.tasks, options.split)
     embedder = options.load("float32")
+    result, cosines = score(embedder, chosen, options)
+    print_table(result)
+    if options.json:
+        results.write(options.json, result)
+    if options.report:
+        sts_report.write_report(options.report, result, chosen, cosines, embedder)
+    return result
+
+
+def score(
+    embedder: Any, chosen: Sequence[Task], options: StsOptions
+) -> tuple[dict[str, Any], scores.Cosines]:
+    """Scores an embedder; what `--json` gets, and the cosines of every task."""
     start = time.perf_counter()
     cosines = _cosines(options, embedder, chosen)
     result = {
@@ -68,12 +81,7 @@ def run(options: StsOptions) -> dict[str, Any]:
         **results.record(embedder, options),
         "examples": examples(chosen, cosines),
     }
-    print_table(result)
-    if options.json:
-        results.write(options.json, result)
-    if options.report:
-        sts_report.write_report(options.report, result, chosen, cosines, embedder)
-    return result
+    return result, cosines
 
 
 def _cosines(options: StsOptions, embedder: Any, chosen: Sequence[Task]) -> scores.Cosines:

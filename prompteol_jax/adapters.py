@@ -65,10 +65,18 @@ class Update(nnx.Module):
         self.scale = config.scale
         self.rate = config.dropout
 
-    def __call__(self, x: jax.Array, key_B: jax.Array | None) -> jax.Array:
-        """The scaled update in float32; dropout on its input where there are keys."""
-        x = nn.dropout(x, key_B, self.rate)
-        h = nn.dot(self.down, x, self.a[...].astype(x.dtype)).astype(x.dtype)
+    def __call__(self, x: jax.Array, key_BT: jax.Array | None) -> jax.Array:
+        """The scaled update in float32; dropout on its input where there are keys.
+
+        The backward pass drops the input out again: kept, the dropped copies would be the largest
+        part of its memory.
+        """
+
+        @jax.checkpoint
+        def shrink(x: jax.Array, key_BT: jax.Array | None, a: jax.Array) -> jax.Array:
+            return nn.dot(self.down, nn.dropout(x, key_BT, self.rate), a)
+
+        h = shrink(x, key_BT, self.a[...].astype(x.dtype)).astype(x.dtype)
         return nn.dot(self.up, h, self.b[...].astype(x.dtype)) * self.scale
 
     def product(self) -> jax.Array:

@@ -13,7 +13,8 @@ equations (`"BTD,NHD->BTNH"`), in annotations, in the weight tables and in the s
     F  feed-forward width                  G  query heads per key/value head
     Q  queries of one attention call
 
-A mesh has two axes: `data` cuts the batch, `model` cuts heads, feed-forward width and vocabulary.
+A mesh has two axes: `data` cuts the batch, `model` cuts heads, feed-forward width, vocabulary and
+alternatives.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 RULES: Final[Mapping[str, str]] = MappingProxyType(
-    {"B": "data", "N": "model", "K": "model", "F": "model", "V": "model"}
+    {"B": "data", "N": "model", "K": "model", "F": "model", "V": "model", "A": "model"}
 )
 FSDP_RULES: Final[Mapping[str, str]] = MappingProxyType({**RULES, "D": "data"})
 AXES: Final = ("data", "model")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+import json
+from typing import Any, Final, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from prompteol_jax import axes
+
+_PATIENCE_MS: Final = 3_600_000  # the others may compile, or write a large file
 
 
 def initialize(coordinator: str | None, processes: int | None, process: int | None) -> None:
@@ -109,3 +113,78 @@ def to_host(array: jax.Array) -> np.ndarray:
     from jax.experimental import multihost_utils
 
     return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What this process feeds of a batch that is cut along data.
+
+    Attributes:
+        shards: places along data at which it has devices.
+        index: which part of the batch it reads, of `count` equal parts; processes with devices at
+            the same places read the same one.
+    """
+
+    mesh: Mesh
+    shards: tuple[int, ...]
+    index: int
+    count: int
+
+    @classmethod
+    def of(cls, mesh: Mesh) -> Share:
+        """This process's share; all of the batch where devices are dealt out too unevenly."""
+        held: dict[int, set[int]] = {}
+        for shard, devices in enumerate(mesh.devices):
+            for device in devices:
+                held.setdefault(device.process_index, set()).add(shard)
+        parts = sorted({tuple(sorted(shards)) for shards in held.values()})
+        data = mesh.shape["data"]
+        if sum(map(len, parts)) != data or len({len(part) for part in parts}) > 1:
+            return cls(mesh, tuple(range(data)), 0, 1)
+        mine = tuple(sorted(held[jax.process_index()]))
+        return cls(mesh, mine, parts.index(mine), len(parts))
+
+    def to_mesh(self, array: np.ndarray) -> jax.Array:
+        """Put the rows of this share, shard by shard, onto the mesh beside those of the others."""
+        place = NamedSharding(self.mesh, PartitionSpec("data"))
+        if place.is_fully_addressable:
+            return jax.device_put(array, place)
+        rows = len(array) // len(self.shards)
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            at = self.shards.index((index[0].start or 0) // rows) * rows
+            return array[at : at + rows]
+
+        whole = (rows * self.mesh.shape["data"], *array.shape[1:])
+        return jax.make_array_from_callback(whole, place, part)
+
+
+class Channel:
+    """A conversation of all processes, from host to host: no device waits for it or takes part.
+
+    Args:
+        topic: tells it from others; each is used by one thread of every process.
+    """
+
+    def __init__(self, topic: str):
+        self._topic, self._turn = topic, 0
+
+    def exchange(self, value: Any) -> list[Any]:
+        """What every process says in this turn, in their order; anything that JSON can hold."""
+        if jax.process_count() == 1:
+            return [value]
+        # jax has no public name for the store of keys and values that its processes share.
+        from jax._src.distributed import global_state
+
+        store, me = global_state.client, jax.process_index()
+        name = f"prompteol/{self._topic}/{{}}/{{}}"
+        store.key_value_set(name.format(self._turn, me), json.dumps(value))
+        told = [
+            json.loads(store.blocking_key_value_get(name.format(self._turn, i), _PATIENCE_MS))
+            for i in range(jax.process_count())
+        ]
+        # Whoever speaks in this turn has heard all of the last one.
+        if self._turn:
+            store.key_value_delete(name.format(self._turn - 1, me))
+        self._turn += 1
+        return told

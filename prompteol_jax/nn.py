@@ -97,8 +97,8 @@ class Linear(nnx.Module):
         self.b = make.vector("".join(c for c in y_dims if c not in x_dims)) if bias else None
         self.lora = nnx.data(None)
 
-    def __call__(self, x: jax.Array, key_B: jax.Array | None = None) -> jax.Array:
-        """Apply the map in `x.dtype`; `key_B` holds one dropout key a row."""
+    def __call__(self, x: jax.Array, key_BT: jax.Array | None = None) -> jax.Array:
+        """Apply the map in `x.dtype`; `key_BT` holds one dropout key a token."""
         w = self.w.get_value()
         if isinstance(w, quant.Quantised):
             y = frozen_dot(self.equation, x, w)
@@ -107,7 +107,7 @@ class Linear(nnx.Module):
         if self.b is not None:
             y = y + self.b[...]
         if self.lora is not None:
-            y = y + self.lora(x, key_B)
+            y = y + self.lora(x, key_BT)
         return y.astype(x.dtype)
 
 
@@ -149,8 +149,33 @@ def _dot_backward(
     dy = dy.astype(x.dtype)
     back = f"{y_dims},{w_dims}->{x_dims}"
     dx = dot(back, dy, w, _summed(back, x.dtype))
-    dw = dot(f"{x_dims},{y_dims}->{w_dims}", x, dy)
+    dw = _product_over_rows(x, x_dims, dy, y_dims, w_dims)
     return dx.astype(x.dtype), dw.astype(w.dtype)
+
+
+def _product_over_rows(
+    x: jax.Array, x_dims: str, y: jax.Array, y_dims: str, w_dims: str
+) -> jax.Array:
+    """The contraction `x_dims,y_dims->w_dims`, the narrower operand first where that is free.
+
+    XLA's CPU compiler transposes the first operand of a product over rows, slowly, together with
+    all that is fused into it. The barrier keeps it from swapping the two again.
+    """
+    if x.size > y.size:
+        x, x_dims, y, y_dims = y, y_dims, x, x_dims
+    outer = [c for c in x_dims if c in w_dims], [c for c in y_dims if c in w_dims]
+    if set(outer[0]) & set(outer[1]):
+        return dot(f"{x_dims},{y_dims}->{w_dims}", x, y)
+    rows = [c for c in x_dims if c not in w_dims]
+    contracted = [x_dims.index(c) for c in rows], [y_dims.index(c) for c in rows]
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    w = jax.lax.dot_general(
+        x, y, (contracted, ([], [])), precision=precision, preferred_element_type=jnp.float32
+    )
+    dims = outer[0] + outer[1]
+    if "".join(dims) == w_dims:
+        return w
+    return jax.lax.optimization_barrier(w).transpose([dims.index(c) for c in w_dims])
 
 
 dot.defvjp(_dot_forward, _dot_backward)
@@ -240,39 +265,65 @@ def lookup(table_VD: jax.Array, index: jax.Array) -> jax.Array:
     return from_bits(to_bits(table_VD)[index])
 
 
-def dropout(x: jax.Array, key_B: jax.Array | None, rate: float) -> jax.Array:
-    """Zero entries with probability `rate` and scale up the rest; the identity without keys.
+def dropout(x: jax.Array, key_BT: jax.Array | None, rate: float) -> jax.Array:
+    """Zero entries of `[B, T, ...]` with probability `rate`, scale up the rest; none without keys.
 
-    Every row draws from a key of its own, so its mask does not depend on how the batch is cut.
+    Every token draws from a key of its own: its mask depends neither on its place in the batch nor
+    on how the batch is cut. The backward pass draws the mask again instead of keeping it.
     """
-    if key_B is None or rate == 0.0:
-        return x
-    bits = jax.vmap(partial(_bits, shape=x.shape[1:]))(key_B)
-    return jnp.where(bits >= round(rate * 2**16), x / (1.0 - rate), 0).astype(x.dtype)
+    return x if key_BT is None or rate == 0.0 else _drop(x, key_BT, rate)
 
 
-def _bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Random uint16, two from every 32 bits drawn: drawing them is the cost of dropout."""
-    *outer, width = shape
-    pairs = jax.random.bits(key, (*outer, -(-width // 2)), jnp.uint32)
-    return jax.lax.bitcast_convert_type(pairs, jnp.uint16).reshape(*outer, -1)[..., :width]
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _drop(x: jax.Array, key_BT: jax.Array, rate: float) -> jax.Array:
+    kept = _random_bits(key_BT, x.shape[2:]) >= jnp.uint32(round(rate * 2**32))
+    return jnp.where(kept, x * (1.0 / (1.0 - rate)), 0).astype(x.dtype)
 
 
-def fold_keys(key_B: jax.Array | None, data: int | jax.Array) -> jax.Array | None:
-    """Derive the rows' keys for one place in the model; None stays None."""
-    if key_B is None:
+_drop.defvjp(
+    lambda x, key_BT, rate: (_drop(x, key_BT, rate), key_BT),
+    lambda rate, key_BT, dy: (_drop(dy, key_BT, rate), None),
+)
+
+
+def _random_bits(key_BT: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Random uint32 `[B, T, *shape]`: a hash of each token's key and the place in `shape`.
+
+    Threefry, which makes the keys, would cost several times more here than the hash, whose
+    multiplications and shifts fuse into whatever uses the bits.
+
+    Source: the mixing constants of C. Wellons, "Prospecting for hash functions" (lowbias32).
+    """
+    words = jax.random.key_data(key_BT)
+    low, high = (words[..., i].reshape(key_BT.shape + (1,) * len(shape)) for i in (0, 1))
+    place = jnp.uint32(0)
+    for axis, size in enumerate(shape):
+        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    x = low ^ (place * jnp.uint32(0x9E3779B9))
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15) ^ high) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def fold_keys(key_BT: jax.Array | None, data: int | jax.Array) -> jax.Array | None:
+    """Derive the tokens' keys for one place in the model; None stays None."""
+    if key_BT is None:
         return None
-    return jax.vmap(lambda key: jax.random.fold_in(key, data))(key_B)
+    return jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, data)))(key_BT)
 
 
-def split_keys(key_B: jax.Array | None, places: int) -> list[jax.Array | None]:
-    """The rows' keys for several places in a block, drawn at once."""
-    if key_B is None:
+def split_keys(key_BT: jax.Array | None, places: int) -> list[jax.Array | None]:
+    """The tokens' keys for several places in a block, drawn at once."""
+    if key_BT is None:
         return [None] * places
-    key_BP = jax.vmap(partial(jax.random.split, num=places))(key_B)
-    return [key_BP[:, place] for place in range(places)]
+    key_BTP = jax.vmap(jax.vmap(partial(jax.random.split, num=places)))(key_BT)
+    return [key_BTP[..., place] for place in range(places)]
 
 
-def fold_keys_over(key: jax.Array, rows: int) -> jax.Array:
-    """One key a row: the same for a row whatever the number of rows."""
-    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(rows))
+def token_keys(key: jax.Array, sentence_BT: jax.Array, place_BT: jax.Array) -> jax.Array:
+    """One key a token, of its sentence's number and its place in the sentence alone."""
+
+    def draw(sentence: jax.Array, place: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(key, sentence), place)
+
+    return jax.vmap(jax.vmap(draw))(sentence_BT, place_BT)

@@ -22,8 +22,8 @@ from prompteol_jax.ladder import Ladder
 from prompteol_jax.models.decoder import Decoder, KVCache, Remat, Rows
 from prompteol_jax.pipeline import default_batch_tokens
 from tpu.lengths import Lengths
-from train.batches import row_multiple, row_shape
-from train.step import Batch, Learner, TrainState, make_optimizer, state_places
+from train.batches import row_shape, rows_of_shard
+from train.step import Batch, Learner, abstract_batch, make_optimizer, state_places
 
 _DTYPE: Final = jnp.bfloat16
 
@@ -131,23 +131,24 @@ class Train:
         graph, start, frozen = nnx.split(model, nn.Lora, ...)
         optimizer, _ = make_optimizer(5e-4, 1000, 100)
         places = state_places(optimizer, start, mesh)
-        learner = Learner(graph, optimizer, places, self.chunks, self.remat, stochastic=True)
-        state = jax.eval_shape(lambda t: TrainState(jnp.int32(0), t, optimizer.init(t)), start)
+        shards = mesh.shape["data"]
+        learner = Learner(graph, optimizer, places, shards, self.chunks, self.remat, True)
         lengths = self.lengths.draw(3 * self.batch)
         batch = self._batch(mesh, lengths)
         prefix_C = _whole(mesh, (self.C,), jnp.int32)
         key = _whole(mesh, (), jax.eval_shape(lambda: jax.random.key(0)).dtype)
-        arguments = (_placed(state, places), frozen, batch, prefix_C, key)
+        arguments = (learner.abstract_state(start), frozen, batch, prefix_C, key)
         B, T = batch.rows.ids_BT.shape
         label = f"{B} rows of {T}"
         yield Step(label, 1.0, len(lengths), sum(lengths), learner.step, arguments)
 
     def _batch(self, mesh: Mesh, lengths: list[int]) -> Batch:
-        """As many rows as a typical batch fills."""
-        T, S = row_shape(max(self.lengths.counts))
-        multiple = row_multiple(mesh.shape["data"], self.chunks)
-        B = -(-len(packing.bins(lengths, T, S)) // multiple) * multiple
-        return Batch(_rows(mesh, B, T, S), _whole(mesh, (self.batch, 3), jnp.int32))
+        """As many rows as a typical batch fills, the fullest shard along data deciding for all."""
+        shape, shards = row_shape(max(self.lengths.counts)), mesh.shape["data"]
+        share = len(lengths) // shards
+        packed = [packing.bins(lengths[n * share :][:share], *shape) for n in range(shards)]
+        rows = rows_of_shard(max(map(len, packed)), shards, self.chunks)
+        return abstract_batch(mesh, rows * shards, shape, self.batch)
 
 
 def linear_weights(config: models.Config) -> int:
@@ -183,9 +184,3 @@ def _cache(model: Decoder, config: models.Config, mesh: Mesh, C: int) -> KVCache
 
 def _whole(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
-
-
-def _placed(shapes: Any, places: Any) -> Any:
-    return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
-    )

@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from prompteol_jax import axes, distributed, packing
+from prompteol_jax import packing
+from prompteol_jax.distributed import Channel, Share
+from prompteol_jax.models.decoder import Rows
+from prompteol_jax.packing import Packed
 from prompteol_jax.tokens import Prompt
 from train.data import Triplet
 from train.step import Batch
 
 _ROW = 64  # tokens of a row that sentences are packed into, unless one is longer
-_ROWS = 16  # the number of rows is a multiple of this, so that few shapes are ever compiled
+
+
+class Assembled(NamedTuple):
+    """A global batch on the mesh.
+
+    Attributes:
+        prefix_C: ids that all of its rows continue.
+        padding: share of its tokens that no sentence holds.
+    """
+
+    batch: Batch
+    prefix_C: np.ndarray
+    padding: float
 
 
 def row_shape(longest: int) -> tuple[int, int]:
@@ -23,46 +39,80 @@ def row_shape(longest: int) -> tuple[int, int]:
     return capacity, capacity // 10
 
 
-def row_multiple(data: int, chunks: int) -> int:
-    """What the number of rows is a multiple of, on so many devices along data."""
-    unit = data * chunks
-    return -(-_ROWS // unit) * unit
-
-
 @dataclasses.dataclass(frozen=True)
 class Assembler:
-    """Cuts, fills and packs the sentences of a batch.
+    """Cuts, fills and packs the sentences that this process feeds to its devices.
+
+    Each shard along data packs its own triplets. Processes only tell each other how long their
+    longest sentence is and how many rows they fill, so that all of them make arrays of one shape.
 
     Attributes:
+        share: the shards along data that this process feeds.
+        channel: to the other processes, used in the order of the batches.
         cut: tokens that a sentence is cut to before it goes into the template.
         chunks: parts that the rows will be encoded in.
     """
 
     prompt: Prompt
-    mesh: Mesh
+    share: Share
+    channel: Channel
     cut: int
     chunks: int
 
-    def __call__(self, triplets: Sequence[Triplet]) -> tuple[Batch, np.ndarray, int]:
-        """A global batch on the mesh, the prefix that its rows continue, and its real tokens.
+    def __call__(self, triplets: Sequence[Triplet]) -> Assembled:
+        """The global batch, of which `triplets` are what this process reads.
 
         Where a sentence's ids do not begin with the shared prefix, the whole batch goes without.
         """
         roles = 2 if triplets[0].hard_neg is None else 3
-        texts = [text for triplet in triplets for text in triplet[:roles]]
+        prefix_C, ids, shape = self._ids([text for t in triplets for text in t[:roles]])
+        share = len(ids) // len(self.share.shards)
+        packed = [packing.pack(ids[n : n + share], *shape, 1) for n in range(0, len(ids), share)]
+        tokens = sum(map(len, ids))
+        told = self.channel.exchange([max(len(p.rows.ids_BT) for p in packed), tokens])
+        rows = rows_of_shard(max(n for n, _ in told), self.share.mesh.shape["data"], self.chunks)
+        first = self.share.index * len(ids)  # sentences of the global batch before this share
+        parts = [_shard(part, rows, roles, first + n * share) for n, part in enumerate(packed)]
+        batch = Batch(*map(self._on_mesh, zip(*parts, strict=True)))
+        # Processes that feed the same shards tell of the same tokens.
+        tokens = sum(tokens for _, tokens in told) * self.share.count // len(told)
+        return Assembled(batch, prefix_C, 1 - tokens / batch.sentence_BT.size)
+
+    def _ids(self, texts: list[str]) -> tuple[np.ndarray, list[np.ndarray], tuple[int, int]]:
+        """The shared prefix, what every prompt has behind it, and the shape of a row."""
         prompts = self.prompt(self.prompt.tokenizer.cut(texts, self.cut))
-        prefix_C, ids = self.prompt.prefix_C, prompts.ids
-        if not prompts.shared.all():
-            ids = [
-                np.concatenate([prefix_C, own]) if shared else own
-                for own, shared in zip(ids, prompts.shared, strict=True)
-            ]
-            prefix_C = prefix_C[:0]
-        capacity, most = row_shape(max(map(len, ids)))
-        multiple = row_multiple(self.mesh.shape["data"], self.chunks)
-        rows, place_n = packing.pack(ids, capacity, most, multiple)
-        place_B3 = place_n.reshape(len(triplets), roles)
-        on_mesh = [distributed.to_global(x, axes.sharding("BT", x.shape, self.mesh)) for x in rows]
-        whole = NamedSharding(self.mesh, PartitionSpec())
-        batch = Batch(type(rows)(*on_mesh), distributed.to_global(place_B3, whole))
-        return batch, prefix_C, sum(map(len, ids)) + len(prefix_C)
+        prefix_C, ids, shared = self.prompt.prefix_C, prompts.ids, prompts.shared
+        whole = [
+            np.concatenate([prefix_C, own]) if follows else own
+            for own, follows in zip(ids, shared, strict=True)
+        ]
+        longest = [max(map(len, ids)), max(map(len, whole))]
+        told = self.channel.exchange([bool(shared.all()), *longest])
+        follow, own, all_of_it = zip(*told, strict=True)
+        if not all(follow):
+            ids, prefix_C, own = whole, prefix_C[:0], all_of_it
+        return prefix_C, ids, row_shape(max(own))
+
+    def _on_mesh(self, parts: tuple) -> Any:
+        return jax.tree.map(lambda *shards: self.share.to_mesh(np.concatenate(shards)), *parts)
+
+
+def _shard(packed: Packed, rows: int, roles: int, first: int) -> Batch:
+    """Rows of one shard, empty ones behind them; its sentences are numbered from `first` on."""
+    ids_BT, last_BS, start_BT = (np.pad(x, ((0, rows - len(x)), (0, 0))) for x in packed.rows)
+    sentence_BT = np.zeros_like(ids_BT)
+    row_n, slot_n = np.divmod(packed.place_n, last_BS.shape[1])
+    for n, (row, last) in enumerate(zip(row_n, last_BS[row_n, slot_n], strict=True)):
+        sentence_BT[row, start_BT[row, last] : last + 1] = first + n
+    return Batch(Rows(ids_BT, last_BS, start_BT), sentence_BT, packed.place_n.reshape(-1, roles))
+
+
+def rows_of_shard(rows: int, shards: int, chunks: int) -> int:
+    """Rows of a shard, some of them empty, so that few shapes are ever compiled.
+
+    A multiple of chunks, up to an 8th more than are filled; a small batch up to 3 more.
+    """
+    unit = chunks
+    while unit * shards < 4 or 16 * unit <= rows:
+        unit *= 2
+    return -(-rows // unit) * unit

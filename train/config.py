@@ -10,8 +10,9 @@ from typing import Final, Literal
 SYNTHETIC: Final = "synthetic"
 # What a resumed run may be given anew; anything else changes what it computes.
 FREE_ON_RESUME: Final = frozenset(
-    "mesh resume output json keep coordinator processes process".split()
+    "mesh resume output json keep save_minutes final_eval coordinator processes process".split()
 )
+STOPPED: Final = 75  # exit status of a run that SIGTERM stopped: EX_TEMPFAIL, "try again later"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,8 +64,9 @@ class TrainConfig:
     """Triplets of the global batch; every other one's sentences are its negatives."""
     chunks: int = 1
     """Parts that a batch is encoded in one after another, to save memory; same result."""
-    remat: Literal["none", "dots", "full"] = "none"
-    """What the backward pass recomputes to save memory: nothing, all but products, everything."""
+    remat: Literal["auto", "none", "dots", "full"] = "auto"
+    """What the backward pass recomputes to save memory: nothing, all but products, everything, or
+    the first of these that fits the device."""
     cut: int = 32
     """Tokens that a sentence is cut to before it goes into the template."""
     epochs: float = 1.0
@@ -80,8 +82,14 @@ class TrainConfig:
 
     eval_every: int = 50
     """Steps between development scores; the best weights are kept, later ties win."""
+    patience: int | None = None
+    """Stop after this many development scores in a row below the best."""
+    final_eval: bool = False
+    """Score the best weights on all STS tasks of --dev at the end."""
     save_every: int = 50
     """Steps between checkpoints."""
+    save_minutes: float | None = None
+    """Minutes between checkpoints at most, whatever the steps."""
     keep: int = 2
     """Newest checkpoints kept."""
 
@@ -112,7 +120,9 @@ class TrainConfig:
                 ("dropout", "from 0 to below 1", 0 <= self.dropout < 1),
                 ("base_dropout", "from 0 to below 1", 0 <= (self.base_dropout or 0) < 1),
                 ("eval_every", "1 or more", self.eval_every >= 1),
+                ("patience", "1 or more", self.patience is None or self.patience >= 1),
                 ("save_every", "1 or more", self.save_every >= 1),
+                ("save_minutes", "above 0", self.save_minutes is None or self.save_minutes > 0),
                 ("keep", "1 or more", self.keep >= 1),
             )
             if not fine
@@ -122,6 +132,10 @@ class TrainConfig:
             wrong.append("--full trains every weight and takes no --adapter: drop one of the two")
         if self.full and self.quantize is not None:
             wrong.append(f"--full trains every weight, --quantize {self.quantize} freezes them")
+        if self.final_eval and self.dev is None:
+            wrong.append("--final-eval needs --dev, the folder of the STS tasks")
+        if self.patience is not None and self.dev is None and self.data != SYNTHETIC:
+            wrong.append("--patience needs --dev, the folder of the development pairs")
         if self.resume and self.output is None:
             wrong.append("--resume needs --output, the folder of the run to continue")
         if self.data != SYNTHETIC and not Path(self.data).exists():

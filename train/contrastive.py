@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from train.config import SYNTHETIC, TrainConfig
+from train.config import STOPPED, SYNTHETIC, TrainConfig
 
 if TYPE_CHECKING:
-    from eval.tasks import Pairs
+    from eval.tasks import Pairs, Task
+    from prompteol_jax.embedder import Embedder
     from train.data import Triplet
 
 
@@ -36,34 +37,76 @@ def run(config: TrainConfig) -> dict[str, Any]:
     """Train as configured and return what `--json` gets."""
     config.check()
     from prompteol_jax import axes, distributed
+    from train.metrics import say
 
     shape = axes.parse_mesh(config.mesh)
     distributed.simulate_devices(shape[0] * shape[1] // (config.processes or 1))
     distributed.initialize(config.coordinator, config.processes, config.process)
     triplets, dev = read_data(config)
+    tasks = read_final_tasks(config)
     mesh = axes.make_mesh(shape)
     if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
-        _say(f"mesh {config.mesh}: {mesh.size} devices simulated on the CPU")
+        say(f"mesh {config.mesh}: {mesh.size} devices simulated on the CPU")
 
     from train import learning, loop
     from train.run_folder import RunFolder
 
+    config = loop.with_dtype(config)
     folder = RunFolder.find(config)
-    batches = loop.make_batches(config, triplets)
+    batches = loop.make_batches(config, triplets, distributed.Share.of(mesh))
     start = time.perf_counter()
-    trainable = learning.make_trainable(config, mesh, loop.compute_dtype(config))
+    trainable = learning.make_trainable(config, mesh)
     course = loop.Course(config, folder, trainable, batches, dev)
     folder.begin(config)
-    result = course.run()
+    try:
+        result = course.run()
+    except loop.Stopped as stopped:
+        say(f"stopped at {stopped}, which is saved: go on with --resume --output {folder.path}")
+        raise SystemExit(STOPPED) from None
+    if config.final_eval:
+        result["sts"] = final_scores(config, course.best(), tasks, folder.path)
     result["seconds"] = round(time.perf_counter() - start, 2)
     if distributed.is_primary():
-        finish(config, folder.path, result)
+        finish(config, folder.path, result, course.remarks())
     return result
+
+
+def read_final_tasks(config: TrainConfig) -> Sequence[Task]:
+    """Read what `--final-eval` scores, before any work."""
+    if not config.final_eval:
+        return ()
+    from eval.tasks import read_tasks
+
+    return read_tasks(config.dev)
+
+
+def final_scores(
+    config: TrainConfig, embedder: Embedder, tasks: Sequence[Task], run: Path
+) -> dict[str, float]:
+    """Score the best weights on all STS tasks, as eval.sts does, into RUN/sts.json."""
+    from eval import results, sts
+    from prompteol_jax import distributed
+
+    options = sts.StsOptions(
+        model=config.model,
+        adapter=None if config.full else str(run),
+        template=config.template,
+        mesh=config.mesh,
+        dtype=config.dtype,
+        data=config.dev,
+        json=run / "sts.json",
+    )
+    result, _ = sts.score(embedder, tasks, options)
+    if distributed.is_primary():
+        sts.print_table(result)
+        results.write(options.json, result)
+    return {**result["scores"], "average": result["average"]}
 
 
 def read_data(config: TrainConfig) -> tuple[Sequence[Triplet], Pairs | None]:
     """Read training rows and development pairs, and refuse what is malformed before any work."""
     from train.data import read_triplets
+    from train.metrics import say
 
     if config.data == SYNTHETIC:
         from train import synthetic
@@ -78,7 +121,7 @@ def read_data(config: TrainConfig) -> tuple[Sequence[Triplet], Pairs | None]:
         rows = read_triplets(Path(config.data), skip_bad=config.skip_bad)
         triplets, dev = rows.triplets, None
         if rows.skipped:
-            _say(f"dropped {rows.skipped} malformed rows of {config.data}")
+            say(f"dropped {rows.skipped} malformed rows of {config.data}")
     if config.dev is not None:
         from eval.tasks import read_tasks
 
@@ -86,12 +129,12 @@ def read_data(config: TrainConfig) -> tuple[Sequence[Triplet], Pairs | None]:
     return triplets, dev
 
 
-def finish(config: TrainConfig, run: Path, result: dict[str, Any]) -> None:
+def finish(config: TrainConfig, run: Path, result: dict[str, Any], remarks: str) -> None:
     """Write the result and the report, and print the table."""
-    from train.learning import exported
+    from train.learning import exported_folder
     from train.report import write_run_report
 
-    weights = exported(run, full=config.full)
+    weights = exported_folder(run, full=config.full)
     page = write_run_report(run)
     if config.json:
         config.json.parent.mkdir(parents=True, exist_ok=True)
@@ -111,19 +154,10 @@ def finish(config: TrainConfig, run: Path, result: dict[str, Any]) -> None:
         Console().print(table)
     Console().print(
         f"{result['steps']} steps in {result['seconds']:.0f} s, loss {result['loss']:.4f}\n"
+        f"{remarks}"
         f"best weights (step {result['best_step']}): {weights}\nreport: {page}",
         soft_wrap=True,
     )
-
-
-def _say(line: str) -> None:
-    from prompteol_jax import distributed
-
-    if not distributed.is_primary():
-        return
-    from rich.console import Console
-
-    Console(stderr=True).print(line, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +35,7 @@ class Trainable:
         """Write the weights into the run: a PEFT adapter, or a whole model after --full."""
         if jax.process_count() > 1:
             trainable = jax.tree.map(lambda x: jnp.asarray(distributed.to_host(x)), trainable)
-        folder = exported(run, full=self.full)
+        folder = exported_folder(run, full=self.full)
         if distributed.is_primary():
             decoder = self.decoder(trainable)
             if self.full:
@@ -45,17 +44,26 @@ class Trainable:
                 peft.save_adapter(decoder, self.pretrained.config, folder, base=base)
         return folder
 
+    def exported(self, run: Path) -> Pretrained:
+        """The model with the weights that were last written into the run."""
+        model, folder = self.pretrained, exported_folder(run, full=self.full)
+        if self.full:
+            return load_pretrained(str(folder), model.mesh, dtype=model.decoder.dtype)
+        decoder = peft.load_adapter(model.decoder, model.config, folder, model.mesh)
+        return dataclasses.replace(model, decoder=decoder, adapter=folder)
 
-def exported(run: Path, *, full: bool) -> Path:
+
+def exported_folder(run: Path, *, full: bool) -> Path:
     """Where a run's weights are written."""
     return run / ("model" if full else "adapter")
 
 
-def make_trainable(config: TrainConfig, mesh: Mesh, dtype: Any) -> Trainable:
+def make_trainable(config: TrainConfig, mesh: Mesh) -> Trainable:
     """Load the model and give it a fresh adapter, the one asked for, or none where all trains.
 
     What trains is float32, whatever the dtype of activations and frozen weights.
     """
+    dtype = jnp.dtype(config.dtype)
     adapter = None if config.adapter is None else find_adapter(config.adapter)
     if adapter is not None:
         peft.read_adapter_config(adapter)

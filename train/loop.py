@@ -10,28 +10,32 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from eval.scores import development_score
 from eval.tasks import Pairs
+from prompteol_jax import distributed
+from prompteol_jax.distributed import Share
 from prompteol_jax.embedder import Embedder
+from prompteol_jax.models.decoder import Remat
 from prompteol_jax.template import read_template
 from train.batches import Assembler
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
 from train.data import Batches, Triplet
 from train.learning import Trainable
-from train.metrics import MetricsLog
+from train.memory import choose_remat, device_memory
+from train.metrics import MetricsLog, say
+from train.pulse import Pulse, Stopped
 from train.run_folder import DEV, RunFolder
 from train.step import Learner, TrainState, make_optimizer, state_places
 
 
-def compute_dtype(config: TrainConfig) -> Any:
-    """The dtype asked for, or float32 on a CPU and bfloat16 on an accelerator."""
-    if config.dtype is not None:
-        return jnp.dtype(config.dtype)
-    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+def with_dtype(config: TrainConfig) -> TrainConfig:
+    """The config with its dtype chosen: float32 on a CPU and bfloat16 elsewhere by default."""
+    chosen = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return dataclasses.replace(config, dtype=config.dtype or chosen)
 
 
 @dataclasses.dataclass
@@ -41,6 +45,8 @@ class Standing:
     Attributes:
         best: highest development score after a step, of the weights that are exported.
         dev_last: the newest score; loss: of the newest step.
+        worse: scores in a row below the best.
+        remat: chosen by mesh, so that a resumed run computes the same bits.
     """
 
     dev_before: float | None = None
@@ -48,6 +54,8 @@ class Standing:
     best_step: int = 0
     dev_last: float | None = None
     loss: float | None = None
+    worse: int = 0
+    remat: dict[str, Remat] = dataclasses.field(default_factory=dict)
 
 
 class Course:
@@ -66,7 +74,10 @@ class Course:
         pretrained = trainable.pretrained
         self.mesh, self.steps = pretrained.mesh, len(batches)
         self.embedder = Embedder(pretrained, read_template(config.template))
-        self.assemble = Assembler(self.embedder.prompt, self.mesh, config.cut, config.chunks)
+        share = distributed.Share.of(self.mesh)
+        self.assemble = Assembler(
+            self.embedder.prompt, share, distributed.Channel("batch"), config.cut, config.chunks
+        )
         warmup = config.warmup_steps
         warmup = min(100, self.steps // 10) if warmup is None else warmup
         optimizer, self.schedule = make_optimizer(config.lr, self.steps, warmup)
@@ -74,29 +85,56 @@ class Course:
             trainable.graph,
             optimizer,
             state_places(optimizer, trainable.start, self.mesh),
+            self.mesh.shape["data"],
             config.chunks,
-            config.remat,
             stochastic=pretrained.config.dropout > 0 or (not config.full and config.dropout > 0),
         )
+        self.pulse = Pulse(config.save_minutes)
+        self.done = 0
+        # What the closing line tells: seconds of steps, seconds they waited for saves, padding.
+        self.steps_s: list[float] = []
+        self.saving_s: list[float] = []
+        self.padding: list[float] = []
         self.checkpoints = Checkpoints(folder.path / "checkpoints", keep=config.keep)
         self.key = jax.random.key(config.seed)
         self.standing = Standing()
 
     def run(self) -> dict[str, Any]:
-        """Take the remaining steps; the result of the run without its wall time."""
+        """Take the remaining steps; the result of the run without its wall time.
+
+        Raises: Stopped after SIGTERM, once everything is saved.
+        """
         state = self._begin()
-        first = int(state.step)
-        with MetricsLog(self.folder.path, first, self.steps) as log:
-            self._advance(state, first, log)
+        self.done = first = int(state.step)
+        with MetricsLog(self.folder.path, first, self.steps) as log, self.pulse:
+            if not self._patience_is_over():
+                self._advance(state, first, log)
         self.checkpoints.close()
         return {
             "dev_before": self.standing.dev_before,
             "dev_after": self.standing.best,
             "dev_last": self.standing.dev_last,
             "best_step": self.standing.best_step,
-            "steps": self.steps,
+            "steps": self.done,
             "loss": self.standing.loss,
         }
+
+    def best(self) -> Embedder:
+        """The embedder, with the weights that the run has exported."""
+        distributed.wait_for_all("export")
+        best = self.trainable.exported(self.folder.path)
+        return Embedder(best, self.embedder.template)
+
+    def remarks(self) -> str:
+        """What this process's steps were spent on, for the end of a run; empty without steps."""
+        if not self.steps_s:
+            return ""
+        longest, step_s = max(self.saving_s, default=0.0), float(np.median(self.steps_s))
+        return (
+            f"padding: {np.mean(self.padding):.1%} of the tokens computed\n"
+            f"saves: {len(self.saving_s)}, the longest held a step up for {longest:.3f} s "
+            f"({longest / step_s:.1%} of a step)\n"
+        )
 
     def _begin(self) -> TrainState:
         """The state of the newest checkpoint, or the first one, scored."""
@@ -104,6 +142,9 @@ class Course:
         if self.config.resume and self.checkpoints.steps():
             step, state, meta = self.checkpoints.restore(state)
             self.standing = Standing(**meta)
+            if self.folder.exported() > step:
+                # The weights of a later step, or half of them, took the place of the best ones.
+                self.standing = dataclasses.replace(self.standing, best=None, best_step=0)
             self.folder.forget(after=step)
             return state
         self.folder.forget(after=-1)
@@ -114,35 +155,64 @@ class Course:
         """Steps `first` to the end; metrics are fetched one step late, while the next one runs."""
         waiting = None
         self._clock = time.perf_counter()
-        for step, batch, prefix_C, triplets in self._prefetched(first):
+        for step, assembled, triplets in self._prefetched(first):
+            batch, prefix_C = assembled.batch, assembled.prefix_C
+            arguments = (state, self.trainable.frozen, batch, prefix_C, self.key)
             with jax.set_mesh(self.mesh):
-                state, metrics = self.learner.step(
-                    state, self.trainable.frozen, batch, prefix_C, self.key
-                )
+                if step == first:
+                    self._choose_remat(arguments)
+                state, metrics = self.learner.step(*arguments)
             if waiting is not None:
                 self._record(log, *waiting)
-            waiting = (step, metrics, triplets)
-            done = step + 1
-            judged = done % self.config.eval_every == 0 or done == self.steps
-            saved = done % self.config.save_every == 0 or done == self.steps
+            waiting = (step, metrics, triplets, assembled.padding)
+            self.done = step + 1
+            stop, due = self.pulse.beat()
+            judged = self._is_time(self.config.eval_every)
+            saved = stop or due or self._is_time(self.config.save_every)
             if judged or saved:
                 # A checkpoint stands for all steps up to its own, so their metrics come first.
                 self._record(log, *waiting)
                 waiting = None
             if judged:
-                self._judge(state.trainable, done)
-            if saved:
-                self.checkpoints.save(done, state, dataclasses.asdict(self.standing))
+                self._judge(state.trainable, self.done)
+            over = self._patience_is_over()
+            if saved or over:
+                self._save(state)
             if judged or saved:
                 self._clock = time.perf_counter()
+            if over:
+                return
+            if stop and self.done < self.steps:
+                self.checkpoints.close()
+                raise Stopped(f"step {self.done} of {self.steps}")
+
+    def _choose_remat(self, arguments: tuple) -> None:
+        remat, known = self.config.remat, self.standing.remat
+        if remat == "auto" and self.config.mesh not in known:
+            fit = choose_remat(self.learner, arguments, device_memory())
+            known[self.config.mesh] = fit.remat
+            say(str(fit))
+        remat = known[self.config.mesh] if remat == "auto" else remat
+        self.learner = dataclasses.replace(self.learner, remat=remat)
+
+    def _is_time(self, every: int) -> bool:
+        return self.done % every == 0 or self.done == self.steps
+
+    def _patience_is_over(self) -> bool:
+        return self.config.patience is not None and self.standing.worse >= self.config.patience
+
+    def _save(self, state: TrainState) -> None:
+        start = time.perf_counter()
+        self.checkpoints.save(self.done, state, dataclasses.asdict(self.standing))
+        self.pulse.saved()
+        self.saving_s.append(time.perf_counter() - start)
 
     def _prefetched(self, first: int) -> Iterator[tuple]:
         """Batches from `first` on, each assembled in a thread while the one before is computed."""
 
         def assemble(step: int) -> tuple:
             triplets = self.batches[step]
-            batch, prefix_C, _ = self.assemble(triplets)
-            return step, batch, prefix_C, triplets
+            return step, self.assemble(triplets), triplets
 
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(assemble, first) if first < self.steps else None
@@ -151,7 +221,9 @@ class Course:
                 waiting = pool.submit(assemble, step + 1) if step + 1 < self.steps else None
                 yield ready
 
-    def _record(self, log: MetricsLog, step: int, metrics: dict, triplets: Sequence) -> None:
+    def _record(
+        self, log: MetricsLog, step: int, metrics: dict, triplets: Sequence, padding: float
+    ) -> None:
         """Log a step, timed from the end of the one before; a loss that is not finite ends the run.
 
         Raises: FloatingPointError with the step and the first rows of its batch.
@@ -165,7 +237,8 @@ class Course:
                 f"step {step + 1}: loss {values['loss']}, gradient norm {values['grad_norm']}. "
                 f"Its batch begins with {rows}. A lower --lr or --dtype float32 may help."
             )
-        sentences = len(triplets) * (2 if triplets[0].hard_neg is None else 3)
+        roles = 2 if triplets[0].hard_neg is None else 3
+        sentences = self.config.batch * roles
         log.write(
             {
                 "step": step + 1,
@@ -175,8 +248,11 @@ class Course:
                 "grad_norm": values["grad_norm"],
                 "step_s": seconds,
                 "sentences_per_s": sentences / seconds,
+                "padding": padding,
             }
         )
+        self.steps_s.append(seconds)
+        self.padding.append(padding)
         self.standing.loss = values["loss"]
 
     def _judge(self, weights: PyTree, step: int) -> None:
@@ -184,9 +260,12 @@ class Course:
         score = self._score(weights, step)
         now = self.standing
         now.dev_last = score
-        if score is None or now.best is None or score >= now.best:
-            now.best, now.best_step = score, step
-            self.trainable.export(weights, self.folder.path, self.config.model)
+        if score is not None and now.best is not None and score < now.best:
+            now.worse += 1
+            return
+        now.best, now.best_step, now.worse = score, step, 0
+        self.folder.begin_export(step)
+        self.trainable.export(weights, self.folder.path, self.config.model)
 
     def _score(self, weights: PyTree, step: int) -> float | None:
         if self.dev is None:
@@ -197,9 +276,16 @@ class Course:
         return score
 
 
-def make_batches(config: TrainConfig, triplets: Sequence[Triplet]) -> Batches:
-    """The batches of the run: those of its epochs, or of `--steps` steps."""
+def make_batches(config: TrainConfig, triplets: Sequence[Triplet], share: Share) -> Batches:
+    """This process's rows of the batches of the run: of its epochs, or of `--steps` steps."""
     epochs = config.epochs
     if config.steps is not None:
         epochs = config.steps / max(1, len(triplets) // config.batch)
-    return Batches(triplets, batch=config.batch, epochs=epochs, seed=config.seed)
+    return Batches(
+        triplets,
+        batch=config.batch,
+        epochs=epochs,
+        seed=config.seed,
+        process_index=share.index,
+        process_count=share.count,
+    )

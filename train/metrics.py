@@ -82,3 +82,12 @@ class MetricsLog:
             f"{left:.0f} s left\n"
         )
         sys.stderr.flush()
+
+
+def say(line: str) -> None:
+    """Tell the user, on standard error; only one process does."""
+    if not distributed.is_primary():
+        return
+    from rich.console import Console
+
+    Console(stderr=True).print(line, soft_wrap=True, highlight=False)

@@ -8,12 +8,13 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from prompteol_jax import distributed
+from prompteol_jax import distributed, durable
 from train.config import FREE_ON_RESUME, TrainConfig
 
 CONFIG: Final = "config.json"
 METRICS: Final = "metrics.jsonl"
 DEV: Final = "dev.jsonl"
+BEST: Final = "best.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,17 @@ class RunFolder:
         if distributed.is_primary():
             with (self.path / name).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
+
+    def begin_export(self, step: int) -> None:
+        """Note the step whose weights are about to be written, before any of them is."""
+        if distributed.is_primary():
+            line = json.dumps({"step": step}) + "\n"
+            durable.write_whole(self.path / BEST, lambda file: file.write(line.encode()))
+
+    def exported(self) -> int:
+        """The step whose weights were last exported, perhaps not completely; 0 for none."""
+        path = self.path / BEST
+        return json.loads(path.read_text(encoding="utf-8"))["step"] if path.exists() else 0
 
     def forget(self, after: int) -> None:
         """Drop what metrics.jsonl and dev.jsonl say of steps behind the one that is resumed."""

@@ -21,15 +21,34 @@ from train.loss import contrastive_loss
 
 
 class Batch(NamedTuple):
-    """Packed sentences of a global batch of triplets or pairs.
+    """Packed sentences of a global batch of triplets or pairs, cut along data like the triplets.
 
     Attributes:
+        sentence_BT: number of each token's sentence in the global batch, of which its dropout keys
+            are made; whatever it is where no sentence is.
         place_B3: where the vectors of anchor, positive and hard negative (if any) come out of the
-            flattened `[rows * S]` outputs.
+            flattened `[rows * S]` outputs of their own shard of data.
     """
 
     rows: Rows
+    sentence_BT: Int[Array, "rows T"]
     place_B3: Int[Array, "B 3"] | Int[Array, "B 2"]
+
+
+def abstract_batch(mesh: Mesh, rows: int, row_shape: tuple[int, int], triplets: int) -> Batch:
+    """Placeholders of a batch, from which a step is compiled without data.
+
+    Args:
+        rows: of the whole batch; row_shape: tokens of a row, and sentences it holds at most.
+        triplets: of the global batch, each with a hard negative.
+    """
+
+    def ids(*shape: int) -> jax.ShapeDtypeStruct:
+        place = NamedSharding(mesh, PartitionSpec("data"))
+        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=place)
+
+    T, S = row_shape
+    return Batch(Rows(ids(rows, T), ids(rows, S), ids(rows, T)), ids(rows, T), ids(triplets, 3))
 
 
 class TrainState(NamedTuple):
@@ -46,6 +65,7 @@ class Learner:
 
     Attributes:
         places: where each part of the state lies; it never moves, so a step is compiled once.
+        shards: parts along data that a batch is cut into.
         chunks: parts that the rows are encoded in one after another, with memory for one.
         stochastic: the model has dropout, so a step needs keys.
     """
@@ -53,27 +73,39 @@ class Learner:
     graph: nnx.GraphDef
     optimizer: optax.GradientTransformation
     places: TrainState
+    shards: int = 1
     chunks: int = 1
     remat: Remat = "none"
     stochastic: bool = False
 
     def init(self, trainable: PyTree) -> TrainState:
         """The state before the first step."""
+        return jax.jit(self._first, out_shardings=self.places)(trainable)
 
-        def first(trainable: PyTree) -> TrainState:
-            return TrainState(jnp.int32(0), trainable, self.optimizer.init(trainable))
+    def abstract_state(self, trainable: PyTree) -> TrainState:
+        """Placeholders of the state, where each part of it will lie."""
 
-        return jax.jit(first, out_shardings=self.places)(trainable)
+        def placed(x: jax.ShapeDtypeStruct, place: NamedSharding) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+        return jax.tree.map(placed, jax.eval_shape(self._first, trainable), self.places)
+
+    def _first(self, trainable: PyTree) -> TrainState:
+        return TrainState(jnp.int32(0), trainable, self.optimizer.init(trainable))
 
     def embed(
-        self, model: Decoder, rows: Rows, prefix_C: jax.Array, key: jax.Array | None
+        self, model: Decoder, batch: Batch, prefix_C: jax.Array, key: jax.Array | None
     ) -> jax.Array:
-        """Vectors of all sentences, `[rows * S, D]`, the prefix computed once for all of them."""
-        B = len(rows.ids_BT)
-        prefix_key, key_B = (None, None) if key is None else _keys(key, B)
-        cache = model.prefill(prefix_C, prefix_key, remat=self.remat) if len(prefix_C) else None
-        z_BSD = in_chunks(partial(model, remat=self.remat), self.chunks)(rows, cache, key_B)
-        return z_BSD.reshape(-1, z_BSD.shape[-1])
+        """Vectors of the triplets, `[B, 3, D]`, the prefix computed once for all of them."""
+        key_C, key_BT = (None, None) if key is None else _keys(key, batch, len(prefix_C))
+        cache = model.prefill(prefix_C, key_C, remat=self.remat) if len(prefix_C) else None
+        encode = in_chunks(partial(model, remat=self.remat), self.chunks)
+        z_BSD = encode(batch.rows, cache, key_BT)
+        # Every shard finds its own sentences in its own rows.
+        D, B = z_BSD.shape[-1], len(batch.place_B3)
+        z_XnD = z_BSD.reshape(self.shards, -1, D)
+        place_Xm = batch.place_B3.reshape(self.shards, -1)
+        return jnp.take_along_axis(z_XnD, place_Xm[..., None], axis=1).reshape(B, -1, D)
 
     @cached_property
     def step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
@@ -109,8 +141,9 @@ class Learner:
     ) -> tuple[jax.Array, jax.Array]:
         """Loss and accuracy of a batch as a function of what trains."""
         model = nnx.merge(self.graph, trainable, frozen)
-        z_nD = self.embed(model, batch.rows, prefix_C, key)
-        return contrastive_loss(*(z_nD[place_B] for place_B in batch.place_B3.T))
+        z_B3D = self.embed(model, batch, prefix_C, key)
+        with jax.named_scope("loss"):
+            return contrastive_loss(*(z_B3D[:, role] for role in range(z_B3D.shape[1])))
 
 
 def state_places(
@@ -129,10 +162,15 @@ def state_places(
     return TrainState(whole, layout, moments)
 
 
-def _keys(key: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
-    """One key for the prefix and one for every row."""
+def _keys(key: jax.Array, batch: Batch, prefix: int) -> tuple[jax.Array, jax.Array]:
+    """One key for every token of the prefix, and one for every token of the rows."""
     prefix_key, row_key = jax.random.split(key)
-    return prefix_key[None], nn.fold_keys_over(row_key, rows)
+    place_C = jnp.arange(prefix)
+    place_BT = jnp.arange(batch.sentence_BT.shape[1]) - batch.rows.start_BT
+    return (
+        nn.token_keys(prefix_key, jnp.zeros((1, prefix), jnp.int32), place_C[None])[0],
+        nn.token_keys(row_key, batch.sentence_BT, place_BT),
+    )
 
 
 def in_chunks(
@@ -148,7 +186,7 @@ def in_chunks(
     if chunks == 1:
         return encode
 
-    def chunked(rows: Rows, cache: KVCache | None, key_B: jax.Array | None) -> jax.Array:
+    def chunked(rows: Rows, cache: KVCache | None, key_BT: jax.Array | None) -> jax.Array:
         def cut(x: jax.Array) -> jax.Array:
             return jnp.swapaxes(x.reshape(len(x) // chunks, chunks, *x.shape[1:]), 0, 1)
 
@@ -156,7 +194,7 @@ def in_chunks(
         def part(xs: tuple[Rows, jax.Array | None]) -> jax.Array:
             return encode(xs[0], cache, xs[1])
 
-        z_MbSD = jax.lax.map(part, jax.tree.map(cut, (rows, key_B)))
+        z_MbSD = jax.lax.map(part, jax.tree.map(cut, (rows, key_BT)))
         return jnp.swapaxes(z_MbSD, 0, 1).reshape(-1, *z_MbSD.shape[2:])
 
     return chunked

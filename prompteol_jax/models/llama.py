@@ -194,7 +194,7 @@ class Stem(nnx.Module):
         self.H = config.H
 
     def __call__(
-        self, ids_BT: jax.Array, place_BT: jax.Array, key_B: jax.Array | None
+        self, ids_BT: jax.Array, place_BT: jax.Array, key_BT: jax.Array | None
     ) -> jax.Array:
         return nn.lookup(self.tokens[...], ids_BT)
 
@@ -218,37 +218,38 @@ class Block(nnx.Module):
         self.down = nn.Linear("BTF,DF->BTD", make, bias=config.mlp_bias)
 
     def __call__(
-        self, x_BTD: jax.Array, view: View, prefix: tuple | None, key_B: jax.Array | None
+        self, x_BTD: jax.Array, view: View, prefix: tuple | None, key_BT: jax.Array | None
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """The block's output for the view's queries, and the keys and values of every token."""
-        keys = nn.split_keys(key_B, 7)
+        *keys, rest = nn.split_keys(key_BT, 3)
+        query_keys = nn.split_keys(view.query_keys(rest), 5)
         with jax.named_scope("attention"):
             y_BTD = self.attention_norm(x_BTD)
             kv = self._keys_values(y_BTD, view, keys)
             x_BQD, y_BQD = view.queries(x_BTD), view.queries(y_BTD)
-            q_BQNH = attention.rotate(self.q(y_BQD, keys[0]), view.query_angles())
+            q_BQNH = attention.rotate(self.q(y_BQD, query_keys[0]), view.query_angles())
             q_BQNH = axes.constrain(q_BQNH, "BQNH")
             y_BQNH = attention.attend(
                 q_BQNH, *kv, view.mask_BQT, prefix, view.real_C, view.start_BT
             )
-            x_BQD = axes.constrain(x_BQD + self.o(y_BQNH, keys[3]), "BQD")
+            x_BQD = axes.constrain(x_BQD + self.o(y_BQNH, query_keys[1]), "BQD")
         with jax.named_scope("mlp"):
             y_BQD = self.mlp_norm(x_BQD)
-            y_BQF = jax.nn.silu(self.gate(y_BQD, keys[4])) * self.up(y_BQD, keys[5])
+            y_BQF = jax.nn.silu(self.gate(y_BQD, query_keys[2])) * self.up(y_BQD, query_keys[3])
             y_BQF = axes.constrain(y_BQF, "BQF")
-            x_BQD = axes.constrain(x_BQD + self.down(y_BQF, keys[6]), "BQD")
+            x_BQD = axes.constrain(x_BQD + self.down(y_BQF, query_keys[4]), "BQD")
         return x_BQD, kv
 
     def keys_values(
-        self, x_BTD: jax.Array, view: View, key_B: jax.Array | None
+        self, x_BTD: jax.Array, view: View, key_BT: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
         """Keys and values alone, for the last layer of a prefix."""
-        keys = nn.split_keys(key_B, 3)
+        *keys, _ = nn.split_keys(key_BT, 3)
         return self._keys_values(self.attention_norm(x_BTD), view, keys)
 
     def _keys_values(self, y_BTD: jax.Array, view: View, keys: list) -> tuple[jax.Array, jax.Array]:
-        k_BTKH = attention.rotate(self.k(y_BTD, keys[1]), view.angles)
-        v_BTKH = self.v(y_BTD, keys[2])
+        k_BTKH = attention.rotate(self.k(y_BTD, keys[0]), view.angles)
+        v_BTKH = self.v(y_BTD, keys[1])
         return axes.constrain(k_BTKH, "BTKH"), axes.constrain(v_BTKH, "BTKH")
 
 

@@ -124,13 +124,13 @@ class Stem(nnx.Module):
         self.rate = config.dropout
 
     def __call__(
-        self, ids_BT: jax.Array, place_BT: jax.Array, key_B: jax.Array | None
+        self, ids_BT: jax.Array, place_BT: jax.Array, key_BT: jax.Array | None
     ) -> jax.Array:
         x = nn.lookup(self.tokens[...], ids_BT)
         if self.project_in is not None:
             x = self.project_in(x)
         x_BTD = x + nn.lookup(self.positions[...], place_BT + POSITION_OFFSET)
-        return nn.dropout(x_BTD, key_B, self.rate)
+        return nn.dropout(x_BTD, key_BT, self.rate)
 
     def angles(self, place_BT: jax.Array) -> None:
         """OPT turns nothing."""
@@ -152,40 +152,41 @@ class Block(nnx.Module):
         self.rate = config.dropout
 
     def __call__(
-        self, x_BTD: jax.Array, view: View, prefix: tuple | None, key_B: jax.Array | None
+        self, x_BTD: jax.Array, view: View, prefix: tuple | None, key_BT: jax.Array | None
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """The block's output for the view's queries, and the keys and values of every token."""
-        keys = nn.split_keys(key_B, 8)
+        *keys, rest = nn.split_keys(key_BT, 3)
+        query_keys = nn.split_keys(view.query_keys(rest), 6)
         with jax.named_scope("attention"):
             y_BTD = self.attention_norm(x_BTD) if self.pre_norm else x_BTD
             kv = self._keys_values(y_BTD, keys)
             x_BQD, y_BQD = view.queries(x_BTD), view.queries(y_BTD)
-            q_BQNH = axes.constrain(self.q(y_BQD, keys[0]), "BQNH")
+            q_BQNH = axes.constrain(self.q(y_BQD, query_keys[0]), "BQNH")
             y_BQNH = attention.attend(
                 q_BQNH, *kv, view.mask_BQT, prefix, view.real_C, view.start_BT
             )
-            x_BQD = x_BQD + nn.dropout(self.o(y_BQNH, keys[3]), keys[6], self.rate)
+            x_BQD = x_BQD + nn.dropout(self.o(y_BQNH, query_keys[1]), query_keys[2], self.rate)
             x_BQD = axes.constrain(x_BQD, "BQD")
             if not self.pre_norm:
                 x_BQD = self.attention_norm(x_BQD)
         with jax.named_scope("mlp"):
             y_BQD = self.mlp_norm(x_BQD) if self.pre_norm else x_BQD
-            y_BQF = axes.constrain(jax.nn.relu(self.up(y_BQD, keys[4])), "BQF")
-            x_BQD = x_BQD + nn.dropout(self.down(y_BQF, keys[5]), keys[7], self.rate)
+            y_BQF = axes.constrain(jax.nn.relu(self.up(y_BQD, query_keys[3])), "BQF")
+            x_BQD = x_BQD + nn.dropout(self.down(y_BQF, query_keys[4]), query_keys[5], self.rate)
             x_BQD = axes.constrain(x_BQD, "BQD")
             x_BQD = x_BQD if self.pre_norm else self.mlp_norm(x_BQD)
         return x_BQD, kv
 
     def keys_values(
-        self, x_BTD: jax.Array, view: View, key_B: jax.Array | None
+        self, x_BTD: jax.Array, view: View, key_BT: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
         """Keys and values alone, for the last layer of a prefix."""
-        keys = nn.split_keys(key_B, 3)
+        *keys, _ = nn.split_keys(key_BT, 3)
         return self._keys_values(self.attention_norm(x_BTD) if self.pre_norm else x_BTD, keys)
 
     def _keys_values(self, y_BTD: jax.Array, keys: list) -> tuple[jax.Array, jax.Array]:
-        k_BTKH = axes.constrain(self.k(y_BTD, keys[1]), "BTKH")
-        v_BTKH = axes.constrain(self.v(y_BTD, keys[2]), "BTKH")
+        k_BTKH = axes.constrain(self.k(y_BTD, keys[0]), "BTKH")
+        v_BTKH = axes.constrain(self.v(y_BTD, keys[1]), "BTKH")
         return k_BTKH, v_BTKH
 
 

@@ -49,7 +49,7 @@ def test_only_the_layers_that_are_named_are_adapted(targets, decoders):
     assert not any(".lora." in path for path in models.leaves(model))
 
 
-def test_an_update_is_its_product_and_drops_out_its_input_row_by_row(decoders):
+def test_an_update_is_its_product_and_drops_out_its_input_token_by_token(decoders):
     config, model = decoders("opt")
     lora = LoraConfig(rank=2, dropout=0.5, targets=("q_proj",))
     model = adapters.attach(model, config, lora, axes.make_mesh((1, 1)))
@@ -59,7 +59,7 @@ def test_an_update_is_its_product_and_drops_out_its_input_row_by_row(decoders):
     x = jnp.asarray(rng.normal(size=(3, 5, 32)), jnp.float32)
     by_hand = np.einsum("BTD,NHD->BTNH", x, np.asarray(update.product()))
     np.testing.assert_allclose(update(x, None), by_hand, rtol=1e-4, atol=1e-4)
-    key_B = jax.random.split(jax.random.key(0), 3)
-    dropped = update(x, key_B)
-    np.testing.assert_array_equal(update(x[1:], key_B[1:]), dropped[1:])
+    key_BT = jax.random.split(jax.random.key(0), (3, 5))
+    dropped = update(x, key_BT)
+    np.testing.assert_array_equal(update(x[1:], key_BT[1:]), dropped[1:])
     assert np.abs(np.asarray(dropped) - by_hand).max() > 0.1

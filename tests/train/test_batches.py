@@ -1,14 +1,17 @@
 """Laws of assembly: every sentence is in the packed rows once, and its place is its last token."""
 
+import jax
 import numpy as np
 import pytest
 
 from prompteol_jax import axes
+from prompteol_jax.distributed import Channel, Share
 from prompteol_jax.models.tiny import tiny_tokenizer
 from prompteol_jax.template import PROMPTEOL
+from prompteol_jax.tokenizer import load_tokenizer
 from prompteol_jax.tokens import Prompt
-from train.batches import Assembler
-from train.data import Triplet
+from train.batches import Assembler, rows_of_shard
+from train.data import Triplet, read_triplets
 from train.synthetic import synthetic_triplets
 
 LONG = "a man is reading a newspaper on the street " * 20
@@ -30,20 +33,30 @@ def prompt():
     return Prompt(PROMPTEOL, tiny_tokenizer(), max_tokens=512)
 
 
+@pytest.fixture(scope="module")
+def opt_prompt(data):
+    tokenizer = load_tokenizer(data / "weights" / "opt-tokenizer", vocab_size=50272)
+    return Prompt(PROMPTEOL, tokenizer, max_tokens=2048)
+
+
 def assembler(prompt, mesh="1x1", cut=32, chunks=1):
-    return Assembler(prompt, axes.make_mesh(axes.parse_mesh(mesh)), cut, chunks)
+    share = Share.of(axes.make_mesh(axes.parse_mesh(mesh)))
+    return Assembler(prompt, share, Channel("batch"), cut, chunks)
 
 
-def sentences_of(batch, prefix_C):
+def sentences_of(batch, prefix_C, shards=1):
     """The ids of every sentence of a batch, in the order of triplets and roles."""
     ids_BT, last_BS, start_BT = (np.asarray(x) for x in batch.rows)
-    S = last_BS.shape[1]
+    sentence_BT = np.asarray(batch.sentence_BT)
+    S, places = last_BS.shape[1], np.asarray(batch.place_B3)
     found = []
-    for place in np.asarray(batch.place_B3).ravel():
+    for n, place in enumerate(places.ravel()):
         row, slot = divmod(int(place), S)
+        row += n * shards // places.size * (len(ids_BT) // shards)
         last = last_BS[row, slot]
         first = start_BT[row, last]
         assert (start_BT[row, first : last + 1] == first).all()
+        assert (sentence_BT[row, first : last + 1] == n).all()
         found.append([*prefix_C, *ids_BT[row, first : last + 1]])
     return found
 
@@ -58,13 +71,14 @@ def expected_ids(prompt, triplets, cut):
 @pytest.mark.parametrize("name", BATCHES)
 def test_every_sentence_is_in_the_rows_once_and_found_by_its_place(name, cut, prompt):
     triplets = BATCHES[name]
-    batch, prefix_C, tokens = assembler(prompt, cut=cut)(triplets)
+    batch, prefix_C, padding = assembler(prompt, cut=cut)(triplets)
     expected = expected_ids(prompt, triplets, cut)
     assert sentences_of(batch, prefix_C) == expected
     places = np.asarray(batch.place_B3)
     assert places.shape == (len(triplets), 2 if name == "pairs" else 3)
     assert len(set(places.ravel().tolist())) == places.size
-    assert tokens == sum(len(ids) - len(prefix_C) for ids in expected) + len(prefix_C)
+    tokens = sum(len(ids) - len(prefix_C) for ids in expected)
+    assert padding == pytest.approx(1 - tokens / batch.rows.ids_BT.size)
 
 
 def test_a_batch_shares_the_prefix(prompt):
@@ -86,34 +100,42 @@ def test_a_batch_with_a_sentence_that_does_not_share_the_prefix_goes_whole(promp
 
     wayward = Wayward(PROMPTEOL, prompt.tokenizer, max_tokens=512)
     triplets = BATCHES["synthetic"]
-    batch, prefix_C, tokens = assembler(wayward)(triplets)
+    batch, prefix_C, padding = assembler(wayward)(triplets)
     assert len(prefix_C) == 0
     expected = expected_ids(prompt, triplets, 32)
     assert sentences_of(batch, prefix_C) == expected
-    assert tokens == sum(map(len, expected))
+    assert padding == pytest.approx(1 - sum(map(len, expected)) / batch.rows.ids_BT.size)
 
 
 @pytest.mark.parametrize(("mesh", "chunks"), [("1x1", 3), ("8x1", 1), ("4x2", 4), ("2x4", 5)])
-def test_rows_share_out_evenly_over_devices_and_chunks(mesh, chunks, prompt):
+def test_every_shard_packs_its_own_sentences_in_rows_for_every_chunk(mesh, chunks, prompt):
     made = assembler(prompt, mesh, chunks=chunks)
     batch, prefix_C, _ = made(BATCHES["synthetic"])
-    rows = batch.rows.ids_BT
-    data = made.mesh.shape["data"]
+    rows, data = batch.rows.ids_BT, made.share.mesh.shape["data"]
     assert len(rows) % (data * chunks) == 0
-    assert len(rows.sharding.shard_shape(rows.shape)) == 2
-    assert rows.sharding.shard_shape(rows.shape)[0] == len(rows) // data
-    assert sentences_of(batch, prefix_C) == expected_ids(prompt, BATCHES["synthetic"], 32)
+    for array in jax.tree.leaves(batch):
+        assert array.sharding.shard_shape(array.shape)[0] == len(array) // data
+    expected = expected_ids(prompt, BATCHES["synthetic"], 32)
+    assert sentences_of(batch, prefix_C, data) == expected
 
 
-def test_packing_is_the_same_on_every_mesh(prompt):
-    """Dropout keys belong to rows: a sentence must not change its row with the mesh."""
-    triplets = BATCHES["synthetic"]
-    places = [
-        np.asarray(assembler(prompt, mesh, chunks=chunks)(triplets)[0].place_B3)
-        for mesh, chunks in (("1x1", 1), ("8x1", 1), ("2x4", 5))
-    ]
-    np.testing.assert_array_equal(places[0], places[1])
-    np.testing.assert_array_equal(places[0], places[2])
+@pytest.mark.parametrize("shards", [1, 2, 8])
+@pytest.mark.parametrize("chunks", [1, 3, 8])
+def test_few_numbers_of_rows_occur_and_little_is_added(chunks, shards):
+    rounded = [rows_of_shard(rows, shards, chunks) for rows in range(1, 2000)]
+    least = max(2 * chunks, 8 / shards)
+    assert all(0 <= r - rows < max(least, rows / 8) for rows, r in enumerate(rounded, 1))
+    assert all(r % chunks == 0 for r in rounded)
+    assert len(set(rounded)) < 100
+
+
+def test_padding_of_real_triplets_is_below_15_percent(data, opt_prompt):
+    triplets = read_triplets(data / "nli" / "nli_triplets.csv").triplets
+    rng = np.random.default_rng(0)
+    for batch, mesh in ((64, "1x1"), (256, "1x1"), (256, "8x1")):
+        drawn = [[triplets[i] for i in rng.permutation(len(triplets))[:batch]] for _ in range(4)]
+        padding = np.mean([assembler(opt_prompt, mesh)(rows).padding for rows in drawn])
+        assert padding < (0.15 if mesh == "8x1" else 0.1), (batch, mesh, padding)
 
 
 def test_a_sentence_longer_than_a_row_makes_rows_longer(prompt):

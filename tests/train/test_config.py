@@ -30,6 +30,13 @@ WRONG = [
     ({"eval_every": 0}, "--eval-every 0 must be 1 or more"),
     ({"save_every": 0}, "--save-every 0 must be 1 or more"),
     ({"keep": 0}, "--keep 0 must be 1 or more"),
+    ({"patience": 0}, "--patience 0 must be 1 or more"),
+    ({"save_minutes": 0.0}, "--save-minutes 0.0 must be above 0"),
+    ({"final_eval": True}, "--final-eval needs --dev, the folder of the STS tasks"),
+    (
+        {"patience": 2, "data": "pyproject.toml"},
+        "--patience needs --dev, the folder of the development pairs",
+    ),
     ({"mesh": "4"}, "--mesh: mesh '4' is not DATAxMODEL"),
     ({"mesh": "0x2"}, "--mesh: mesh '0x2' is not DATAxMODEL"),
     ({"mesh": "8x1", "batch": 12}, "--batch 12 must be a multiple of the 8 of --mesh 8x1"),
@@ -94,6 +101,7 @@ def test_every_flag_reaches_its_field():
         "--base-dropout 0.2 --batch 16 --chunks 2 --remat dots --cut 20 --epochs 3 --steps 7 "
         "--quantize nf4 "
         "--lr 1e-4 --warmup-steps 10 --seed 1 --eval-every 5 --save-every 6 --keep 3 "
+        "--patience 4 --final-eval --save-minutes 9.5 "
         "--coordinator h:1 --processes 2 --process 1"
     ).split()
     config = tyro.cli(TrainConfig, args=flags)

@@ -1,6 +1,7 @@
 """Laws of a step: gradients are those of torch and peft, however the work is cut and spread."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from prompteol_jax import adapters, axes, models, nn, peft
+from prompteol_jax import adapters, axes, distributed, models, nn, peft
 from prompteol_jax.pretrained import load_pretrained
 from prompteol_jax.template import PROMPTEOL
 from prompteol_jax.tokens import Prompt
@@ -19,6 +20,7 @@ from train.step import Learner, make_optimizer, state_places
 
 NAMES = ("opt-tiny", "opt-350m-tiny", "llama-gqa-tiny", "tinystories-656k")
 STEPS = 10
+DROPOUT = dict(dropout=0.05, base_dropout=0.1, stochastic=True)
 
 
 @functools.cache
@@ -50,9 +52,11 @@ def learner_of(folder, mesh, *, chunks=1, remat="none", full=False, stochastic=F
     graph, start, frozen = nnx.split(decoder, nn.Weight if full else nn.Lora, ...)
     optimizer, _ = make_optimizer(5e-4, 2 * STEPS, 0)
     places = state_places(optimizer, start, pretrained.mesh)
-    learner = Learner(graph, optimizer, places, chunks, remat, stochastic)
+    shards = pretrained.mesh.shape["data"]
+    learner = Learner(graph, optimizer, places, shards, chunks, remat, stochastic)
     prompt = Prompt(PROMPTEOL, pretrained.tokenizer, max_tokens=pretrained.config.P)
-    return learner, start, frozen, Assembler(prompt, pretrained.mesh, 32, chunks)
+    share = distributed.Share.of(pretrained.mesh)
+    return learner, start, frozen, Assembler(prompt, share, distributed.Channel("b"), 32, chunks)
 
 
 def our_gradients(folder, nli, out, *, full):
@@ -156,7 +160,7 @@ def losses(folder, nli, mesh="1x1", **how):
     state = learner.init(jax.tree.map(jnp.copy, start))
     batch, prefix_C, _ = assemble(nli)
     found = []
-    with jax.set_mesh(assemble.mesh):
+    with jax.set_mesh(assemble.share.mesh):
         for _ in range(STEPS):
             state, metrics = learner.step(state, frozen, batch, prefix_C, jax.random.key(1))
             found.append(float(metrics["loss"]))
@@ -167,7 +171,7 @@ def losses(folder, nli, mesh="1x1", **how):
 
 @functools.cache
 def _alone(folder, triplets):
-    return losses(folder, triplets)
+    return losses(folder, triplets, **DROPOUT)
 
 
 CUTS = [
@@ -180,9 +184,10 @@ CUTS = [
 
 
 def check_cut(folder, nli, mesh, chunks, remat):
+    """Dropout acts: its masks belong to sentences, wherever they are packed."""
     expected = _alone(folder, tuple(nli))
     assert expected[-1] < expected[0] - 0.1
-    found = losses(folder, nli, mesh, chunks=chunks, remat=remat)
+    found = losses(folder, nli, mesh, chunks=chunks, remat=remat, **DROPOUT)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
@@ -198,25 +203,46 @@ def test_ten_steps_of_every_model_are_the_same(name, mesh, chunks, remat, checkp
     check_cut(checkpoint(name), nli, mesh, chunks, remat)
 
 
-def test_dropout_is_the_same_in_chunks(checkpoint, nli):
+def test_dropout_of_a_sentence_is_the_same_in_any_row(checkpoint, nli):
     vectors = []
-    for chunks in (1, 4):
-        how = dict(dropout=0.05, base_dropout=0.1, stochastic=True)
+    for mesh, chunks in (("1x1", 1), ("1x1", 4), ("8x1", 1), ("4x2", 2)):
         learner, start, frozen, assemble = learner_of(
-            checkpoint("opt-tiny"), "1x1", chunks=chunks, **how
+            checkpoint("opt-tiny"), mesh, chunks=chunks, **DROPOUT
         )
         batch, prefix_C, _ = assemble(nli)
         decoder = nnx.merge(learner.graph, start, frozen)
 
         @jax.jit
-        def embed(decoder, rows, key, learner=learner, prefix_C=prefix_C):
-            return learner.embed(decoder, rows, jnp.asarray(prefix_C), key)
+        def embed(decoder, batch, key, learner=learner, prefix_C=prefix_C):
+            return learner.embed(decoder, batch, jnp.asarray(prefix_C), key)
 
-        z = [np.asarray(embed(decoder, batch.rows, jax.random.key(seed))) for seed in (0, 1)]
-        place = np.asarray(batch.place_B3).ravel()
-        vectors.append([x[place] for x in z])
-    assert np.abs(vectors[0][0] - vectors[0][1]).max() > 0.1
-    np.testing.assert_allclose(vectors[1], vectors[0], atol=1e-5)
+        with jax.set_mesh(assemble.share.mesh):
+            z = [np.asarray(embed(decoder, batch, jax.random.key(seed))) for seed in (0, 1)]
+        assert np.abs(z[0] - z[1]).max() > 0.1
+        vectors.append(z)
+    for found in vectors[1:]:
+        np.testing.assert_allclose(found, vectors[0], atol=1e-5)
+
+
+def products(text):
+    """Sorted shapes of the results of all matrix products of a compiled program."""
+    found = re.findall(r"f32\[([\d,]+)\]\S* dot\(", text)
+    return {tuple(sorted(map(int, shape.split(",")))) for shape in found}
+
+
+def test_no_gradient_of_a_frozen_weight_is_computed(checkpoint, nli):
+    found = []
+    for full in (False, True):
+        learner, start, frozen, assemble = learner_of(checkpoint("opt-tiny"), "1x1", full=full)
+        batch, prefix_C, _ = assemble(nli)
+        evaluate = jax.jit(jax.grad(learner.loss, has_aux=True))
+        text = evaluate.lower(start, frozen, batch, prefix_C, None).compile().as_text()
+        last = models.leaves(nnx.merge(learner.graph, start, frozen).last)
+        weights = {tuple(sorted(x.shape)) for path, x in last.items() if path.endswith(".w")}
+        found.append(weights & products(text))
+    frozen, trained = found
+    assert frozen == set()
+    assert trained == {(64, 128), (4, 16, 64)}
 
 
 def test_moments_lie_where_their_weights_do(checkpoint):

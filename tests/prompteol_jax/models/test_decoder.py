@@ -102,22 +102,27 @@ def test_recomputing_in_the_backward_pass_changes_no_gradient(name, remat, decod
     np.testing.assert_allclose(gradient(model, remat), gradient(model), rtol=1e-4, atol=1e-4)
 
 
+def token_keys():
+    """Keys of rows that hold one sentence each."""
+    return nn.token_keys(jax.random.key(0), *jnp.indices(IDS_BT.shape))
+
+
 def test_dropout_of_a_row_does_not_depend_on_its_batch_and_acts_in_every_layer(decoders):
     _, model = decoders("opt")
-    run = jax.jit(lambda rows, key_B: model(rows, None, key_B))
-    key_B = nn.fold_keys_over(jax.random.key(0), 4)
-    z_BSD = run(ROWS, key_B)
+    run = jax.jit(lambda rows, key_BT: model(rows, None, key_BT))
+    key_BT = token_keys()
+    z_BSD = run(ROWS, key_BT)
     order = np.array([2, 0, 3, 1])
-    moved = run(Rows(IDS_BT[order], LAST_BS[order]), key_B[order])
+    moved = run(Rows(IDS_BT[order], LAST_BS[order]), key_BT[order])
     np.testing.assert_array_equal(moved, z_BSD[order])
     assert (np.abs(np.asarray(z_BSD - encode(model, ROWS))).max((1, 2)) > 1e-2).all()
-    assert np.abs(np.asarray(run(ROWS, nn.fold_keys(key_B, 1)) - z_BSD)).max() > 1e-2
+    assert np.abs(np.asarray(run(ROWS, nn.fold_keys(key_BT, 1)) - z_BSD)).max() > 1e-2
 
 
 def test_llama_has_no_dropout_of_its_own(decoders):
     _, model = decoders("llama")
-    key_B = nn.fold_keys_over(jax.random.key(0), 4)
-    z_BSD = jax.jit(lambda key_B: model(ROWS, None, key_B))(key_B)
+    key_BT = token_keys()
+    z_BSD = jax.jit(lambda key_BT: model(ROWS, None, key_BT))(key_BT)
     np.testing.assert_allclose(z_BSD, encode(model, ROWS), atol=1e-6)
 
 
