@@ -15,7 +15,7 @@ from train.step import Learner, state_places
 def test_a_quantised_base_is_frozen_and_no_checkpoint_holds_it(tmp_path):
     mesh = axes.make_mesh((1, 1))
     small, plain = (
-        learning.make_trainable(TrainConfig(rank=2, quantize=kind), mesh, jnp.dtype("float32"))
+        learning.make_trainable(TrainConfig(rank=2, quantize=kind, dtype="float32"), mesh)
         for kind in ("nf4", None)
     )
     for ours, theirs in zip(*map(jax.tree.leaves, (small.start, plain.start)), strict=True):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,6 @@ import time
 from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
@@ -18,7 +18,7 @@ from eval.tasks import Pairs
 from prompteol_jax import Embedder, axes, models, peft
 from train import contrastive, learning, loop
 from train.checkpoint import Checkpoints
-from train.config import TrainConfig
+from train.config import STOPPED, TrainConfig
 
 TEXTS = ["A man is washing a car.", "", "The doctor reads (a book)!"]
 FIELDS = ["dev_before", "dev_after", "dev_last", "best_step", "steps", "loss", "seconds"]
@@ -60,7 +60,7 @@ def test_a_run_leaves_what_is_contracted(whole):
     assert list(whole.result) == FIELDS
     steps, dev = metrics(whole.folder), records(whole.folder / "dev.jsonl")
     assert [list(line) for line in steps] == [
-        ["step", "loss", "accuracy", "lr", "grad_norm", "step_s", "sentences_per_s"]
+        ["step", "loss", "accuracy", "lr", "grad_norm", "step_s", "sentences_per_s", "padding"]
     ] * STEPS
     assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
     assert [line["step"] for line in dev] == [0, 3, 6, 9, 12]
@@ -141,9 +141,9 @@ def test_the_adapter_is_loaded_by_its_run_and_by_peft_with_the_same_outputs(whol
 
 
 def test_a_run_starts_from_the_adapter_it_is_given(whole):
-    config = TrainConfig(adapter=str(whole.folder), dropout=0.3, rank=8)
+    config = TrainConfig(adapter=str(whole.folder), dropout=0.3, rank=8, dtype="float32")
     mesh = axes.make_mesh((1, 1))
-    trainable = learning.make_trainable(config, mesh, jnp.dtype("float32"))
+    trainable = learning.make_trainable(config, mesh)
     decoder = trainable.decoder(trainable.start)
     again = peft.load_adapter(
         trainable.pretrained.decoder,
@@ -167,7 +167,7 @@ def test_refuses_an_adapter_that_is_none_before_any_weight_is_read(tmp_path, mon
         (str(tmp_path), "peft_type = 'IA3', supported: 'LORA'; r is missing"),
     ):
         with pytest.raises((FileNotFoundError, ValueError), match=message):
-            learning.make_trainable(TrainConfig(adapter=adapter), mesh, jnp.dtype("float32"))
+            learning.make_trainable(TrainConfig(adapter=adapter, dtype="float32"), mesh)
 
 
 def csv_file(path, *columns):
@@ -251,6 +251,72 @@ def test_development_pairs_come_from_a_folder(tmp_path, data):
     _, dev = contrastive.read_data(TrainConfig(dev=data / "senteval"))
     assert isinstance(dev, Pairs)
     assert len(dev) == 1500
+
+
+def test_sigterm_saves_and_ends_with_a_status_of_its_own(whole, tmp_path):
+    run = tmp_path / "run"
+    process = subprocess.Popen(whole.command(run), stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (run / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=240)
+    assert process.returncode == STOPPED, said
+    (step,) = Checkpoints(run / "checkpoints").steps()[-1:]
+    assert f"stopped at step {step} of {STEPS}, which is saved: go on with --resume" in said
+    assert [line["step"] for line in metrics(run)] == list(range(1, step + 1))
+    assert contrastive.run(TrainConfig(output=run, resume=True, **FLAGS))["steps"] == STEPS
+    assert weights(run) == weights(whole.folder)
+
+
+def test_minutes_make_more_saves(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(Checkpoints, "save", lambda self, step, *_: saved.append(step))
+    config = TrainConfig(
+        output=tmp_path / "run", batch=8, steps=4, rank=4, eval_every=9, save_minutes=1e-9
+    )
+    contrastive.run(config)
+    assert saved == [1, 2, 3, 4]
+
+
+def test_patience_ends_a_run_and_its_resumption(tmp_path, monkeypatch):
+    scores = iter([9.0, 3.0, 2.0, 3.0, 2.0, 1.0])
+    monkeypatch.setattr(loop, "development_score", lambda *_, **__: next(scores))
+    flags = dict(output=tmp_path / "run", batch=8, steps=9, rank=4, eval_every=1, patience=2)
+    result = contrastive.run(TrainConfig(**flags))
+    assert [result[k] for k in FIELDS[:5]] == [9.0, 3.0, 1.0, 3, 5]
+    again = contrastive.run(TrainConfig(**flags, resume=True))
+    assert {**again, "seconds": 0} == {**result, "seconds": 0}
+
+
+def test_weights_exported_behind_a_checkpoint_are_not_taken_for_its_best(tmp_path, monkeypatch):
+    """A kill between export and checkpoint, and a resumption whose scores differ by rounding."""
+    run = tmp_path / "run"
+    scores = iter([0.0, 5.0, 1.0, 2.0])
+    monkeypatch.setattr(loop, "development_score", lambda *_, **__: next(scores))
+    flags = dict(output=run, batch=8, rank=4, save_every=1, steps=2, eval_every=1)
+    contrastive.run(TrainConfig(**flags))
+    (run / "best.json").write_text('{"step": 2}')
+    shutil.rmtree(run / "checkpoints" / "2")
+    result = contrastive.run(TrainConfig(**flags, resume=True))
+    assert (result["dev_after"], result["best_step"]) == (2.0, 2)
+
+
+def test_the_final_evaluation_is_that_of_the_exported_weights(tmp_path, data):
+    from eval import sts
+
+    run, dev = tmp_path / "run", data / "senteval"
+    config = TrainConfig(
+        output=run, batch=8, steps=2, rank=4, eval_every=1, dev=dev, final_eval=True
+    )
+    tasks = tuple(task for task in contrastive.read_final_tasks(config) if task.name == "STS16")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contrastive, "read_final_tasks", lambda _: tasks)
+        patch.setattr(loop, "development_score", lambda *_, **__: 1.0)
+        result = contrastive.run(config)
+    options = sts.StsOptions(model="tiny", adapter=str(run), data=dev, tasks=("STS16",))
+    alone = sts.run(options)
+    assert result["sts"] == {**alone["scores"], "average": alone["average"]}
+    assert json.loads((run / "sts.json").read_text())["scores"] == alone["scores"]
 
 
 @pytest.mark.slow

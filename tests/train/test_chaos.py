@@ -1,0 +1,17 @@
+"""The law of survival: killed and damaged runs end as undisturbed ones, or refuse by name."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+def test_killed_and_damaged_runs_end_as_undisturbed_ones_or_refuse():
+    script = Path(__file__).with_name("chaos.py")
+    command = [sys.executable, str(script), "--kills", "8", "--damages", "3"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert "8 kills" in done.stdout or "9 kills" in done.stdout
+    assert "all as undisturbed" in done.stdout
