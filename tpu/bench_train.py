@@ -59,9 +59,8 @@ def measure(options: TrainBench) -> dict[str, Any]:
 
 def make_course(options: TrainBench, run: Path) -> Course:
     """The very run that `train.contrastive` would make of these flags, before its first step."""
-    from train import contrastive, learning, loop
+    from train import contrastive, loop
     from train.config import TrainConfig
-    from train.run_folder import RunFolder
 
     config = TrainConfig(
         model=options.model,
@@ -84,9 +83,7 @@ def make_course(options: TrainBench, run: Path) -> Course:
     distributed.simulate_devices(shape[0] * shape[1])
     triplets, _ = contrastive.read_data(config)
     mesh = axes.make_mesh(shape)
-    trainable = learning.make_trainable(config, mesh, loop.compute_dtype(config))
-    batches = loop.make_batches(config, triplets)
-    return loop.Course(config, RunFolder.find(config), trainable, batches, None)
+    return loop.make_course(config, mesh, triplets, None)
 
 
 def _peer(options: TrainBench, course: Course) -> Peer:
@@ -110,13 +107,13 @@ def _rounds(
     def step(number: int) -> dict[str, float]:
         nonlocal state
         start = time.perf_counter()
-        batch, prefix_C, real = course.assemble(course.batches[number])
+        batch, prefix_C, padding = course.assemble(course.batches[number])
         with jax.set_mesh(course.mesh):
             state, metrics = course.learner.step(
                 state, course.trainable.frozen, batch, prefix_C, course.key
             )
         loss = float(metrics["loss"])  # which waits for the device
-        tokens.append(real - len(prefix_C))
+        tokens.append((1 - padding) * batch.rows.ids_BT.size)
         return {"seconds": time.perf_counter() - start, "loss": loss}
 
     for number in range(_COMPILING + options.rounds):

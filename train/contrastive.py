@@ -48,15 +48,11 @@ def run(config: TrainConfig) -> dict[str, Any]:
     if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
         say(f"mesh {config.mesh}: {mesh.size} devices simulated on the CPU")
 
-    from train import learning, loop
-    from train.run_folder import RunFolder
+    from train import loop
 
-    config = loop.with_dtype(config)
-    folder = RunFolder.find(config)
-    batches = loop.make_batches(config, triplets, distributed.Share.of(mesh))
     start = time.perf_counter()
-    trainable = learning.make_trainable(config, mesh)
-    course = loop.Course(config, folder, trainable, batches, dev)
+    course = loop.make_course(config, mesh, triplets, dev)
+    config, folder = course.config, course.folder
     folder.begin(config)
     try:
         result = course.run()

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from eval.scores import development_score
@@ -24,18 +25,12 @@ from train.batches import Assembler
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
 from train.data import Batches, Triplet
-from train.learning import Trainable
+from train.learning import Trainable, make_trainable
 from train.memory import choose_remat, device_memory
 from train.metrics import MetricsLog, say
 from train.pulse import Pulse, Stopped
 from train.run_folder import DEV, RunFolder
 from train.step import Learner, TrainState, make_optimizer, state_places
-
-
-def with_dtype(config: TrainConfig) -> TrainConfig:
-    """The config with its dtype chosen: float32 on a CPU and bfloat16 elsewhere by default."""
-    chosen = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return dataclasses.replace(config, dtype=config.dtype or chosen)
 
 
 @dataclasses.dataclass
@@ -74,7 +69,7 @@ class Course:
         pretrained = trainable.pretrained
         self.mesh, self.steps = pretrained.mesh, len(batches)
         self.embedder = Embedder(pretrained, read_template(config.template))
-        share = distributed.Share.of(self.mesh)
+        share = Share.of(self.mesh)
         self.assemble = Assembler(
             self.embedder.prompt, share, distributed.Channel("batch"), config.cut, config.chunks
         )
@@ -87,6 +82,7 @@ class Course:
             state_places(optimizer, trainable.start, self.mesh),
             self.mesh.shape["data"],
             config.chunks,
+            "none" if config.remat == "auto" else config.remat,
             stochastic=pretrained.config.dropout > 0 or (not config.full and config.dropout > 0),
         )
         self.pulse = Pulse(config.save_minutes)
@@ -187,13 +183,14 @@ class Course:
                 raise Stopped(f"step {self.done} of {self.steps}")
 
     def _choose_remat(self, arguments: tuple) -> None:
-        remat, known = self.config.remat, self.standing.remat
-        if remat == "auto" and self.config.mesh not in known:
+        if self.config.remat != "auto":
+            return
+        known, mesh = self.standing.remat, self.config.mesh
+        if mesh not in known:
             fit = choose_remat(self.learner, arguments, device_memory())
-            known[self.config.mesh] = fit.remat
+            known[mesh] = fit.remat
             say(str(fit))
-        remat = known[self.config.mesh] if remat == "auto" else remat
-        self.learner = dataclasses.replace(self.learner, remat=remat)
+        self.learner = dataclasses.replace(self.learner, remat=known[mesh])
 
     def _is_time(self, every: int) -> bool:
         return self.done % every == 0 or self.done == self.steps
@@ -274,6 +271,16 @@ class Course:
         score = development_score(self.embedder, self.dev, progress=False)
         self.folder.append(DEV, {"step": step, "dev": score})
         return score
+
+
+def make_course(
+    config: TrainConfig, mesh: Mesh, triplets: Sequence[Triplet], dev: Pairs | None
+) -> Course:
+    """The run of these flags before its first step, its model loaded; nothing is written yet."""
+    chosen = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    config = dataclasses.replace(config, dtype=config.dtype or chosen)
+    folder, batches = RunFolder.find(config), make_batches(config, triplets, Share.of(mesh))
+    return Course(config, folder, make_trainable(config, mesh), batches, dev)
 
 
 def make_batches(config: TrainConfig, triplets: Sequence[Triplet], share: Share) -> Batches:

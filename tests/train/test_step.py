@@ -233,16 +233,16 @@ def products(text):
 def test_no_gradient_of_a_frozen_weight_is_computed(checkpoint, nli):
     found = []
     for full in (False, True):
-        learner, start, frozen, assemble = learner_of(checkpoint("opt-tiny"), "1x1", full=full)
+        learner, start, frozen, assemble = learner_of(
+            checkpoint("tinystories-656k"), "1x1", full=full
+        )
         batch, prefix_C, _ = assemble(nli)
         evaluate = jax.jit(jax.grad(learner.loss, has_aux=True))
         text = evaluate.lower(start, frozen, batch, prefix_C, None).compile().as_text()
         last = models.leaves(nnx.merge(learner.graph, start, frozen).last)
         weights = {tuple(sorted(x.shape)) for path, x in last.items() if path.endswith(".w")}
         found.append(weights & products(text))
-    frozen, trained = found
-    assert frozen == set()
-    assert trained == {(64, 128), (4, 16, 64)}
+    assert found == [set(), weights]
 
 
 def test_moments_lie_where_their_weights_do(checkpoint):
