@@ -60,7 +60,7 @@ def test_a_second_sigterm_ends_the_process():
 
 def test_what_one_process_is_told_all_of_them_do(monkeypatch, clock):
     """The first process's clock counts for all."""
-    timed = Pulse(1)
+    timed = Pulse(1.0)
     clock[0] += 61
     monkeypatch.setattr(timed._channel, "exchange", lambda mine: [[False, False], [True, True]])
     assert timed.beat() == Beat(True, False)
