@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from prompteol_jax import distributed, hf, models, nn, quant
+from prompteol_jax import distributed, dropout, hf, models, nn, quant
 from prompteol_jax.models import initial
 from prompteol_jax.models.decoder import Decoder
 
@@ -74,7 +74,7 @@ class Update(nnx.Module):
 
         @jax.checkpoint
         def shrink(x: jax.Array, key_BT: jax.Array | None, a: jax.Array) -> jax.Array:
-            return nn.dot(self.down, nn.dropout(x, key_BT, self.rate), a)
+            return nn.dot(self.down, dropout.drop(x, key_BT, self.rate), a)
 
         h = shrink(x, key_BT, self.a[...].astype(x.dtype)).astype(x.dtype)
         return nn.dot(self.up, h, self.b[...].astype(x.dtype)) * self.scale

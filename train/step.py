@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key, PyTree
 
-from prompteol_jax import nn
+from prompteol_jax import dropout
 from prompteol_jax.models.decoder import Decoder, KVCache, Remat, Rows
 from train.loss import contrastive_loss
 
@@ -168,8 +168,8 @@ def _keys(key: jax.Array, batch: Batch, prefix: int) -> tuple[jax.Array, jax.Arr
     place_C = jnp.arange(prefix)
     place_BT = jnp.arange(batch.sentence_BT.shape[1]) - batch.rows.start_BT
     return (
-        nn.token_keys(prefix_key, jnp.zeros((1, prefix), jnp.int32), place_C[None])[0],
-        nn.token_keys(row_key, batch.sentence_BT, place_BT),
+        dropout.token_keys(prefix_key, jnp.zeros((1, prefix), jnp.int32), place_C[None])[0],
+        dropout.token_keys(row_key, batch.sentence_BT, place_BT),
     )
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from prompteol_jax import attention, axes, nn
+from prompteol_jax import attention, axes, dropout, nn
 
 Remat = Literal["none", "dots", "full"]
 
@@ -130,7 +130,7 @@ class Decoder(nnx.Module):
         """
         x_BTD, _, view = self._trunk(rows, cache, key_BT, remat)
         prefix = None if cache is None else cache.last
-        return self.end(rows, x_BTD, view, prefix, nn.fold_keys(key_BT, self._scanned))
+        return self.end(rows, x_BTD, view, prefix, dropout.fold_keys(key_BT, self._scanned))
 
     def states(
         self, rows: Rows, cache: KVCache | None = None
@@ -163,7 +163,8 @@ class Decoder(nnx.Module):
         rows = Rows(ids_C[None], jnp.zeros((1, 1), jnp.int32))
         key_BT = None if key_C is None else key_C[None]
         x_BTD, (kv, _), view = self._trunk(rows, None, key_BT, remat)
-        k_BTKH, v_BTKH = self.last.keys_values(x_BTD, view, nn.fold_keys(key_BT, self._scanned))
+        key_BT = dropout.fold_keys(key_BT, self._scanned)
+        k_BTKH, v_BTKH = self.last.keys_values(x_BTD, view, key_BT)
         return KVCache((kv[0][:, 0], kv[1][:, 0]), (k_BTKH[0], v_BTKH[0]))
 
     @property
@@ -240,14 +241,14 @@ class Decoder(nnx.Module):
         behind them; and the view of every token.
         """
         offset, real_C = (0, None) if cache is None else (cache.length, cache.real)
-        stem_key_BT = nn.fold_keys(key_BT, self._scanned + 1)
+        stem_key_BT = dropout.fold_keys(key_BT, self._scanned + 1)
         x_BTD, view = self.begin(rows, offset, stem_key_BT, real_C)
         watched = view._replace(query_BQ=watched_BS)
 
         @partial(_rematerialised, remat)
         def layer(x_BTD: jax.Array, xs: tuple) -> tuple[jax.Array, tuple]:
             block, prefix, index = nn.from_bits(xs)
-            x_BTD, kv = block(x_BTD, view, prefix, nn.fold_keys(key_BT, index))
+            x_BTD, kv = block(x_BTD, view, prefix, dropout.fold_keys(key_BT, index))
             return x_BTD, (kv, None if watched_BS is None else watched.queries(x_BTD))
 
         prefixes = None if cache is None else cache.blocks

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from prompteol_jax import attention, axes, hf, nn
+from prompteol_jax import attention, axes, dropout, hf, nn
 from prompteol_jax.models.decoder import View
 from prompteol_jax.models.fields import Fields
 
@@ -221,8 +221,8 @@ class Block(nnx.Module):
         self, x_BTD: jax.Array, view: View, prefix: tuple | None, key_BT: jax.Array | None
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """The block's output for the view's queries, and the keys and values of every token."""
-        *keys, rest = nn.split_keys(key_BT, 3)
-        query_keys = nn.split_keys(view.query_keys(rest), 5)
+        *keys, rest = dropout.split_keys(key_BT, 3)
+        query_keys = dropout.split_keys(view.query_keys(rest), 5)
         with jax.named_scope("attention"):
             y_BTD = self.attention_norm(x_BTD)
             kv = self._keys_values(y_BTD, view, keys)
@@ -244,7 +244,7 @@ class Block(nnx.Module):
         self, x_BTD: jax.Array, view: View, key_BT: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
         """Keys and values alone, for the last layer of a prefix."""
-        *keys, _ = nn.split_keys(key_BT, 3)
+        *keys, _ = dropout.split_keys(key_BT, 3)
         return self._keys_values(self.attention_norm(x_BTD), view, keys)
 
     def _keys_values(self, y_BTD: jax.Array, view: View, keys: list) -> tuple[jax.Array, jax.Array]:

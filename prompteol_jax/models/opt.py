@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final
 import jax
 from flax import nnx
 
-from prompteol_jax import attention, axes, hf, nn
+from prompteol_jax import attention, axes, dropout, hf, nn
 from prompteol_jax.models.decoder import View
 from prompteol_jax.models.fields import Fields
 
@@ -130,7 +130,7 @@ class Stem(nnx.Module):
         if self.project_in is not None:
             x = self.project_in(x)
         x_BTD = x + nn.lookup(self.positions[...], place_BT + POSITION_OFFSET)
-        return nn.dropout(x_BTD, key_BT, self.rate)
+        return dropout.drop(x_BTD, key_BT, self.rate)
 
     def angles(self, place_BT: jax.Array) -> None:
         """OPT turns nothing."""
@@ -155,8 +155,8 @@ class Block(nnx.Module):
         self, x_BTD: jax.Array, view: View, prefix: tuple | None, key_BT: jax.Array | None
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """The block's output for the view's queries, and the keys and values of every token."""
-        *keys, rest = nn.split_keys(key_BT, 3)
-        query_keys = nn.split_keys(view.query_keys(rest), 6)
+        *keys, rest = dropout.split_keys(key_BT, 3)
+        query_keys = dropout.split_keys(view.query_keys(rest), 6)
         with jax.named_scope("attention"):
             y_BTD = self.attention_norm(x_BTD) if self.pre_norm else x_BTD
             kv = self._keys_values(y_BTD, keys)
@@ -165,14 +165,14 @@ class Block(nnx.Module):
             y_BQNH = attention.attend(
                 q_BQNH, *kv, view.mask_BQT, prefix, view.real_C, view.start_BT
             )
-            x_BQD = x_BQD + nn.dropout(self.o(y_BQNH, query_keys[1]), query_keys[2], self.rate)
+            x_BQD = x_BQD + dropout.drop(self.o(y_BQNH, query_keys[1]), query_keys[2], self.rate)
             x_BQD = axes.constrain(x_BQD, "BQD")
             if not self.pre_norm:
                 x_BQD = self.attention_norm(x_BQD)
         with jax.named_scope("mlp"):
             y_BQD = self.mlp_norm(x_BQD) if self.pre_norm else x_BQD
             y_BQF = axes.constrain(jax.nn.relu(self.up(y_BQD, query_keys[3])), "BQF")
-            x_BQD = x_BQD + nn.dropout(self.down(y_BQF, query_keys[4]), query_keys[5], self.rate)
+            x_BQD = x_BQD + dropout.drop(self.down(y_BQF, query_keys[4]), query_keys[5], self.rate)
             x_BQD = axes.constrain(x_BQD, "BQD")
             x_BQD = x_BQD if self.pre_norm else self.mlp_norm(x_BQD)
         return x_BQD, kv
@@ -181,7 +181,7 @@ class Block(nnx.Module):
         self, x_BTD: jax.Array, view: View, key_BT: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
         """Keys and values alone, for the last layer of a prefix."""
-        *keys, _ = nn.split_keys(key_BT, 3)
+        *keys, _ = dropout.split_keys(key_BT, 3)
         return self._keys_values(self.attention_norm(x_BTD) if self.pre_norm else x_BTD, keys)
 
     def _keys_values(self, y_BTD: jax.Array, keys: list) -> tuple[jax.Array, jax.Array]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prompteol_jax import models, nn
+from prompteol_jax import dropout, models
 from prompteol_jax.models.decoder import Rows
 from prompteol_jax.slabs import encode, encode_after, encode_mean, prefill, prefill_padded
 
@@ -104,7 +104,7 @@ def test_recomputing_in_the_backward_pass_changes_no_gradient(name, remat, decod
 
 def token_keys():
     """Keys of rows that hold one sentence each."""
-    return nn.token_keys(jax.random.key(0), *jnp.indices(IDS_BT.shape))
+    return dropout.token_keys(jax.random.key(0), *jnp.indices(IDS_BT.shape))
 
 
 def test_dropout_of_a_row_does_not_depend_on_its_batch_and_acts_in_every_layer(decoders):
@@ -116,7 +116,7 @@ def test_dropout_of_a_row_does_not_depend_on_its_batch_and_acts_in_every_layer(d
     moved = run(Rows(IDS_BT[order], LAST_BS[order]), key_BT[order])
     np.testing.assert_array_equal(moved, z_BSD[order])
     assert (np.abs(np.asarray(z_BSD - encode(model, ROWS))).max((1, 2)) > 1e-2).all()
-    assert np.abs(np.asarray(run(ROWS, nn.fold_keys(key_BT, 1)) - z_BSD)).max() > 1e-2
+    assert np.abs(np.asarray(run(ROWS, dropout.fold_keys(key_BT, 1)) - z_BSD)).max() > 1e-2
 
 
 def test_llama_has_no_dropout_of_its_own(decoders):
