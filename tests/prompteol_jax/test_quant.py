@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from prompteol_jax import Embedder, adapters, axes, models, nn, quant, weights
+from prompteol_jax.models.decoder import Rows
 from prompteol_jax.models.llama import LlamaConfig
 
 SEVEN_B = LlamaConfig(L=32, D=4096, N=32, K=32, H=128, F=11008, V=32000, P=2048)
@@ -217,3 +218,17 @@ def test_merging_makes_a_quantised_base_whole_and_adds_the_update(decoders):
     np.testing.assert_array_equal(
         merged["blocks.q.w"], base.blocks.q.w.get_value().dequantise_layers()
     )
+
+
+@pytest.mark.parametrize("kind", quant.KINDS)
+def test_a_quantised_model_lowers_for_tpu_and_cuda_and_its_codes_stay_codes(kind):
+    config = LlamaConfig(L=3, D=128, N=4, K=2, H=32, F=256, V=64, P=64)
+    mesh = axes.make_mesh((1, 1))
+    model = models.abstract_decoder(config, mesh, dtype=jnp.bfloat16, quantize=kind)
+    ids_BT = jax.ShapeDtypeStruct((4, 16), jnp.int32)
+    rows = Rows(ids_BT, jax.ShapeDtypeStruct((4, 1), jnp.int32))
+    with jax.set_mesh(mesh):
+        traced = jax.jit(lambda model, rows: model(rows)).trace(model, rows)
+    for platform in ("tpu", "cuda"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert "2x256x64xui8" in text if kind == "nf4" else "2x256x128xi8" in text
