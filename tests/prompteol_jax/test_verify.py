@@ -60,6 +60,7 @@ def test_parity_is_that_of_the_settings(setting, checkpoints, coarse, tmp_path):
     assert plain.verdict == "failed"
 
 
+@pytest.mark.slow
 def test_a_quantised_base_is_told_from_the_whole_one(checkpoints, coarse):
     folder = str(checkpoints("opt-tiny"))
     embedder = Embedder.from_pretrained(folder, dtype="float32", quantize="int8")
