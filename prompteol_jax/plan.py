@@ -84,6 +84,8 @@ def measured(
         rows[1] *= 2
     few, many = rows
     costs = Costs.fit((few * T, many * T), (seconds(few, T), seconds(many, T)))
+    # A busy machine makes small slabs look dear; no slab costs more than this before its tokens.
+    costs = Costs(min(costs.slab, batch_tokens / 8 * costs.token), costs.token)
     return cheapest(expected(suffix, longest), longest, costs, multiple)
 
 
