@@ -85,6 +85,18 @@ def test_vectors_are_those_of_encode_for_sentences_of_every_kind(embedder):
     assert sum(counted) >= (len(CANDIDATES) + 1) * (len(TEXTS) - 2)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [dict(mesh="4x2"), dict(quantize="nf4"), dict(layer=1)])
+def test_vectors_are_those_of_encode_on_a_mesh_quantised_and_of_an_inner_layer(settings):
+    embedder = Embedder.from_pretrained("tiny", dtype="float32", **settings)
+    encoder = SharedEncoder(embedder, 2048)
+    (group,) = encoder.groups(CANDIDATES)
+    vectors = encoder.encode(group, TEXTS, lambda steps=1: None)
+    for candidate, z_nD in zip(group, vectors, strict=True):
+        alone = Embedder(embedder.pretrained, candidate.template).encode(TEXTS)
+        np.testing.assert_allclose(z_nD, alone, atol=2e-5)
+
+
 def test_a_search_that_was_killed_goes_on_to_the_same_bits(search, tmp_path, monkeypatch):
     whole = search("whole").run(CANDIDATES)
     cut = search("cut")
