@@ -198,7 +198,8 @@ def _forward(shape: Shape, *refs: Any) -> None:
     group = shape.N // shape.K
 
     def attend(query: Any, _: None) -> None:
-        rows, own = _rows(query, shape.H), _rows(query // group, shape.H)
+        head = jax.lax.div(query, jnp.int32(group))  # floor division would ask for the chip
+        rows, own = _rows(query, shape.H), _rows(head, shape.H)
         k, v, k_C, v_C = k_ref[0, own], v_ref[0, own], kc_ref[own], vc_ref[own]
         p, p_C = _probabilities(shape, q_ref[0, rows], k, k_C, start_ref[0])
         y = _dot(v, p.astype(v.dtype), 1, 0) + _dot(v_C, p_C.astype(v.dtype), 1, 0)
