@@ -1,5 +1,6 @@
 """The law of survival: killed and damaged runs end as undisturbed ones, or refuse by name."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,5 +14,7 @@ def test_killed_and_damaged_runs_end_as_undisturbed_ones_or_refuse():
     command = [sys.executable, str(script), "--kills", "8", "--damages", "3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
-    assert "8 kills" in done.stdout or "9 kills" in done.stdout
     assert "all as undisturbed" in done.stdout
+    told = {what: int(n) for n, what in re.findall(r"(\d+) ([a-z ]+)", done.stdout)}
+    assert told["kills"] >= 8
+    assert told["damages"] >= 3
