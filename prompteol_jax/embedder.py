@@ -190,7 +190,7 @@ class Embedder:
         self,
         pipeline: Pipeline,
         width: int,
-        texts: Sequence[str],
+        texts: Sequence[Any],
         batch_tokens: int | None,
         progress: bool | None,
         *,

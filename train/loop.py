@@ -102,7 +102,7 @@ class Course:
         """
         state = self._begin()
         self.done = first = int(state.step)
-        with MetricsLog(self.folder.path, first, self.steps) as log, self.pulse:
+        with self.pulse, MetricsLog(self.folder.path, first, self.steps) as log:
             if not self._patience_is_over():
                 self._advance(state, first, log)
         self.checkpoints.close()

@@ -179,7 +179,7 @@ def test_refuses_a_folder_that_is_not_sentevals(tmp_path):
     [
         (["STS17", "sts12"], "test", "no test split of 'STS17', 'sts12'; tasks with one: STS12, "),
         (["STS12"], "dev", "no dev split of 'STS12'; tasks with one: STSBenchmark, SICKRel"),
-        ([], "train", "unknown split 'train'; allowed: test, dev"),
+        ([], "all", "unknown split 'all'; allowed: test, dev, train"),
     ],
 )
 def test_refuses_unknown_tasks_and_splits_before_looking_at_files(names, split, message):

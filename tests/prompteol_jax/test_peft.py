@@ -77,7 +77,7 @@ def test_merged_into_the_weights_it_computes_the_same(case, rows):
     _, ours = rows(name)
     before = encode(model, ours)
     merged = adapters.merge_lora(model)
-    assert (adapters.has_lora(model), adapters.has_lora(merged)) == (True, False)
+    assert any(".lora." in path for path in models.leaves(model))
     assert models.leaves(merged).keys() == models.leaves(base.decoder).keys()
     np.testing.assert_allclose(encode(merged, ours), before, atol=2e-5)
     np.testing.assert_array_equal(encode(model, ours), before)  # which is left as it was
