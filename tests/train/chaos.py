@@ -45,6 +45,9 @@ class Chaos:
         self.data.write_text("\n".join(["sent0,sent1,hard_neg", *rows]) + "\n")
         self.count = collections.Counter()
 
+    def __str__(self) -> str:
+        return ", ".join(f"{n} {what}" for what, n in sorted(self.count.items()))
+
     def start(self, run: Path, *, resume: bool) -> int:
         """Fork a process that trains; what it says goes to RUN.log."""
         flags = [*FLAGS.split(), f"--data={self.data}", f"--output={run}"]
@@ -185,10 +188,10 @@ def main() -> None:
         chaos.end(process, run, 0)
         assert remains(run) == whole, f"{run} is not the undisturbed run"
         chaos.count["runs"] += 1
+        sys.stderr.write(f"{chaos}\n")
         shutil.rmtree(run)
     seconds = time.monotonic() - start
-    told = ", ".join(f"{n} {what}" for what, n in sorted(chaos.count.items()))
-    sys.stdout.write(f"{told}: all as undisturbed, {seconds:.0f} s\n")
+    sys.stdout.write(f"{chaos}: all as undisturbed, {seconds:.0f} s\n")
     shutil.rmtree(folder)
 
 
