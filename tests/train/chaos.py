@@ -154,11 +154,14 @@ def count_lines(run: Path) -> int:
 
 
 def remains(run: Path) -> tuple:
-    """The bits of the adapter and of the newest state, and the numbers of every step."""
+    """The bits of the adapter, the numbers of every step, and the newest checkpoint's step.
+
+    Which older one is kept depends on when SIGTERM came.
+    """
     adapter = (run / "adapter" / "adapter_model.safetensors").read_bytes()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [(r["step"], r["loss"], r["accuracy"], r["grad_norm"]) for r in lines]
-    return adapter, steps, step_folders.committed(run / "checkpoints")
+    return adapter, steps, step_folders.committed(run / "checkpoints")[-1]
 
 
 def main() -> None:
