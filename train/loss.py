@@ -32,7 +32,7 @@ def contrastive_loss(
     unit_AD = own_BD
     if negative_BD is not None:
         unit_AD = jnp.concatenate([own_BD, _unit(negative_BD)])
-    lse_B, best_B = _log_sum_exp(unit_BD, unit_AD)
+    lse_B, best_B = _log_sum_exp(unit_BD, axes.constrain(unit_AD, "BD"))
     loss_B = lse_B - (unit_BD * own_BD).sum(1)
     correct_B = best_B == jnp.arange(len(best_B))
     return loss_B.mean(), correct_B.astype(jnp.float32).mean()
