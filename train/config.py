@@ -139,7 +139,7 @@ class TrainConfig:
         if self.resume and self.output is None:
             wrong.append("--resume needs --output, the folder of the run to continue")
         if str(self.output).startswith("gs:"):
-            wrong.append("--output gs://...: a run is written to a folder, so mount the bucket first")
+            wrong.append("--output gs://...: a run is written to a folder, so mount the bucket")
         if self.data != SYNTHETIC and not Path(self.data).exists():
             wrong.append(f"--data {self.data} is neither `{SYNTHETIC}` nor a file or folder")
         if self.skip_bad and Path(self.data).is_dir():
