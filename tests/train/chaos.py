@@ -32,7 +32,7 @@ from train.config import STOPPED
 FLAGS = (
     "--steps 40 --batch 8 --rank 2 --save-every 2 --eval-every 1000 --remat none --warmup-steps 5"
 )
-TIMEOUT_S = 300.0
+TIMEOUT_S = 900.0
 
 
 class Chaos:
