@@ -25,7 +25,7 @@ from eval.demos_search import Search, Standing
 from eval.pairs import Pairs
 from eval.tasks import read_tasks
 from prompteol_jax import Embedder
-from prompteol_jax.commands import run_command
+from prompteol_jax.commands import run_one_of
 from prompteol_jax.options import ModelOptions
 from prompteol_jax.template import Template, read_template
 
@@ -64,17 +64,8 @@ class SearchOptions(ModelOptions):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
-    import tyro
-
-    program = "python -m eval.demos"
-    options = tyro.extras.subcommand_cli_from_dict(
-        {name: kind for name, (kind, _) in COMMANDS.items()},
-        prog=program,
-        description="Demonstrations: a search for the best one, and sets of candidates.",
-        args=argv,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-    run_command(program, dict(COMMANDS.values())[type(options)], options)
+    description = "Demonstrations: a search for the best one, and sets of candidates."
+    run_one_of("python -m eval.demos", description, COMMANDS, argv)
 
 
 def search(options: SearchOptions) -> dict[str, Any]:

@@ -5,20 +5,19 @@ every candidate's prompts are whole: its demonstrations are computed again for e
 the same program otherwise, the last block for last tokens only.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.extend import core
 from jaxtyping import Int
 
 from eval.demos_encode import SharedEncoder
 from prompteol_jax.ladder import Ladder
 from prompteol_jax.models.decoder import Rows
 from prompteol_jax.pipeline import default_batch_tokens
+from prompteol_jax.products import matrix_flops
 from prompteol_jax.slabs import encode, encode_after, prefill_padded
 from prompteol_jax.template import Template
 from prompteol_jax.tokens import Prompt
@@ -67,20 +66,7 @@ def of_each_alone(
 
 def products(function: Callable, *arguments: Any) -> int:
     """Counts two operations for every multiply-add of the matrix products in a function."""
-    return _products(jax.make_jaxpr(function)(*arguments).jaxpr)
-
-
-def _products(jaxpr: Any) -> int:
-    total = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            width = math.prod(shape[axis] for axis in contracted)
-            total += 2 * width * math.prod(equation.outvars[0].aval.shape)
-        times = equation.params["length"] if equation.primitive.name == "scan" else 1
-        total += times * sum(map(_products, core.jaxprs_in_params(equation.params)))
-    return total
+    return matrix_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 def _tokens(pretrained: Any, template: Template, texts: Sequence[str]) -> Int[np.ndarray, " n"]:

@@ -73,10 +73,7 @@ def rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def write_report(path: Path, result: Mapping[str, Any], best: Template) -> None:
     """Writes the page: the distribution against the template as it is, and the ranking."""
     summary = {
-        "model": result["model"],
-        "template": result["template"],
-        "dtype": result["dtype"],
-        "sentences": "cleaned" if result["clean"] else "as they are",
+        **results.facts(result),
         "candidates": f"{result['candidates']:,}",
         "pairs": " → ".join(f"{stage:,}" for stage in result["stages"]),
         "time": f"{result['seconds']:.1f} s",

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from eval import report
+from eval import report, results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,10 +20,7 @@ def write_report(path: Path, result: Mapping[str, Any]) -> None:
     """Writes the page."""
     best = result["best"]
     summary = {
-        "model": result["model"],
-        "template": result["template"],
-        "dtype": result["dtype"],
-        "sentences": "cleaned" if result["clean"] else "as they are",
+        **results.facts(result),
         "pairs": f"{result['pairs']:,}",
         "time": f"{result['seconds']:.1f} s",
         "best": f"layer {best['layer']} of {len(result['layers'])}, {best['average']:.2f}",

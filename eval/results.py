@@ -45,6 +45,14 @@ def record(embedder: Any, options: ModelOptions) -> dict[str, Any]:
     return {"options": dataclasses.asdict(options), "provenance": embedder.describe()}
 
 
+def facts(result: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the first facts of a page: what was computed with, and how sentences went in."""
+    sentences = "cleaned" if result["clean"] else "as they are"
+    return {name: result[name] for name in ("model", "template", "dtype")} | {
+        "sentences": sentences
+    }
+
+
 def title(result: Mapping[str, Any]) -> str:
     """Returns the heading of a table: what was computed with."""
     raw = "" if result.get("clean", True) else ", raw sentences"

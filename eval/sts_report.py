@@ -7,7 +7,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float64
 
-from eval import charts, published_report, report
+from eval import charts, published_report, report, results
 from eval.pairs import Task
 from eval.scores import Cosines, Encoder
 from prompteol_jax import geometry, template
@@ -48,10 +48,7 @@ def write_report(
     The encoder is asked again for a few sentences: how they spread, and their words.
     """
     summary = {
-        "model": result["model"],
-        "template": result["template"],
-        "dtype": result["dtype"],
-        "sentences": "cleaned" if result["clean"] else "as they are",
+        **results.facts(result),
         "pairs": f"{result['pairs']:,}",
         "time": f"{result['seconds']:.1f} s",
         "average": f"{result['average']:.2f}",

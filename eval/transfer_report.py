@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from jaxtyping import Int
 
-from eval import charts, published_report, report
+from eval import charts, published_report, report, results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,10 +23,7 @@ def write_report(
     """Writes the page from a result and, by task, the gold and predicted classes."""
     protocol = result["protocol"]
     facts = {
-        "model": result["model"],
-        "template": result["template"],
-        "dtype": result["dtype"],
-        "sentences": "cleaned" if result["clean"] else "as they are",
+        **results.facts(result),
         "protocol": f"{protocol['folds']} folds, {protocol['optimizer']}, seed {protocol['seed']}",
         "time": f"{result['seconds']:.1f} s",
         "average": f"{result['average']:.2f}",

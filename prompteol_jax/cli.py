@@ -22,7 +22,7 @@ from typing import Annotated, Any, Final
 import tyro
 
 from eval import compare
-from prompteol_jax.commands import run_command
+from prompteol_jax.commands import run_one_of
 from prompteol_jax.encode_command import EncodeOptions, encode_corpus
 from prompteol_jax.export import ExportOptions, export_run
 from prompteol_jax.options import ModelOptions
@@ -55,19 +55,8 @@ class ShowOptions:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    run_command("prompteol", _run, argv)
-
-
-def _run(argv: Sequence[str] | None) -> None:
-    options = tyro.extras.subcommand_cli_from_dict(
-        {name: kind for name, (kind, _) in COMMANDS.items()},
-        prog="prompteol",
-        description="PromptEOL sentence embeddings from OPT and LLaMA.",
-        args=argv,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-    run = next(run for kind, run in COMMANDS.values() if type(options) is kind)
-    run(options)
+    description = "PromptEOL sentence embeddings from OPT and LLaMA."
+    run_one_of("prompteol", description, COMMANDS, argv)
 
 
 def words(options: WordsOptions) -> None:

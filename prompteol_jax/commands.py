@@ -4,13 +4,39 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from typing import Final, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 Options = TypeVar("Options")
 
 # What the project raises for a wrong input; anything else is a mistake of ours and shows itself.
 USER_ERRORS: Final = (ValueError, TypeError, OSError, FloatingPointError)
+
+
+def run_one_of(
+    program: str,
+    description: str,
+    commands: Mapping[str, tuple[type, Callable[[Any], object]]],
+    argv: Sequence[str] | None,
+) -> None:
+    """Parse a command line that begins with a command's name, and run that command.
+
+    Args:
+        commands: by name, the options that each takes and what it does with them.
+    """
+    import tyro
+
+    def run(argv: Sequence[str] | None) -> None:
+        options = tyro.extras.subcommand_cli_from_dict(
+            {name: kind for name, (kind, _) in commands.items()},
+            prog=program,
+            description=description,
+            args=argv,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+        next(run for kind, run in commands.values() if type(options) is kind)(options)
+
+    run_command(program, run, argv)
 
 
 def run_command(program: str, run: Callable[[Options], object], options: Options) -> None:

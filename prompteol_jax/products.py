@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend import core
 
 from prompteol_jax import axes
 
@@ -42,6 +43,20 @@ def product(equation: str, x: jax.Array, w: jax.Array, result: Any) -> jax.Array
     flat = f"{x_matrix},{w_matrix}->{y_matrix}"
     y = _einsum(flat, x.reshape(x_shape), w.reshape(w_shape), result)
     return y.reshape([sizes[c] for c in y_dims])
+
+
+def matrix_flops(jaxpr: Any) -> int:
+    """FLOPs of all matrix products of a traced program, 2 a multiply-add, loops by their trips."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            width = math.prod(left[axis] for axis in contracted)
+            total += 2 * width * math.prod(equation.outvars[0].aval.shape)
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        total += times * sum(map(matrix_flops, core.jaxprs_in_params(equation.params)))
+    return total
 
 
 def _einsum(equation: str, x: jax.Array, w: jax.Array, result: Any) -> jax.Array:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from prompteol_jax.commands import run_command
+from prompteol_jax.commands import run_one_of
 from prompteol_jax.options import ModelOptions
 
 PROGRAM: Final = "python -m tpu.bench"
@@ -148,6 +148,8 @@ def _check(options: Any) -> None:
     problems = []
     if options.rounds < 1:
         problems.append(f"--rounds {options.rounds} must be 1 or more")
+    if isinstance(options, EncodeBench) and options.n < 1:
+        problems.append(f"--n {options.n} must be 1 or more")
     if options.model.startswith(RANDOM) and options.tokenizer is None:
         problems.append(f"--model {options.model} needs --tokenizer FOLDER beside it")
     if options.peer and options.model == "tiny":
@@ -230,17 +232,8 @@ def print_table(result: Mapping[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    import tyro
-
-    options = tyro.extras.subcommand_cli_from_dict(
-        {name: kind for name, (kind, _) in COMMANDS.items()},
-        prog=PROGRAM,
-        description="Measured speed of encoding and training, against torch.",
-        args=argv,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-    run = next(run for kind, run in COMMANDS.values() if type(options) is kind)
-    run_command(PROGRAM, run, options)
+    description = "Measured speed of encoding and training, against torch."
+    run_one_of(PROGRAM, description, COMMANDS, argv)
 
 
 if __name__ == "__main__":

@@ -183,13 +183,10 @@ def _ours(embedder: Embedder, seconds: list[float]) -> dict[str, Any]:
 
 def _theirs(peer: Peer, seconds: dict[str, list[float]], n: int) -> dict[str, Any]:
     theirs = seconds[peer.kind]
-    ratios = [b / a for a, b in zip(seconds["ours"], theirs, strict=True)]
     rate = n / statistics.median(theirs)
     return {
-        "seconds": theirs,
+        **peer.compared(seconds["ours"], theirs),
         "sentences_per_s": rate,
-        "ratio": statistics.median(ratios),
-        **peer.about,
         "shown": {"sentences/s": f"{rate:,.1f}"},
     }
 

@@ -164,10 +164,5 @@ def _ours(course: Course, seconds: list[float], tokens: int) -> dict[str, Any]:
 
 def _theirs(peer: Peer, seconds: dict[str, list[float]]) -> dict[str, Any]:
     theirs = seconds[peer.kind]
-    ratios = [b / a for a, b in zip(seconds["ours"], theirs, strict=True)]
-    return {
-        "seconds": theirs,
-        "ratio": statistics.median(ratios),
-        **peer.about,
-        "shown": {"seconds a step": f"{statistics.median(theirs):.3f}"},
-    }
+    shown = {"seconds a step": f"{statistics.median(theirs):.3f}"}
+    return {**peer.compared(seconds["ours"], theirs), "shown": shown}

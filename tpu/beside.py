@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,11 @@ class Peer:
         self._process.stdin.write(json.dumps({"prompts": prompts, **more}) + "\n")
         self._process.stdin.flush()
         return self._reply()
+
+    def compared(self, ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+        """What a result says of a peer: its seconds, and how often ours go into them, paired."""
+        ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+        return {"seconds": theirs, "ratio": statistics.median(ratios), **self.about}
 
     def _reply(self) -> dict[str, Any]:
         line = self._process.stdout.readline()

@@ -15,6 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from prompteol_jax import axes
+from prompteol_jax.products import matrix_flops
 from tpu import cost, hlo
 from tpu.chips import Topology
 from tpu.jobs import Encode, Step, Train
@@ -128,29 +129,3 @@ def _needed(message: str, label: str, held: int) -> int:
         raise ValueError(f"{label} does not compile: {message.splitlines()[0]}")
     amount = int(float(found[1]) * _UNITS[found[2]])
     return amount + held if found is temporaries else amount
-
-
-def matrix_flops(jaxpr: Any) -> float:
-    """FLOPs of all matrix products of a traced program, loops by their trips, on all devices."""
-    total = 0.0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            width = math.prod(left[axis] for axis in contracted)
-            total += 2.0 * math.prod(equation.outvars[0].aval.shape) * width
-            continue
-        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        total += times * sum(map(matrix_flops, _inner(equation.params.values())))
-    return total
-
-
-def _inner(values: Any) -> Iterator[Any]:
-    """The programs within an equation."""
-    for value in values:
-        if isinstance(value, (tuple, list)):
-            yield from _inner(value)
-        elif hasattr(value, "jaxpr"):
-            yield value.jaxpr
-        elif hasattr(value, "eqns"):
-            yield value

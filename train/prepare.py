@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from prompteol_jax.commands import run_one_of
 from train.data import COLUMNS, Rows, read_triplets
 
 PROGRAM: Final = "python -m train.prepare"
@@ -107,22 +108,8 @@ COMMANDS: Final[Mapping[str, tuple[type, Callable[[Any], None]]]] = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    from prompteol_jax.commands import run_command
-
-    run_command(PROGRAM, _run, argv)
-
-
-def _run(argv: Sequence[str] | None) -> None:
-    import tyro
-
-    options = tyro.extras.subcommand_cli_from_dict(
-        {name: kind for name, (kind, _) in COMMANDS.items()},
-        prog=PROGRAM,
-        description=f"Prepares datasets of {', '.join(COLUMNS)} or STS pairs as ArrayRecord files.",
-        args=argv,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-    next(run for kind, run in COMMANDS.values() if type(options) is kind)(options)
+    description = f"Prepares datasets of {', '.join(COLUMNS)} or STS pairs as ArrayRecord files."
+    run_one_of(PROGRAM, description, COMMANDS, argv)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 from prompteol_jax import axes, models
 from prompteol_jax.models import tiny
 from prompteol_jax.models.published import PUBLISHED
-from tpu.compiled import matrix_flops
+from prompteol_jax.products import matrix_flops
 from tpu.jobs import Encode, Train, linear_weights
 from tpu.lengths import read_lengths
 

@@ -1,19 +1,8 @@
 """Real triplets, the checkpoints that are trained on them, and the torch references."""
 
 import functools
-import importlib.util
-import sys
-from pathlib import Path
 
 import pytest
-
-# `import oracle` works by this name alone, as tests/ is no package.
-if "oracle" not in sys.modules:
-    _spec = importlib.util.spec_from_file_location(
-        "oracle", Path(__file__).parents[1] / "oracle.py"
-    )
-    sys.modules["oracle"] = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(sys.modules["oracle"])
 
 
 @pytest.fixture(scope="session")
