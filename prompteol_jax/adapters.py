@@ -65,7 +65,7 @@ class Update(nnx.Module):
         self.scale = config.scale
         self.rate = config.dropout
 
-    def __call__(self, x: jax.Array, key_BT: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, keys: dropout.Keys | None) -> jax.Array:
         """The scaled update in float32; dropout on its input where there are keys.
 
         The backward pass drops the input out again: kept, the dropped copies would be the largest
@@ -73,10 +73,10 @@ class Update(nnx.Module):
         """
 
         @jax.checkpoint
-        def shrink(x: jax.Array, key_BT: jax.Array | None, a: jax.Array) -> jax.Array:
-            return nn.dot(self.down, dropout.drop(x, key_BT, self.rate), a)
+        def shrink(x: jax.Array, keys: dropout.Keys | None, a: jax.Array) -> jax.Array:
+            return nn.dot(self.down, dropout.drop(x, keys, self.rate), a)
 
-        h = shrink(x, key_BT, self.a[...].astype(x.dtype)).astype(x.dtype)
+        h = shrink(x, keys, self.a[...].astype(x.dtype)).astype(x.dtype)
         return nn.dot(self.up, h, self.b[...].astype(x.dtype)) * self.scale
 
     def product(self) -> jax.Array:

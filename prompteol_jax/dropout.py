@@ -1,76 +1,92 @@
 """Dropout whose masks belong to the tokens of sentences, wherever in a batch they are.
 
 A token's key is made of its sentence's number and its place in the sentence, then folded for a
-layer and split for the places in a block. The bits of a mask are a hash of such a key.
+layer and for each place in a block. Folding and the bits of a mask are hashes of two 32-bit words:
+threefry, which draws the run's own keys, would cost several times more here.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Key, UInt32
 
 
-def drop(x: jax.Array, key_BT: jax.Array | None, rate: float) -> jax.Array:
+class Keys(NamedTuple):
+    """One key a token, as two words."""
+
+    low: UInt32[Array, "B T"]
+    high: UInt32[Array, "B T"]
+
+
+def drop(x: jax.Array, keys: Keys | None, rate: float) -> jax.Array:
     """Zero entries of `[B, T, ...]` with probability `rate`, scale up the rest; none without keys.
 
     Every token draws from a key of its own: its mask depends neither on its place in the batch nor
     on how the batch is cut. The backward pass draws the mask again instead of keeping it.
     """
-    return x if key_BT is None or rate == 0.0 else _drop(x, key_BT, rate)
+    return x if keys is None or rate == 0.0 else _drop(x, keys, rate)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _drop(x: jax.Array, key_BT: jax.Array, rate: float) -> jax.Array:
-    kept = _random_bits(key_BT, x.shape[2:]) >= jnp.uint32(round(rate * 2**32))
+def _drop(x: jax.Array, keys: Keys, rate: float) -> jax.Array:
+    kept = _random_bits(keys, x.shape[2:]) >= jnp.uint32(round(rate * 2**32))
     return jnp.where(kept, x * (1.0 / (1.0 - rate)), 0).astype(x.dtype)
 
 
 _drop.defvjp(
-    lambda x, key_BT, rate: (_drop(x, key_BT, rate), key_BT),
-    lambda rate, key_BT, dy: (_drop(dy, key_BT, rate), None),
+    lambda x, keys, rate: (_drop(x, keys, rate), keys),
+    lambda rate, keys, dy: (_drop(dy, keys, rate), None),
 )
 
 
-def _random_bits(key_BT: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _random_bits(keys: Keys, shape: tuple[int, ...]) -> jax.Array:
     """Random uint32 `[B, T, *shape]`: a hash of each token's key and the place in `shape`.
 
-    Threefry, which makes the keys, would cost several times more here than the hash, whose
-    multiplications and shifts fuse into whatever uses the bits.
-
-    Source: the mixing constants of C. Wellons, "Prospecting for hash functions" (lowbias32).
+    Multiplications and shifts fuse into whatever uses the bits.
     """
-    words = jax.random.key_data(key_BT)
-    low, high = (words[..., i].reshape(key_BT.shape + (1,) * len(shape)) for i in (0, 1))
+    low, high = (word.reshape(word.shape + (1,) * len(shape)) for word in keys)
     place = jnp.uint32(0)
     for axis, size in enumerate(shape):
         place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-    x = low ^ (place * jnp.uint32(0x9E3779B9))
-    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    return _mixed(low ^ (place * _GOLDEN), high)
+
+
+_GOLDEN = np.uint32(0x9E3779B9)
+
+
+def _mixed(low: jax.Array, high: jax.Array) -> jax.Array:
+    """A hash of two words.
+
+    Source: the constants of C. Wellons, "Prospecting for hash functions" (lowbias32).
+    """
+    x = (low ^ (low >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15) ^ high) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)
 
 
-def fold_keys(key_BT: jax.Array | None, data: int | jax.Array) -> jax.Array | None:
-    """Derive the tokens' keys for one place in the model; None stays None."""
-    if key_BT is None:
+def fold_keys(keys: Keys | None, data: int | jax.Array) -> Keys | None:
+    """Derive other keys, by a number for all tokens or one for each; None stays None."""
+    if keys is None:
         return None
-    return jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, data)))(key_BT)
+    step = (jnp.asarray(data).astype(jnp.uint32) + 1) * _GOLDEN
+    low = _mixed(keys.low ^ step, keys.high)
+    return Keys(low, _mixed(keys.high ^ step, low))
 
 
-def split_keys(key_BT: jax.Array | None, places: int) -> list[jax.Array | None]:
-    """The tokens' keys for several places in a block, drawn at once."""
-    if key_BT is None:
-        return [None] * places
-    key_BTP = jax.vmap(jax.vmap(partial(jax.random.split, num=places)))(key_BT)
-    return [key_BTP[..., place] for place in range(places)]
+def split_keys(keys: Keys | None, places: int) -> list[Keys | None]:
+    """The tokens' keys for several places in a block."""
+    return [fold_keys(keys, place) for place in range(places)]
 
 
-def token_keys(key: jax.Array, sentence_BT: jax.Array, place_BT: jax.Array) -> jax.Array:
+def token_keys(
+    key: Key[Array, ""], sentence_BT: Int[Array, "B T"], place_BT: Int[Array, "B T"]
+) -> Keys:
     """One key a token, of its sentence's number and its place in the sentence alone."""
-
-    def draw(sentence: jax.Array, place: jax.Array) -> jax.Array:
-        return jax.random.fold_in(jax.random.fold_in(key, sentence), place)
-
-    return jax.vmap(jax.vmap(draw))(sentence_BT, place_BT)
+    low, high = jax.random.bits(key, (2,))
+    whole = Keys(jnp.full(sentence_BT.shape, low), jnp.full(sentence_BT.shape, high))
+    return fold_keys(fold_keys(whole, sentence_BT), place_BT)

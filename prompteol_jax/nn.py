@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from prompteol_jax import axes, quant
+from prompteol_jax import axes, dropout, quant
 from prompteol_jax.products import product, split_equation
 
 
@@ -97,8 +97,8 @@ class Linear(nnx.Module):
         self.b = make.vector("".join(c for c in y_dims if c not in x_dims)) if bias else None
         self.lora = nnx.data(None)
 
-    def __call__(self, x: jax.Array, key_BT: jax.Array | None = None) -> jax.Array:
-        """Apply the map in `x.dtype`; `key_BT` holds one dropout key a token."""
+    def __call__(self, x: jax.Array, keys: dropout.Keys | None = None) -> jax.Array:
+        """Apply the map in `x.dtype`; `keys` of dropout, one a token."""
         w = self.w.get_value()
         if isinstance(w, quant.Quantised):
             y = frozen_dot(self.equation, x, w)
@@ -107,7 +107,7 @@ class Linear(nnx.Module):
         if self.b is not None:
             y = y + self.b[...]
         if self.lora is not None:
-            y = y + self.lora(x, key_BT)
+            y = y + self.lora(x, keys)
         return y.astype(x.dtype)
 
 

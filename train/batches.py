@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from prompteol_jax import packing
 from prompteol_jax.distributed import Channel, Share
@@ -17,7 +18,7 @@ from prompteol_jax.tokens import Prompt
 from train.data import Triplet
 from train.step import Batch
 
-_ROW = 64  # tokens of a row that sentences are packed into, unless one is longer
+_ROW = 64  # tokens of a row that sentences are packed into, unless one is longer; not on a TPU
 
 
 class Assembled(NamedTuple):
@@ -33,8 +34,13 @@ class Assembled(NamedTuple):
     padding: float
 
 
-def row_shape(longest: int) -> tuple[int, int]:
-    """Tokens of a row and the most sentences in it, where the longest has so many ids."""
+def row_shape(longest: int, mesh: Mesh) -> tuple[int, int]:
+    """Tokens of a row and the most sentences in it, where the longest has so many ids.
+
+    Short rows spend less on attention across sentences; a TPU has a kernel for rows of whole tiles.
+    """
+    if mesh.devices.flat[0].platform == "tpu":
+        return packing.row_shape(longest)
     capacity = max(_ROW, -(-longest // 16) * 16)
     return capacity, capacity // 10
 
@@ -91,7 +97,7 @@ class Assembler:
         follow, own, all_of_it = zip(*told, strict=True)
         if not all(follow):
             ids, prefix_C, own = whole, prefix_C[:0], all_of_it
-        return prefix_C, ids, row_shape(max(own))
+        return prefix_C, ids, row_shape(max(own), self.share.mesh)
 
     def _on_mesh(self, parts: tuple) -> Any:
         return jax.tree.map(lambda *shards: self.share.to_mesh(np.concatenate(shards)), *parts)

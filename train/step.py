@@ -97,10 +97,10 @@ class Learner:
         self, model: Decoder, batch: Batch, prefix_C: jax.Array, key: jax.Array | None
     ) -> jax.Array:
         """Vectors of the triplets, `[B, 3, D]`, the prefix computed once for all of them."""
-        key_C, key_BT = (None, None) if key is None else _keys(key, batch, len(prefix_C))
-        cache = model.prefill(prefix_C, key_C, remat=self.remat) if len(prefix_C) else None
+        prefix_keys, keys = (None, None) if key is None else _keys(key, batch, len(prefix_C))
+        cache = model.prefill(prefix_C, prefix_keys, remat=self.remat) if len(prefix_C) else None
         encode = in_chunks(partial(model, remat=self.remat), self.chunks)
-        z_BSD = encode(batch.rows, cache, key_BT)
+        z_BSD = encode(batch.rows, cache, keys)
         # Every shard finds its own sentences in its own rows.
         D, B = z_BSD.shape[-1], len(batch.place_B3)
         z_XnD = z_BSD.reshape(self.shards, -1, D)
@@ -162,13 +162,13 @@ def state_places(
     return TrainState(whole, layout, moments)
 
 
-def _keys(key: jax.Array, batch: Batch, prefix: int) -> tuple[jax.Array, jax.Array]:
+def _keys(key: jax.Array, batch: Batch, prefix: int) -> tuple[dropout.Keys, dropout.Keys]:
     """One key for every token of the prefix, and one for every token of the rows."""
     prefix_key, row_key = jax.random.split(key)
-    place_C = jnp.arange(prefix)
+    place_BC = jnp.arange(prefix)[None]
     place_BT = jnp.arange(batch.sentence_BT.shape[1]) - batch.rows.start_BT
     return (
-        dropout.token_keys(prefix_key, jnp.zeros((1, prefix), jnp.int32), place_C[None])[0],
+        dropout.token_keys(prefix_key, jnp.zeros_like(place_BC), place_BC),
         dropout.token_keys(row_key, batch.sentence_BT, place_BT),
     )
 
@@ -186,15 +186,15 @@ def in_chunks(
     if chunks == 1:
         return encode
 
-    def chunked(rows: Rows, cache: KVCache | None, key_BT: jax.Array | None) -> jax.Array:
+    def chunked(rows: Rows, cache: KVCache | None, keys: dropout.Keys | None) -> jax.Array:
         def cut(x: jax.Array) -> jax.Array:
             return jnp.swapaxes(x.reshape(len(x) // chunks, chunks, *x.shape[1:]), 0, 1)
 
         @jax.checkpoint
-        def part(xs: tuple[Rows, jax.Array | None]) -> jax.Array:
+        def part(xs: tuple[Rows, dropout.Keys | None]) -> jax.Array:
             return encode(xs[0], cache, xs[1])
 
-        z_MbSD = jax.lax.map(part, jax.tree.map(cut, (rows, key_BT)))
+        z_MbSD = jax.lax.map(part, jax.tree.map(cut, (rows, keys)))
         return jnp.swapaxes(z_MbSD, 0, 1).reshape(-1, *z_MbSD.shape[2:])
 
     return chunked

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from prompteol_jax import attention, axes, dropout, nn
 
@@ -74,11 +74,11 @@ class View(NamedTuple):
         index = self.query_BQ.reshape(self.query_BQ.shape + (1,) * (x.ndim - 2))
         return jnp.take_along_axis(x, index, axis=1)
 
-    def query_keys(self, key_BT: jax.Array | None) -> jax.Array | None:
+    def query_keys(self, keys: dropout.Keys | None) -> dropout.Keys | None:
         """Take the query tokens' dropout keys."""
-        if key_BT is None or self.query_BQ is None:
-            return key_BT
-        return key_BT[jnp.arange(len(key_BT))[:, None], self.query_BQ]
+        if keys is None or self.query_BQ is None:
+            return keys
+        return jax.tree.map(self.queries, keys)
 
     def query_angles(self) -> Any:
         """The angles of the queries' places."""
@@ -118,19 +118,19 @@ class Decoder(nnx.Module):
         self,
         rows: Rows,
         cache: KVCache | None = None,
-        key_BT: Key[Array, "B T"] | None = None,
+        keys: dropout.Keys | None = None,
         *,
         remat: Remat = "none",
     ) -> Float[Array, "B S D"]:
         """Final hidden states of the sentences' last tokens, float32.
 
         Args:
-            key_BT: one dropout key a token; None switches all dropout off.
+            keys: of dropout, one a token; None switches all dropout off.
             remat: what the backward pass recomputes: nothing, all but matrix products, or all.
         """
-        x_BTD, _, view = self._trunk(rows, cache, key_BT, remat)
+        x_BTD, _, view = self._trunk(rows, cache, keys, remat)
         prefix = None if cache is None else cache.last
-        return self.end(rows, x_BTD, view, prefix, dropout.fold_keys(key_BT, self._scanned))
+        return self.end(rows, x_BTD, view, prefix, dropout.fold_keys(keys, self._scanned))
 
     def states(
         self, rows: Rows, cache: KVCache | None = None
@@ -152,7 +152,7 @@ class Decoder(nnx.Module):
     def prefill(
         self,
         ids_C: Int[Array, "C"],
-        key_C: Key[Array, "C"] | None = None,
+        keys: dropout.Keys | None = None,
         *,
         remat: Remat = "none",
     ) -> KVCache:
@@ -161,10 +161,9 @@ class Decoder(nnx.Module):
         Its dropout masks are drawn once and shared likewise.
         """
         rows = Rows(ids_C[None], jnp.zeros((1, 1), jnp.int32))
-        key_BT = None if key_C is None else key_C[None]
-        x_BTD, (kv, _), view = self._trunk(rows, None, key_BT, remat)
-        key_BT = dropout.fold_keys(key_BT, self._scanned)
-        k_BTKH, v_BTKH = self.last.keys_values(x_BTD, view, key_BT)
+        x_BTD, (kv, _), view = self._trunk(rows, None, keys, remat)
+        keys = dropout.fold_keys(keys, self._scanned)
+        k_BTKH, v_BTKH = self.last.keys_values(x_BTD, view, keys)
         return KVCache((kv[0][:, 0], kv[1][:, 0]), (k_BTKH[0], v_BTKH[0]))
 
     @property
@@ -185,7 +184,7 @@ class Decoder(nnx.Module):
         self,
         rows: Rows,
         offset: int | Int[Array, ""],
-        key_BT: Key[Array, "B T"] | None = None,
+        keys: dropout.Keys | None = None,
         real_C: Bool[Array, "C"] | None = None,
     ) -> tuple[Float[Array, "B T D"], View]:
         """What the first block gets: the embedding of every token, and what blocks see beside it.
@@ -196,7 +195,7 @@ class Decoder(nnx.Module):
         """
         place_BT = jnp.arange(rows.ids_BT.shape[1])[None]
         place_BT = offset + (place_BT if rows.start_BT is None else place_BT - rows.start_BT)
-        x_BTD = axes.constrain(self.stem(rows.ids_BT, place_BT, key_BT).astype(self.dtype), "BTD")
+        x_BTD = axes.constrain(self.stem(rows.ids_BT, place_BT, keys).astype(self.dtype), "BTD")
         mask_BQT = attention.visible(rows.ids_BT.shape[1], None, rows.start_BT)
         angles = self.stem.angles(place_BT)
         return x_BTD, View(mask_BQT, angles, real_C=real_C, start_BT=rows.start_BT)
@@ -207,12 +206,12 @@ class Decoder(nnx.Module):
         x_BTD: Float[Array, "B T D"],
         view: View,
         prefix: tuple[Float[Array, "C K H"], Float[Array, "C K H"]] | None,
-        key_BT: Key[Array, "B T"] | None = None,
+        keys: dropout.Keys | None = None,
     ) -> Float[Array, "B S E"]:
         """The last block, for last tokens alone, and what follows it, from what it gets."""
         mask_BQT = attention.visible(x_BTD.shape[1], rows.last_BS, rows.start_BT)
         view = view._replace(mask_BQT=mask_BQT, query_BQ=rows.last_BS, start_BT=None)
-        x_BSD, _ = self.last(x_BTD, view, prefix, key_BT)
+        x_BSD, _ = self.last(x_BTD, view, prefix, keys)
         with jax.named_scope("pool"):
             return self.finish(x_BSD).astype(jnp.float32)
 
@@ -231,7 +230,7 @@ class Decoder(nnx.Module):
         self,
         rows: Rows,
         cache: KVCache | None,
-        key_BT: jax.Array | None,
+        keys: dropout.Keys | None,
         remat: Remat,
         watched_BS: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple, View]:
@@ -241,14 +240,14 @@ class Decoder(nnx.Module):
         behind them; and the view of every token.
         """
         offset, real_C = (0, None) if cache is None else (cache.length, cache.real)
-        stem_key_BT = dropout.fold_keys(key_BT, self._scanned + 1)
-        x_BTD, view = self.begin(rows, offset, stem_key_BT, real_C)
+        stem_keys = dropout.fold_keys(keys, self._scanned + 1)
+        x_BTD, view = self.begin(rows, offset, stem_keys, real_C)
         watched = view._replace(query_BQ=watched_BS)
 
         @partial(_rematerialised, remat)
         def layer(x_BTD: jax.Array, xs: tuple) -> tuple[jax.Array, tuple]:
             block, prefix, index = nn.from_bits(xs)
-            x_BTD, kv = block(x_BTD, view, prefix, dropout.fold_keys(key_BT, index))
+            x_BTD, kv = block(x_BTD, view, prefix, dropout.fold_keys(keys, index))
             return x_BTD, (kv, None if watched_BS is None else watched.queries(x_BTD))
 
         prefixes = None if cache is None else cache.blocks

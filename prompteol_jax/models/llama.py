@@ -194,7 +194,7 @@ class Stem(nnx.Module):
         self.H = config.H
 
     def __call__(
-        self, ids_BT: jax.Array, place_BT: jax.Array, key_BT: jax.Array | None
+        self, ids_BT: jax.Array, place_BT: jax.Array, keys: dropout.Keys | None
     ) -> jax.Array:
         return nn.lookup(self.tokens[...], ids_BT)
 
@@ -218,14 +218,14 @@ class Block(nnx.Module):
         self.down = nn.Linear("BTF,DF->BTD", make, bias=config.mlp_bias)
 
     def __call__(
-        self, x_BTD: jax.Array, view: View, prefix: tuple | None, key_BT: jax.Array | None
+        self, x_BTD: jax.Array, view: View, prefix: tuple | None, keys: dropout.Keys | None
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """The block's output for the view's queries, and the keys and values of every token."""
-        *keys, rest = dropout.split_keys(key_BT, 3)
+        *own, rest = dropout.split_keys(keys, 3)
         query_keys = dropout.split_keys(view.query_keys(rest), 5)
         with jax.named_scope("attention"):
             y_BTD = self.attention_norm(x_BTD)
-            kv = self._keys_values(y_BTD, view, keys)
+            kv = self._keys_values(y_BTD, view, own)
             x_BQD, y_BQD = view.queries(x_BTD), view.queries(y_BTD)
             q_BQNH = attention.rotate(self.q(y_BQD, query_keys[0]), view.query_angles())
             q_BQNH = axes.constrain(q_BQNH, "BQNH")
@@ -241,11 +241,11 @@ class Block(nnx.Module):
         return x_BQD, kv
 
     def keys_values(
-        self, x_BTD: jax.Array, view: View, key_BT: jax.Array | None
+        self, x_BTD: jax.Array, view: View, keys: dropout.Keys | None
     ) -> tuple[jax.Array, jax.Array]:
         """Keys and values alone, for the last layer of a prefix."""
-        *keys, _ = dropout.split_keys(key_BT, 3)
-        return self._keys_values(self.attention_norm(x_BTD), view, keys)
+        *own, _ = dropout.split_keys(keys, 3)
+        return self._keys_values(self.attention_norm(x_BTD), view, own)
 
     def _keys_values(self, y_BTD: jax.Array, view: View, keys: list) -> tuple[jax.Array, jax.Array]:
         k_BTKH = attention.rotate(self.k(y_BTD, keys[0]), view.angles)

@@ -124,13 +124,13 @@ class Stem(nnx.Module):
         self.rate = config.dropout
 
     def __call__(
-        self, ids_BT: jax.Array, place_BT: jax.Array, key_BT: jax.Array | None
+        self, ids_BT: jax.Array, place_BT: jax.Array, keys: dropout.Keys | None
     ) -> jax.Array:
         x = nn.lookup(self.tokens[...], ids_BT)
         if self.project_in is not None:
             x = self.project_in(x)
         x_BTD = x + nn.lookup(self.positions[...], place_BT + POSITION_OFFSET)
-        return dropout.drop(x_BTD, key_BT, self.rate)
+        return dropout.drop(x_BTD, keys, self.rate)
 
     def angles(self, place_BT: jax.Array) -> None:
         """OPT turns nothing."""
@@ -152,14 +152,14 @@ class Block(nnx.Module):
         self.rate = config.dropout
 
     def __call__(
-        self, x_BTD: jax.Array, view: View, prefix: tuple | None, key_BT: jax.Array | None
+        self, x_BTD: jax.Array, view: View, prefix: tuple | None, keys: dropout.Keys | None
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """The block's output for the view's queries, and the keys and values of every token."""
-        *keys, rest = dropout.split_keys(key_BT, 3)
+        *own, rest = dropout.split_keys(keys, 3)
         query_keys = dropout.split_keys(view.query_keys(rest), 6)
         with jax.named_scope("attention"):
             y_BTD = self.attention_norm(x_BTD) if self.pre_norm else x_BTD
-            kv = self._keys_values(y_BTD, keys)
+            kv = self._keys_values(y_BTD, own)
             x_BQD, y_BQD = view.queries(x_BTD), view.queries(y_BTD)
             q_BQNH = axes.constrain(self.q(y_BQD, query_keys[0]), "BQNH")
             y_BQNH = attention.attend(
@@ -178,11 +178,11 @@ class Block(nnx.Module):
         return x_BQD, kv
 
     def keys_values(
-        self, x_BTD: jax.Array, view: View, key_BT: jax.Array | None
+        self, x_BTD: jax.Array, view: View, keys: dropout.Keys | None
     ) -> tuple[jax.Array, jax.Array]:
         """Keys and values alone, for the last layer of a prefix."""
-        *keys, _ = dropout.split_keys(key_BT, 3)
-        return self._keys_values(self.attention_norm(x_BTD) if self.pre_norm else x_BTD, keys)
+        *own, _ = dropout.split_keys(keys, 3)
+        return self._keys_values(self.attention_norm(x_BTD) if self.pre_norm else x_BTD, own)
 
     def _keys_values(self, y_BTD: jax.Array, keys: list) -> tuple[jax.Array, jax.Array]:
         k_BTKH = axes.constrain(self.k(y_BTD, keys[0]), "BTKH")

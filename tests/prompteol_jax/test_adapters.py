@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prompteol_jax import adapters, axes, models
+from prompteol_jax import adapters, axes, dropout, models
 from prompteol_jax.adapters import LoraConfig
 
 
@@ -59,7 +59,9 @@ def test_an_update_is_its_product_and_drops_out_its_input_token_by_token(decoder
     x = jnp.asarray(rng.normal(size=(3, 5, 32)), jnp.float32)
     by_hand = np.einsum("BTD,NHD->BTNH", x, np.asarray(update.product()))
     np.testing.assert_allclose(update(x, None), by_hand, rtol=1e-4, atol=1e-4)
-    key_BT = jax.random.split(jax.random.key(0), (3, 5))
-    dropped = update(x, key_BT)
-    np.testing.assert_array_equal(update(x[1:], key_BT[1:]), dropped[1:])
+    keys = dropout.token_keys(jax.random.key(0), *jnp.indices((3, 5)))
+    dropped = update(x, keys)
+    np.testing.assert_array_equal(
+        update(x[1:], jax.tree.map(lambda word: word[1:], keys)), dropped[1:]
+    )
     assert np.abs(np.asarray(dropped) - by_hand).max() > 0.1

@@ -109,20 +109,20 @@ def token_keys():
 
 def test_dropout_of_a_row_does_not_depend_on_its_batch_and_acts_in_every_layer(decoders):
     _, model = decoders("opt")
-    run = jax.jit(lambda rows, key_BT: model(rows, None, key_BT))
-    key_BT = token_keys()
-    z_BSD = run(ROWS, key_BT)
+    run = jax.jit(lambda rows, keys: model(rows, None, keys))
+    keys = token_keys()
+    z_BSD = run(ROWS, keys)
     order = np.array([2, 0, 3, 1])
-    moved = run(Rows(IDS_BT[order], LAST_BS[order]), key_BT[order])
+    moved = run(Rows(IDS_BT[order], LAST_BS[order]), jax.tree.map(lambda word: word[order], keys))
     np.testing.assert_array_equal(moved, z_BSD[order])
     assert (np.abs(np.asarray(z_BSD - encode(model, ROWS))).max((1, 2)) > 1e-2).all()
-    assert np.abs(np.asarray(run(ROWS, dropout.fold_keys(key_BT, 1)) - z_BSD)).max() > 1e-2
+    assert np.abs(np.asarray(run(ROWS, dropout.fold_keys(keys, 1)) - z_BSD)).max() > 1e-2
 
 
 def test_llama_has_no_dropout_of_its_own(decoders):
     _, model = decoders("llama")
-    key_BT = token_keys()
-    z_BSD = jax.jit(lambda key_BT: model(ROWS, None, key_BT))(key_BT)
+    keys = token_keys()
+    z_BSD = jax.jit(lambda keys: model(ROWS, None, keys))(keys)
     np.testing.assert_allclose(z_BSD, encode(model, ROWS), atol=1e-6)
 
 
