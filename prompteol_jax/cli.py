@@ -65,6 +65,7 @@ def words(options: WordsOptions) -> None:
 
     if not options.texts or options.k < 1:
         raise ValueError(f"give one text or more, and k >= 1; got {options.texts}, k {options.k}")
+    _check_reads_a_head(options)
     embedder = options.load("float32")
     found = [embedder.words(sentence, options.k) for sentence in options.texts]
     header = f"{embedder.model_name}, template {embedder.template.name}, {embedder.dtype}"
@@ -88,6 +89,18 @@ def words(options: WordsOptions) -> None:
         }
         content = json.dumps(result, indent=2, ensure_ascii=False)
         options.json.write_text(content + "\n", encoding="utf-8")
+
+
+def _check_reads_a_head(options: ModelOptions) -> None:
+    """Refuse an inner layer and a pooled mean before any weight is read."""
+    from prompteol_jax import head, hub, models
+    from prompteol_jax.models import tiny
+
+    config = tiny.CONFIG
+    if options.layer is not None and options.model != tiny.NAME:
+        config = models.read_config(hub.config_folder(options.model))
+    inner = models.resolve_layer(options.layer, config.L) is not None
+    head.check_reads(inner=inner, pooling=options.pooling)
 
 
 def show(options: ShowOptions) -> None:

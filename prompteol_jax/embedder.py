@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from prompteol_jax import axes, distributed, models, provenance, quant
+from prompteol_jax import axes, distributed, head, models, provenance, quant
 from prompteol_jax.head import Head
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.pipeline import Pipeline, Pooling, Report
@@ -248,10 +248,7 @@ class Embedder:
 
         Raises: ValueError as `words`.
         """
-        if self.pooling != "last" or isinstance(self.decoder.finish, models.Raw):
-            raise ValueError(
-                "words need the last layer and the last token: --layer -1, --pooling last"
-            )
+        head.check_reads(inner=isinstance(self.decoder.finish, models.Raw), pooling=self.pooling)
         return self._head.top(self.decoder, self.encode(texts, progress=progress), k)
 
 

@@ -16,6 +16,12 @@ from prompteol_jax.pretrained import Pretrained
 _ROWS: Final = 256  # vectors that are ranked at once
 
 
+def check_reads(*, inner: bool, pooling: str) -> None:
+    """Refuse states that the head was not trained to read: an inner layer's, a pooled mean."""
+    if inner or pooling != "last":
+        raise ValueError("words need the last layer and the last token: --layer -1, --pooling last")
+
+
 class Head:
     """The head of a model; read when it is first asked, unless it is the embedding itself."""
 

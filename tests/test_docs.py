@@ -37,6 +37,21 @@ MANY = (cli, prepare, bench, demos)  # of several commands each
 OPTIONS += tuple(kind for module in MANY for kind, _ in module.COMMANDS.values())
 
 
+# Commands without --layer, and why.
+WITHOUT_LAYER = {
+    TrainConfig: "the loss is over the last layer, whose adapter peft loads",
+    reproduce.ReproduceOptions: "the paper's tables are of the last layer",
+    launch.LaunchOptions: "it passes a command on, with its flags",
+    plan.PlanOptions: "it plans the whole model",
+    lengths.LengthsOptions: "it reads no weights",
+    cli.ShowOptions: "it reads no weights",
+    cli.ExportOptions: "a run is exported whole",
+    cli.COMMANDS["compare"][0]: "it reads no weights",
+    **{kind: "it reads no weights" for kind, _ in prepare.COMMANDS.values()},
+    bench.TrainBench: "as training",
+}
+
+
 class Block(NamedTuple):
     """A fenced block of a page."""
 
@@ -201,6 +216,12 @@ def test_every_flag_is_one_of_some_command(page):
         "docs/tpu.md": {"--no-packed"},
     }.get(page, set())
     assert flags(PAGES[page]) - known - others == set()
+
+
+def test_every_command_that_encodes_takes_a_layer():
+    """Those that read all layers, or words, take the flag and refuse what they cannot read."""
+    without = {o for o in OPTIONS if "layer" not in {f.name for f in dataclasses.fields(o)}}
+    assert without == WITHOUT_LAYER.keys()
 
 
 def test_the_flags_of_training_are_explained():

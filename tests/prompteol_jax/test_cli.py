@@ -297,6 +297,28 @@ def test_words_refuses_nothing_to_show(capsys):
 
 
 @pytest.mark.usefixtures("unloadable")
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--layer", "1"], "words need the last layer and the last token: --layer -1"),
+        (["--layer", "-2"], "words need the last layer and the last token: --layer -1"),
+        (["--layer", "3"], "layer 3 does not exist: allowed are 1 to 2, or -1 to -2"),
+        (["--pooling", "mean"], "the last token: --layer -1, --pooling last"),
+    ],
+)
+def test_words_refuses_what_no_head_reads_before_the_model_is_loaded(flags, message, capsys, data):
+    for model in ("tiny", str(data / "weights" / "tinystories-656k")):
+        line = refused(capsys, cli.main, ["words", "--model", model, "a", *flags])
+        assert message in line
+
+
+def test_words_takes_the_last_layer_by_either_number(loaded, capsys):
+    for layer in ("2", "-1"):
+        cli.main(["words", "--model", "tiny", "the cat", "--layer", layer])
+    assert len(loaded) == 2
+
+
+@pytest.mark.usefixtures("unloadable")
 def test_show_prints_the_prompt_without_weights(capsys, data):
     cli.main(["show", "--model", "tiny", "the cat"])
     expected = tokens.show(PROMPTEOL, tiny.tiny_tokenizer(), "the cat")
