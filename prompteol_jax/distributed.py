@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from typing import Any, Final, NamedTuple
 
 import jax
@@ -13,6 +14,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from prompteol_jax import axes
 
 _PATIENCE_MS: Final = 3_600_000  # the others may compile, or write a large file
+# Simulated devices share cores: one waits for another longer than the 40 seconds after which XLA
+# ends the process.
+_PATIENT: Final = (
+    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=600 "
+    "--xla_cpu_collective_call_terminate_timeout_seconds=3600"
+)
 
 
 def initialize(coordinator: str | None, processes: int | None, process: int | None) -> None:
@@ -90,9 +97,15 @@ def wait_for_all(name: str) -> None:
 
 
 def simulate_devices(devices: int) -> None:
-    """Let the CPU stand for this many devices, if jax has not started and finds nothing else."""
+    """Let the CPU stand for this many devices, if jax has not started and finds nothing else.
+
+    They wait an hour for each other, or as long as `XLA_FLAGS` says already.
+    """
     if devices < 2:
         return
+    given = os.environ.get("XLA_FLAGS", "")
+    if "xla_cpu_collective_call" not in given:
+        os.environ["XLA_FLAGS"] = f"{given} {_PATIENT}".strip()
     try:
         jax.config.update("jax_num_cpu_devices", devices)
     except RuntimeError:  # jax runs already, with the devices it has

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -143,16 +144,51 @@ def test_refuses_an_address_without_the_processes(processes, process):
 
 def test_devices_are_simulated_only_before_jax_starts():
     code = (
+        "import os\n"
         "from prompteol_jax import distributed\n"
         "distributed.simulate_devices(1)\n"
+        "assert 'XLA_FLAGS' not in os.environ\n"
         "distributed.simulate_devices(6)\n"
         "import jax\n"
         "assert len(jax.devices()) == 6, jax.devices()\n"
         "distributed.simulate_devices(2)\n"
         "assert len(jax.devices()) == 6\n"
+        "assert os.environ['XLA_FLAGS'].count('terminate_timeout_seconds=3600') == 1\n"
     )
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_simulated_devices_wait_for_each_other_as_long_as_the_user_says():
+    """XLA ends a process one of whose devices keeps the others waiting."""
+    code = (
+        "from prompteol_jax import distributed\n"
+        "distributed.simulate_devices(2)\n"
+        "import time, jax, jax.numpy as jnp\n"
+        "from jax.sharding import NamedSharding, PartitionSpec as P\n"
+        "mesh = jax.make_mesh((2,), ('d',), axis_types=(jax.sharding.AxisType.Auto,))\n"
+        "def late(x):\n"
+        "    time.sleep(5 if x.sum() else 0)\n"
+        "    return x\n"
+        "def total(x):\n"
+        "    x = jax.pure_callback(late, jax.ShapeDtypeStruct(x.shape, x.dtype), x)\n"
+        "    return jax.lax.psum(x, 'd')\n"
+        "total = jax.jit(jax.shard_map(total, mesh=mesh, in_specs=P('d'), out_specs=P()))\n"
+        "x = jax.device_put(jnp.arange(2.0), NamedSharding(mesh, P('d')))\n"
+        "assert total(x).tolist() == [1.0]\n"
+    )
+    ended = []
+    short = "--xla_cpu_collective_call_{}_timeout_seconds=1"
+    for flags in (f"{short.format('warn_stuck')} {short.format('terminate')}", ""):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "XLA_FLAGS": flags},
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        ended.append((done.returncode, "Termination timeout" in done.stderr))
+    assert ended == [(-signal.SIGABRT, True), (0, False)]
