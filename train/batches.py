@@ -15,7 +15,8 @@ from prompteol_jax.distributed import Channel, Share
 from prompteol_jax.models.decoder import Rows
 from prompteol_jax.packing import Packed
 from prompteol_jax.tokens import Prompt
-from train.data import Triplet
+from train.config import TrainConfig
+from train.data import Batches, Triplet
 from train.step import Batch
 
 _ROW = 64  # tokens of a row that sentences are packed into, unless one is longer; not on a TPU
@@ -122,3 +123,18 @@ def rows_of_shard(rows: int, shards: int, chunks: int) -> int:
     while unit * shards < 4 or 16 * unit <= rows:
         unit *= 2
     return -(-rows // unit) * unit
+
+
+def make_batches(config: TrainConfig, triplets: Sequence[Triplet], share: Share) -> Batches:
+    """This process's rows of the batches of the run: of its epochs, or of `--steps` steps."""
+    epochs = config.epochs
+    if config.steps is not None:
+        epochs = config.steps / max(1, len(triplets) // config.batch)
+    return Batches(
+        triplets,
+        batch=config.batch,
+        epochs=epochs,
+        seed=config.seed,
+        process_index=share.index,
+        process_count=share.count,
+    )

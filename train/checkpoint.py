@@ -4,6 +4,10 @@ Orbax writes the arrays, in the background, and reads them onto any mesh; it nei
 flipped byte nor tells an empty folder from a step. So a step is written under another name, sealed
 by a manifest of its leaves and of the checksums of its files, and takes its number in one rename
 (`train.step_folders`). Whatever the instant of a kill, the steps committed before it are intact.
+
+A step of training waits only until its state is copied on the devices, where it may be donated
+next. Several processes wait until it is copied off them: orbax compares their paths by a collective
+of devices, which must not cross those of steps.
 """
 
 import functools
@@ -15,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
@@ -51,8 +56,16 @@ class Checkpoints:
         if distributed.is_primary():
             step_folders.recover(self._folder)
 
+    def prepare(self, state: PyTree) -> None:
+        """Compiles what `save` runs on such a state, so that the first one takes no longer."""
+        jax.block_until_ready(_copied(_named_leaves(state)))
+
+    def busy(self) -> bool:
+        """Says whether a save is still running, so that the next one would wait for it."""
+        return self._pending is not None and not self._pending.done()
+
     def save(self, step: int, state: PyTree, meta: Mapping[str, Any]) -> None:
-        """Saves `state` and `meta` as `step`; returns once the arrays are copied from the devices.
+        """Saves `state` and `meta` as `step`; returns once the arrays are copied.
 
         Waits for a save that is still running. Committing a step replaces the one of the same
         number and deletes later ones, which belong to a course that the run has left.
@@ -71,10 +84,11 @@ class Checkpoints:
         content = {"step": int(step), "meta": _plain(meta), "leaves": _described(leaves)}
         self._attempts += 1
         staging = step_folders.staging(self._folder, step, self._attempts)
-        if distributed.is_primary():
-            step_folders.sweep(self._folder)
-        written = ocp.save_async(staging, _with_elements(leaves))
-        self._pending = self._thread.submit(self._commit, written.result, staging, content)
+        if jax.process_count() == 1:
+            finish = functools.partial(self._write, staging, _copied(leaves))
+        else:
+            finish = self._begin(staging, leaves).result
+        self._pending = self._thread.submit(self._commit, finish, staging, content)
 
     def steps(self) -> list[int]:
         """Lists the committed steps, oldest first; `restore` verifies their files."""
@@ -144,6 +158,19 @@ class Checkpoints:
             f"Steps there: {_listed(present)}. Restore another step or delete the damaged ones."
         )
 
+    def _begin(self, staging: Path, leaves: Mapping[str, Any]) -> ocp.AsyncResponse:
+        if distributed.is_primary():
+            step_folders.sweep(self._folder)
+        context = ocp.Context()
+        # Replicas would be cut on their devices, which is compiled; weights hardly compress.
+        context.array.saving.use_replica_parallel = False
+        context.array.saving.use_compression = False
+        with context:
+            return ocp.save_async(staging, _with_elements(leaves))
+
+    def _write(self, staging: Path, leaves: Mapping[str, Any]) -> None:
+        self._begin(staging, leaves).result()
+
     def _commit(
         self, finish: Callable[[], object], staging: Path, content: Mapping[str, Any]
     ) -> None:
@@ -158,6 +185,11 @@ class Checkpoints:
 def _named_leaves(tree: PyTree) -> dict[str, Any]:
     pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path): leaf for path, leaf in pairs}
+
+
+@jax.jit
+def _copied(leaves: dict[str, Any]) -> dict[str, Any]:
+    return jax.tree.map(jnp.copy, leaves)
 
 
 def _with_elements(leaves: Mapping[str, Any]) -> dict[str, Any]:

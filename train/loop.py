@@ -21,7 +21,7 @@ from prompteol_jax.distributed import Share
 from prompteol_jax.embedder import Embedder
 from prompteol_jax.models.decoder import Remat
 from prompteol_jax.template import read_template
-from train.batches import Assembler
+from train.batches import Assembler, make_batches
 from train.checkpoint import Checkpoints
 from train.config import TrainConfig
 from train.data import Batches, Triplet
@@ -87,6 +87,7 @@ class Course:
         )
         self.pulse = Pulse(config.save_minutes)
         self.done = 0
+        self.owed = False  # a save that fell due while another was being written
         # What the closing line tells: seconds of steps, seconds they waited for saves, padding.
         self.steps_s: list[float] = []
         self.saving_s: list[float] = []
@@ -101,6 +102,7 @@ class Course:
         Raises: Stopped after SIGTERM, once everything is saved.
         """
         state = self._begin()
+        self.checkpoints.prepare(state)
         self.done = first = int(state.step)
         with self.pulse, MetricsLog(self.folder.path, first, self.steps) as log:
             if not self._patience_is_over():
@@ -162,9 +164,11 @@ class Course:
                 self._record(log, *waiting)
             waiting = (step, metrics, triplets, assembled.padding)
             self.done = step + 1
-            stop, due = self.pulse.beat()
+            stop, due, writing = self.pulse.beat(writing=self.checkpoints.busy())
             judged = self._is_time(self.config.eval_every)
-            saved = stop or due or self._is_time(self.config.save_every)
+            # A save that need not be now lets the one before it finish, and the steps go on.
+            self.owed = self.owed or due or self._is_time(self.config.save_every)
+            saved = stop or self.done == self.steps or (self.owed and not writing)
             if judged or saved:
                 # A checkpoint stands for all steps up to its own, so their metrics come first.
                 self._record(log, *waiting)
@@ -202,6 +206,7 @@ class Course:
         start = time.perf_counter()
         self.checkpoints.save(self.done, state, dataclasses.asdict(self.standing))
         self.pulse.saved()
+        self.owed = False
         self.saving_s.append(time.perf_counter() - start)
 
     def _prefetched(self, first: int) -> Iterator[tuple]:
@@ -281,18 +286,3 @@ def make_course(
     config = dataclasses.replace(config, dtype=config.dtype or chosen)
     folder, batches = RunFolder.find(config), make_batches(config, triplets, Share.of(mesh))
     return Course(config, folder, make_trainable(config, mesh), batches, dev)
-
-
-def make_batches(config: TrainConfig, triplets: Sequence[Triplet], share: Share) -> Batches:
-    """This process's rows of the batches of the run: of its epochs, or of `--steps` steps."""
-    epochs = config.epochs
-    if config.steps is not None:
-        epochs = config.steps / max(1, len(triplets) // config.batch)
-    return Batches(
-        triplets,
-        batch=config.batch,
-        epochs=epochs,
-        seed=config.seed,
-        process_index=share.index,
-        process_count=share.count,
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from typing import Any, Final, NamedTuple
 
@@ -13,7 +14,7 @@ from prompteol_jax.models.decoder import Remat
 from train.step import Learner
 
 ORDER: Final[tuple[Remat, ...]] = ("none", "dots", "full")  # from the fastest to the smallest
-_FILLED: Final = 0.9  # of a device's memory: development scores and copies being saved need some
+_FILLED: Final = 0.9  # of a device's memory: development scores need some
 
 
 class Fit(NamedTuple):
@@ -56,13 +57,18 @@ def choose_remat(learner: Learner, arguments: tuple, memory: int) -> Fit:
 
 
 def step_bytes(learner: Learner, arguments: tuple) -> int:
-    """Bytes of a device that a step needs: weights, state, batch and all that it computes."""
+    """Bytes of a device that a step needs: weights, batch, state, its copy that is being saved, and
+    all that is computed.
+    """
+    state = jax.tree.leaves(arguments[0])
+    copy = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in state)
     analysis: Any = learner.step.lower(*arguments).compile().memory_analysis()
     return (
         analysis.argument_size_in_bytes
         + analysis.output_size_in_bytes
         - analysis.alias_size_in_bytes
         + analysis.temp_size_in_bytes
+        + copy
     )
 
 

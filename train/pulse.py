@@ -21,10 +21,12 @@ class Beat(NamedTuple):
     Attributes:
         stop: some process was told to end.
         due: the minutes between saves are over.
+        writing: some process is still writing the last save.
     """
 
     stop: bool
     due: bool
+    writing: bool
 
 
 class Pulse:
@@ -52,11 +54,16 @@ class Pulse:
         if self._former is not None:
             signal.signal(signal.SIGTERM, self._former)
 
-    def beat(self) -> Beat:
-        """Agree with the others; the clock is that of the first process."""
+    def beat(self, *, writing: bool) -> Beat:
+        """Agree with the others; the clock is that of the first process.
+
+        Args:
+            writing: this process still writes the last save.
+        """
         late = self._every_s is not None and time.monotonic() - self._saved >= self._every_s
-        told = self._channel.exchange([self._told, late])
-        return Beat(any(stop for stop, _ in told), told[0][1])
+        told = self._channel.exchange([self._told, late, writing])
+        stops, lates, writings = zip(*told, strict=True)
+        return Beat(any(stops), lates[0], any(writings))
 
     def saved(self) -> None:
         """Start the minutes anew."""

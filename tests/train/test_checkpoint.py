@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -22,6 +23,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from train import step_folders
 from train.checkpoint import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,6 +127,37 @@ def test_arrays_may_be_donated_after_save(tmp_path):
             x = overwrite(x)
         _, state, _ = checkpoints.restore({"x": x})
     np.testing.assert_array_equal(state["x"], np.arange(1 << 20, dtype=np.float32))
+
+
+def test_a_save_returns_while_its_writer_is_held_up_and_the_next_one_waits(tmp_path, monkeypatch):
+    """Nothing but the copy is left to the thread that trains, not even the first look at a disk."""
+    free, begun = threading.Event(), threading.Event()
+    sweep = step_folders.sweep
+
+    def held(folder):
+        begun.set()
+        assert free.wait(60)
+        sweep(folder)
+
+    monkeypatch.setattr(step_folders, "sweep", held)
+    overwrite = jax.jit(lambda x: x * 0, donate_argnums=0)
+    with closing(Checkpoints(tmp_path)) as checkpoints:
+        state = {"x": jnp.arange(8.0)}
+        checkpoints.prepare(state)
+        assert not checkpoints.busy()
+        checkpoints.save(1, state, {})
+        assert begun.wait(60)
+        overwrite(state["x"])
+        assert checkpoints.busy()
+        assert list(tmp_path.iterdir()) == []
+        later = threading.Timer(0.2, free.set)
+        later.start()
+        checkpoints.save(2, {"x": jnp.ones(8)}, {})
+        assert free.is_set()
+        _, state, _ = checkpoints.restore({"x": jnp.zeros(8)}, step=1)
+        assert not checkpoints.busy()
+        assert checkpoints.steps() == [1, 2]
+    np.testing.assert_array_equal(state["x"], np.arange(8.0))
 
 
 def test_saves_without_pause_are_all_there(tmp_path):
