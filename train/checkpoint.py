@@ -87,7 +87,7 @@ class Checkpoints:
         if jax.process_count() == 1:
             finish = functools.partial(self._write, staging, _copied(leaves))
         else:
-            finish = self._begin(staging, leaves).result
+            finish = self._begin(staging, leaves)
         self._pending = self._thread.submit(self._commit, finish, staging, content)
 
     def steps(self) -> list[int]:
@@ -158,7 +158,8 @@ class Checkpoints:
             f"Steps there: {_listed(present)}. Restore another step or delete the damaged ones."
         )
 
-    def _begin(self, staging: Path, leaves: Mapping[str, Any]) -> ocp.AsyncResponse:
+    def _begin(self, staging: Path, leaves: Mapping[str, Any]) -> Callable[[], object]:
+        # Returns what waits for the end, when the arrays are on the host.
         if distributed.is_primary():
             step_folders.sweep(self._folder)
         context = ocp.Context()
@@ -166,10 +167,10 @@ class Checkpoints:
         context.array.saving.use_replica_parallel = False
         context.array.saving.use_compression = False
         with context:
-            return ocp.save_async(staging, _with_elements(leaves))
+            return ocp.save_async(staging, _with_elements(leaves)).result
 
     def _write(self, staging: Path, leaves: Mapping[str, Any]) -> None:
-        self._begin(staging, leaves).result()
+        self._begin(staging, leaves)()
 
     def _commit(
         self, finish: Callable[[], object], staging: Path, content: Mapping[str, Any]
