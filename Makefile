@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test slow plan-test lint clean
+.PHONY: setup demo test slow huge plan-test lint clean
 
 setup: $(BIN)/.ready
 
@@ -21,9 +21,13 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile $(TESTS)
 
-# Minutes to half an hour; needs 20 GB of memory.
+# The slow tests that CI runs too.
 slow: setup
-	$(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -m "slow and not huge" -n 2 --dist loadfile $(TESTS)
+
+# The rest: an hour; needs idle cores and 10 GB of memory.
+huge: setup
+	$(BIN)/python -m pytest -q -m huge $(TESTS)
 
 # Plans for TPUs: libtpu's compiler needs no TPU, but an environment of its own.
 TPU_VENV ?= .venv-tpu

@@ -31,6 +31,14 @@ if "oracle" not in sys.modules:
     _spec.loader.exec_module(sys.modules["oracle"])
 
 
+@pytest.hookimpl(tryfirst=True)  # before marks choose among them
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever is huge is slow too."""
+    for item in items:
+        if item.get_closest_marker("huge"):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of real data and checkpoints named by PROMPTEOL_DATA; skips without it."""

@@ -35,7 +35,7 @@ def test_vectors_of_opt_125m_are_those_of_transformers(embedders, references, te
     oracle.assert_close(embedders("opt-125m").encode(texts), references("opt-125m").vectors)
 
 
-@pytest.mark.slow
+@pytest.mark.huge
 def test_vectors_of_tinyllama_are_those_of_transformers(checkpoints, texts):
     folder = checkpoints("tinyllama-1.1b")
     ids = oracle.ids(folder, [oracle.EOL.format(t) for t in texts])
