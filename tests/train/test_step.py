@@ -188,7 +188,7 @@ CUTS = [
 def check_cut(folder, nli, mesh, chunks, remat):
     """Dropout acts: its masks belong to sentences, wherever they are packed."""
     expected = _alone(folder, tuple(nli))
-    assert expected[-1] < expected[0] - 0.1
+    assert expected[-1] < expected[0] - 0.05  # a hundred times what meshes may differ by
     found = losses(folder, nli, mesh, chunks=chunks, remat=remat, **DROPOUT)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
