@@ -24,7 +24,7 @@ from eval.demos_journal import Journal
 from eval.demos_search import Search, Standing
 from eval.pairs import Pairs
 from eval.tasks import read_tasks
-from prompteol_jax import Embedder
+from prompteol_jax import Embedder, places
 from prompteol_jax.commands import run_one_of
 from prompteol_jax.options import ModelOptions
 from prompteol_jax.template import Template, read_template
@@ -74,6 +74,7 @@ def search(options: SearchOptions) -> dict[str, Any]:
     base = read_template(options.template)
     candidates = demos_candidates.read_candidates(options.candidates, base)
     ((pairs,),) = (task.subsets for task in read_tasks(options.data, split="dev"))
+    places.on_this_machine(options.output)
     results.prepare(options.json, options.report, options.output / JOURNAL)
     journal = Journal(options.output / JOURNAL, _settings(options, pairs))
     embedder = options.load("float32")

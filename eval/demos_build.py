@@ -16,7 +16,7 @@ import numpy as np
 
 from eval import demos_candidates, results
 from eval.tasks import read_tasks
-from prompteol_jax import Embedder
+from prompteol_jax import Embedder, places
 from prompteol_jax.options import ModelOptions
 from prompteol_jax.template import Demonstration, Template, clean_sentence
 
@@ -52,6 +52,7 @@ class BuildOptions(ModelOptions):
 def build(options: BuildOptions) -> list[Demonstration]:
     """Writes the candidates and returns them; sentences without a word are counted on stderr."""
     _check(options)
+    places.on_this_machine(options.output)
     results.prepare(options.output)
     rng = np.random.default_rng(options.seed)
     sentences = [clean_sentence(text) for text in _sentences(options, rng)]

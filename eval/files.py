@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from prompteol_jax import places
+
 SHOWN_PROBLEMS: Final = 20
 
 
@@ -13,7 +15,7 @@ def downstream(folder: str | Path, inside: Sequence[str]) -> Path:
     Raises:
         FileNotFoundError: no such folder, or none of the folders expected inside it.
     """
-    folder = Path(folder)
+    folder = places.here(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; give SentEval's `downstream` folder")
     for root in (folder, folder / "downstream"):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eval import charts, report, results
+from prompteol_jax import places
 from prompteol_jax.commands import run_command
 from prompteol_jax.options import ModelOptions
 from prompteol_jax.template import Template, read_template
@@ -58,6 +59,7 @@ def run(options: MtebOptions) -> dict[str, Any]:
 
     templates = read_task_templates(options.task_templates)
     tasks = mteb_encoder.find_tasks(options.tasks)
+    places.on_this_machine(options.output)
     results.prepare(options.json, options.report)
     embedder = options.load("float32")
     encoder = mteb_encoder.MtebEncoder(embedder, templates, clean=not options.raw)

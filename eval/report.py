@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from prompteol_jax import places
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -110,7 +112,7 @@ def write_page(
         f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         f"<h1>{html.escape(title)}</h1>\n<dl>\n{facts}</dl>\n{body}</body>\n</html>\n"
     )
-    path = Path(path)
+    path = places.place(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
 

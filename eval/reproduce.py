@@ -21,6 +21,7 @@ from eval import original, published, reproduce_report, results, sts, transfer
 from eval.published import Row
 from eval.tasks import read_tasks
 from eval.transfer_tasks import read_transfer
+from prompteol_jax import places
 from prompteol_jax.commands import run_command
 from prompteol_jax.provenance import file_sha256
 
@@ -99,6 +100,7 @@ def run(options: ReproduceOptions) -> dict[str, Any]:
     rows = choose(options)
     (read_transfer if options.table == "transfer" else read_tasks)(options.data)
     page = options.report or options.output / f"{options.table}.html"
+    places.on_this_machine(options.output)
     results.prepare(options.json, page)
     outcomes = []
     for number, row in enumerate(rows, 1):

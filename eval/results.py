@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from prompteol_jax import places
 from prompteol_jax.options import ModelOptions
 
 
@@ -23,7 +24,7 @@ def prepare(*paths: Path | None) -> None:
     Raises:
         IsADirectoryError: folders where files were expected, all in one error.
     """
-    given = [path for path in paths if path]
+    given = [places.place(path) for path in paths if path]
     folders = [str(path) for path in given if path.is_dir()]
     if folders:
         raise IsADirectoryError(f"expected a file to write, found a folder: {', '.join(folders)}")
@@ -66,7 +67,7 @@ def title(result: Mapping[str, Any]) -> str:
 def write(path: Path, result: Mapping[str, Any]) -> None:
     """Writes a result as JSON; paths become text, arrays as the module says."""
     text = json.dumps(result, indent=2, ensure_ascii=False, default=_plain)
-    path.write_text(text + "\n", encoding="utf-8")
+    places.place(path).write_text(text + "\n", encoding="utf-8")
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from eval import files
 from eval.pairs import Pairs, Task
+from prompteol_jax import places
 
 # STS13 is without its SMT part, whose licence keeps it out of SentEval.
 YEARS: Final = {
@@ -72,10 +73,11 @@ def read_tasks(
         FileNotFoundError: no such folder, or missing files, all in one error.
     """
     names = _check_names(names, split)
-    if any(Path(folder).glob("sts/*/dataset_info.json")):
+    folder = places.here(folder)
+    if any(folder.glob("sts/*/dataset_info.json")):
         from eval import prepared  # brings TFDS, which few need
 
-        return prepared.read_prepared(Path(folder), [_title(name, split) for name in names])
+        return prepared.read_prepared(folder, [_title(name, split) for name in names])
     root = files.downstream(folder, ("STS", "SICK"))
     files.check(root, [path for name in names for path in _files(root, name, split)])
     problems: list[str] = []

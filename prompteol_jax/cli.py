@@ -22,6 +22,7 @@ from typing import Annotated, Any, Final
 import tyro
 
 from eval import compare
+from prompteol_jax import places
 from prompteol_jax.commands import run_one_of
 from prompteol_jax.encode_command import EncodeOptions, encode_corpus
 from prompteol_jax.export import ExportOptions, export_run
@@ -88,7 +89,7 @@ def words(options: WordsOptions) -> None:
             ],
         }
         content = json.dumps(result, indent=2, ensure_ascii=False)
-        options.json.write_text(content + "\n", encoding="utf-8")
+        places.place(options.json).write_text(content + "\n", encoding="utf-8")
 
 
 def _check_reads_a_head(options: ModelOptions) -> None:

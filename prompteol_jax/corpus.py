@@ -19,6 +19,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
+from prompteol_jax import places
+
 COLUMN: Final = "text"
 STDIN: Final = Path("-")
 _LISTED: Final = 5  # malformed rows that an error shows
@@ -111,6 +113,7 @@ def open_corpus(path: Path) -> Corpus:
     Raises: FileNotFoundError, IsADirectoryError or ValueError that says what is read.
     """
     known = ", ".join(READERS)
+    path = places.here(path)
     if path.is_dir():
         raise IsADirectoryError(f"input {path} is a folder; give one file: {known}")
     if not path.exists():

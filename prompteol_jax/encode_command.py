@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from prompteol_jax import corpus, joins, shards
+from prompteol_jax import corpus, joins, places, shards
 from prompteol_jax.options import ModelOptions
 from prompteol_jax.progress import progress_bar
 
@@ -35,9 +35,10 @@ class EncodeOptions(ModelOptions):
 
     input: Path
     """.txt, one text a line (a line ends at \\n, one \\r before it is dropped); .jsonl, .csv or
-    .parquet with a column `text`; `-` for lines from standard input."""
+    .parquet with a column `text`; `-` for lines from standard input. gs:// as well."""
     output: Path
-    """.npy: float32 [n, D]; .parquet: column `embedding`; or a folder: shards and manifest.json."""
+    """.npy: float32 [n, D]; .parquet: column `embedding`; or a folder: shards and manifest.json.
+    gs:// as well."""
     clean: bool = False
     """Rewrite each text with the punctuation rules of the original's evaluation."""
     normalize: bool = False
@@ -56,8 +57,10 @@ class EncodeOptions(ModelOptions):
 
 def encode_corpus(options: EncodeOptions) -> None:
     """Encode a corpus; every wrong input is refused before the model is loaded."""
-    parts = _check_output(options)
-    with corpus.opened(options.input, spool=options.output.parent) as texts:
+    output = places.place(options.output)
+    parts = _check_output(options, output)
+    spool = None if places.is_bucket(output) else output.parent
+    with corpus.opened(options.input, spool=spool) as texts:
         settings = _settings(options)
         chunks = corpus.survey(texts, options.shard_rows)
         closing = [f"{texts.invalid} with invalid UTF-8"] if texts.invalid else []
@@ -71,14 +74,14 @@ def encode_corpus(options: EncodeOptions) -> None:
             processes=part.processes,
         ) as vectors:
             closing += _finish(options, texts, vectors, part)
-            if parts != options.output and part.process == 0:
-                JOINS[options.output.suffix.lower()](vectors, options.output)
+            if parts != output and part.process == 0:
+                JOINS[output.suffix.lower()](vectors, output)
                 vectors.remove()
         if part.process > 0:
-            vectors.wait_for_first(removed=parts != options.output)
+            vectors.wait_for_first(removed=parts != output)
     if part.process == 0:
         shape = f"float32 [{vectors.rows}, {vectors.width}]"
-        sys.stderr.write(f"{options.output}: {shape}; {', '.join(closing)}\n")
+        sys.stderr.write(f"{output}: {shape}; {', '.join(closing)}\n")
 
 
 def _part(options: EncodeOptions) -> distributed.Part:
@@ -127,16 +130,13 @@ def _fingerprint(folder: Path) -> str:
     return content.hexdigest()
 
 
-def _check_output(options: EncodeOptions) -> Path:
+def _check_output(options: EncodeOptions, output: Any) -> Any:
     """Return the folder of shards: the output itself, or a neighbour of the file asked for."""
-    output, parent = options.output, options.output.parent
     problems = []
     if options.shard_rows < 1:
         problems.append(f"--shard-rows {options.shard_rows}; it takes 1 or more")
-    if not parent.is_dir():
-        problems.append(f"the folder {parent} of --output does not exist; make it first")
-    elif not os.access(parent, os.W_OK):
-        problems.append(f"the folder {parent} of --output cannot be written to")
+    if not places.is_bucket(output):  # which has no folders that could be missing
+        problems += _unwritable(output.parent)
     is_file = output.suffix.lower() in JOINS and not output.is_dir()
     if output == corpus.STDIN:
         problems.append("--output - is no file; vectors are not written to standard output")
@@ -146,7 +146,7 @@ def _check_output(options: EncodeOptions) -> Path:
             "or a folder, which has none unless it exists"
         )
     parts = output.with_name(f"{output.name}.parts") if is_file else output
-    if output.exists() and options.input.exists() and output.samefile(options.input):
+    if _same(output, places.place(options.input)):
         problems.append(f"--output {output} is the input")
     elif output.is_file() and not (is_file or output.suffix):
         problems.append(f"--output {output} is a file; a name without a suffix means a folder")
@@ -157,6 +157,20 @@ def _check_output(options: EncodeOptions) -> Path:
     if problems:
         raise ValueError("; ".join(problems))
     return parts
+
+
+def _unwritable(parent: Path) -> list[str]:
+    if not parent.is_dir():
+        return [f"the folder {parent} of --output does not exist; make it first"]
+    if not os.access(parent, os.W_OK):
+        return [f"the folder {parent} of --output cannot be written to"]
+    return []
+
+
+def _same(output: Any, given: Any) -> bool:
+    if places.is_bucket(output) or places.is_bucket(given):
+        return output == given
+    return output.exists() and given.exists() and output.samefile(given)
 
 
 def _settings(options: EncodeOptions) -> Mapping[str, Any]:

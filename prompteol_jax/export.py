@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import tyro
 
+from prompteol_jax import places
+
 if TYPE_CHECKING:
     from prompteol_jax.embedder import Embedder
 
@@ -30,7 +32,7 @@ class ExportOptions:
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """The folder of a training run."""
+    """The folder of a training run, here or in a bucket (gs://)."""
     to: Literal["peft", "hf", "orbax"]
     """What to write."""
     output: Path
@@ -86,7 +88,8 @@ class Run:
 
 def export_run(options: ExportOptions) -> None:
     """Write a run as asked for; what was written but does not hold is an error."""
-    run = Run.read(options.run)
+    places.on_this_machine(options.output)
+    run = Run.read(places.here(options.run, depth=2))
     if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
         raise FileExistsError(f"{options.output} exists and is not empty: choose another --output")
     if run.full and options.to == "peft":

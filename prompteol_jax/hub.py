@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
+from prompteol_jax import places
 from prompteol_jax.tensor_files import shorten
 
 Kind = Literal["model", "adapter"]
@@ -23,13 +24,13 @@ def local_folder(name: str, *, kind: Kind = "model", revision: str | None = None
     never code. HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE act as everywhere.
 
     Args:
-        name: a folder, `owner/name`, or `owner/name@revision`.
+        name: a folder, here or in a bucket, `owner/name`, or `owner/name@revision`.
         revision: a branch, tag or commit, for hub names only.
     Raises: FileNotFoundError where there is no such folder, repository, revision or readable
         file; PermissionError where access is denied; ConnectionError where the hub is not reached;
         ValueError where `name` and `revision` contradict each other.
     """
-    folder = Path(name).expanduser()
+    folder = places.here(name, depth=1).expanduser()
     if name and folder.is_dir():
         if revision is not None:
             raise ValueError(f"revision {revision!r} was given, but {name} is a local folder.")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from prompteol_jax import durable
+from prompteol_jax import durable, places
 from prompteol_jax.shards import Shards
 
 
-def join_npy(shards: Shards, output: Path) -> None:
+def join_npy(shards: Shards, output: Any) -> None:
     """Write all rows to one .npy file, float32 [n, D]."""
     header = {"descr": "<f4", "fortran_order": False, "shape": (shards.rows, shards.width)}
 
@@ -24,7 +23,7 @@ def join_npy(shards: Shards, output: Path) -> None:
     _join(shards, output, write)
 
 
-def join_parquet(shards: Shards, output: Path) -> None:
+def join_parquet(shards: Shards, output: Any) -> None:
     """Write all rows to one parquet file, column `embedding`, a fixed-size list of float32."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -42,7 +41,10 @@ def join_parquet(shards: Shards, output: Path) -> None:
     _join(shards, output, write)
 
 
-def _join(shards: Shards, output: Path, write: Callable[[BinaryIO], object]) -> None:
+def _join(shards: Shards, output: Any, write: Callable[[BinaryIO], object]) -> None:
+    if places.is_bucket(output):
+        durable.write_whole(output, write)
+        return
     joined = shards.folder / "joined"
     durable.write_whole(joined, write)
     joined.replace(output)

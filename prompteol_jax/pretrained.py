@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from prompteol_jax import axes, hub, models, peft, quant
+from prompteol_jax import axes, hub, models, peft, places, quant
 from prompteol_jax.compilation import keep_compiled
 from prompteol_jax.models import initial, tiny
 from prompteol_jax.models.decoder import Decoder
@@ -120,7 +120,8 @@ def save_tokenizer(pretrained: Pretrained, folder: Path) -> None:
 
 def find_adapter(name: str) -> Path:
     """Find an adapter by folder, training run or hub name."""
-    for folder in (Path(name), Path(name) / "adapter"):
-        if (folder / "adapter_config.json").is_file():
-            return folder
+    given = places.place(name)
+    for folder in (given, given / "adapter"):
+        if (folder / "adapter_config.json").exists():
+            return places.here(folder, depth=1)
     return hub.local_folder(name, kind="adapter")

@@ -4,6 +4,8 @@ The manifest says what the vectors are made of and which shards are done. A shar
 and then entered in the manifest with its SHA-256. Whatever the manifest does not hold is encoded
 again, so no row is lost and none stands twice.
 
+The folder may lie in a bucket; there nothing holds another run off, so start one at a time.
+
 Of several processes each writes its share of the shards and a manifest of its own, which the first
 one takes into its own in the end, or at the start of the next run; that may have more or fewer.
 """
@@ -18,13 +20,12 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float32
 
-from prompteol_jax import durable
+from prompteol_jax import durable, places
 from prompteol_jax.corpus import Chunk
 
 MANIFEST: Final = "manifest.json"
@@ -47,7 +48,7 @@ class Shards:
         share: numbers of the shards that were missing and are this process's to write.
     """
 
-    folder: Path
+    folder: Any
     settings: Mapping[str, Any]
     chunks: Sequence[Chunk]
     sha256: list[str | None]
@@ -128,18 +129,20 @@ class Shards:
 
     def read(self, number: int) -> Float32[np.ndarray, "n D"]:
         """The vectors of one shard."""
-        return np.load(self.folder / shard_name(number), allow_pickle=False)
+        with (self.folder / shard_name(number)).open("rb") as file:
+            return np.load(file, allow_pickle=False)
 
     def remove(self) -> None:
         """Remove the shards and their folder."""
         self._clear()
-        self.folder.rmdir()
+        if not places.is_bucket(self.folder):
+            self.folder.rmdir()
 
     def _clear(self) -> None:
         # The manifest goes first: without it the other files mean nothing.
         (self.folder / MANIFEST).unlink(missing_ok=True)
-        for path in [path for path in self.folder.iterdir() if _OURS.fullmatch(path.name)]:
-            path.unlink()
+        for name in filter(_OURS.fullmatch, places.files(self.folder)):
+            (self.folder / name).unlink()
 
     def _write_manifest(self) -> None:
         shards = [
@@ -159,7 +162,7 @@ class Shards:
 
 @contextlib.contextmanager
 def opened(
-    folder: Path,
+    folder: Any,
     settings: Mapping[str, Any],
     chunks: Sequence[Chunk],
     *,
@@ -175,13 +178,8 @@ def opened(
     Raises: ValueError naming each setting that differs, or that another run writes there;
         FileExistsError where the folder holds files of others.
     """
-    is_new = not folder.exists()
-    folder.mkdir(exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        if process == 0:
-            _take(lock, folder)
-        foreign = sorted(p.name for p in folder.iterdir() if not _OURS.fullmatch(p.name))
+    with _held(folder, is_first=process == 0):
+        foreign = [name for name in places.files(folder) if not _OURS.fullmatch(name)]
         if foreign:
             raise FileExistsError(
                 f"folder {folder} holds other files ({', '.join(foreign[:5])}); "
@@ -190,9 +188,24 @@ def opened(
         found = _resumed(folder, settings, chunks, overwrite=overwrite)
         share = found.missing[process::processes]
         yield dataclasses.replace(found, process=process, share=share)
+
+
+@contextlib.contextmanager
+def _held(folder: Any, *, is_first: bool) -> Iterator[None]:
+    """Make the folder, hold it for the first process, and remove it if nothing came into it."""
+    if places.is_bucket(folder):
+        yield
+        return
+    is_new = not folder.exists()
+    folder.mkdir(exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        if is_first:
+            _take(lock, folder)
+        yield
     finally:
         os.close(lock)
-        if is_new and process == 0:
+        if is_new and is_first:
             with contextlib.suppress(OSError):  # it holds something, or is gone already
                 folder.rmdir()
 
@@ -203,7 +216,7 @@ def shard_name(number: int) -> str:
 
 
 def _resumed(
-    folder: Path, settings: Mapping[str, Any], chunks: Sequence[Chunk], *, overwrite: bool
+    folder: Any, settings: Mapping[str, Any], chunks: Sequence[Chunk], *, overwrite: bool
 ) -> Shards:
     fresh = Shards(folder, settings, chunks, [None] * len(chunks))
     if not (folder / MANIFEST).exists():
@@ -228,11 +241,11 @@ def _resumed(
     return Shards(folder, settings, chunks, intact, width, damaged)
 
 
-def _digests(manifest: Path) -> list[str | None]:
+def _digests(manifest: Any) -> list[str | None]:
     return [shard["sha256"] for shard in json.loads(manifest.read_bytes())["shards"]]
 
 
-def _entered(folder: Path) -> list[set[str]]:
+def _entered(folder: Any) -> list[set[str]]:
     """The digests that any process entered of each shard."""
     manifests = (folder / MANIFEST, *folder.glob("manifest.*.json"))
     return [set(copies) - {None} for copies in zip(*map(_digests, manifests), strict=True)]
@@ -256,13 +269,13 @@ def _other_texts(found: Sequence[Chunk], asked: Sequence[Chunk]) -> list[str]:
     return [f"the input's texts have changed, in {changed} of {len(asked)} shards"] * bool(changed)
 
 
-def _intact(path: Path, entered: set[str]) -> str | None:
+def _intact(path: Any, entered: set[str]) -> str | None:
     """The digest of a shard that is what some process entered."""
-    digest = durable.sha256(path) if entered and path.is_file() else None
+    digest = durable.sha256(path) if entered and path.exists() else None
     return digest if digest in entered else None
 
 
-def _take(lock: int, folder: Path) -> None:
+def _take(lock: int, folder: Any) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

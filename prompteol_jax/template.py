@@ -14,6 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from prompteol_jax import places
+
 _AROUND: Final = ("prefix", "suffix")
 _AFTER_WORD: Final = '".'  # closes a demonstration's word and joins it to what follows
 
@@ -173,9 +175,10 @@ def read_template(name_or_path: str) -> Template:
             f"unknown template {name_or_path!r}{f'; nearest: {near[0]}' if near else ''}. Names: "
             f"{', '.join(TEMPLATES)}; or a file ending in {', '.join(_FILES)}"
         )
-    if not path.is_file():
+    file = places.here(name_or_path)
+    if not file.is_file():
         raise FileNotFoundError(f"template file {name_or_path} does not exist")
-    text = path.read_text(encoding="utf-8-sig")
+    text = file.read_text(encoding="utf-8-sig")
     if path.suffix != ".json":
         return from_notation(text, path.stem)
     try:

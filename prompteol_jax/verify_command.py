@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prompteol_jax import places
 from prompteol_jax.options import ModelOptions
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def verify_checkpoint(options: VerifyOptions) -> dict[str, Any]:
 
     read_template(options.template)
     axes.parse_mesh(options.mesh)
+    places.on_this_machine(options.json)
     if options.json:
         if options.json.is_dir():
             raise IsADirectoryError(f"expected a file to write, found a folder: {options.json}")

@@ -25,10 +25,12 @@ if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
 
 # `import oracle` works by this name alone: with tests/ on the path, tests/prompteol_jax would take
 # the place of the library.
-if "oracle" not in sys.modules:
-    _spec = importlib.util.spec_from_file_location("oracle", Path(__file__).parent / "oracle.py")
-    sys.modules["oracle"] = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(sys.modules["oracle"])
+for _name in ("oracle", "fake_gcs"):
+    if _name not in sys.modules:
+        _file = Path(__file__).parent / f"{_name}.py"
+        _spec = importlib.util.spec_from_file_location(_name, _file)
+        sys.modules[_name] = importlib.util.module_from_spec(_spec)
+        _spec.loader.exec_module(sys.modules[_name])
 
 
 @pytest.hookimpl(tryfirst=True)  # before marks choose among them
@@ -49,6 +51,25 @@ def data() -> Path:
     if not path.is_dir():
         pytest.fail(f"PROMPTEOL_DATA={folder} is not a folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def _store():
+    import fake_gcs
+
+    with fake_gcs.Bucket().running() as bucket:
+        os.environ.update(bucket.environment)  # subprocesses are to find it too
+        yield bucket
+
+
+@pytest.fixture
+def bucket(_store, tmp_path, monkeypatch):
+    """An empty bucket `gs://bucket` of a stand-in for Google's store; copies from it go to tmp."""
+    pytest.importorskip("gcsfs", reason="the extra `gcs` is not installed")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    _store.objects.clear()
+    _store.log.clear()
+    return _store
 
 
 @pytest.fixture

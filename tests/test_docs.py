@@ -165,6 +165,7 @@ def other_command_is_known(line: str) -> bool:
         return re.search(rf"^{words[1]}:", makefile, re.MULTILINE) is not None
     known = (
         ["pip", "install", "."],
+        ["pip", "install", ".[gcs]"],
         ["pip", "install", ".[mteb]"],
         [".ci/run"],
     )
@@ -191,7 +192,8 @@ def test_every_command_is_one_that_its_parser_takes(place, line, monkeypatch):
     if not template.endswith(".json"):
         read_template(template)
     if isinstance(options, TrainConfig) and not options.resume:
-        data = "synthetic" if options.data in ("nli.csv", "prepared") else options.data
+        ours = Path(options.data).name in ("nli.csv", "prepared")
+        data = "synthetic" if ours else options.data
         dataclasses.replace(options, data=data).check()
 
 

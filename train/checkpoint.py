@@ -15,7 +15,6 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Final
 
 import jax
@@ -25,7 +24,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
-from prompteol_jax import distributed
+from prompteol_jax import distributed, places
 from train import manifest, step_folders
 
 _LISTED: Final = 20  # items of a list shown in an error
@@ -40,14 +39,17 @@ class Checkpoints:
     Args:
         folder: made by the first save. Only one run at a time may save into it.
         keep: number of newest steps kept.
+        beforehand: called in the background before each step is committed.
     Raises: ValueError if `keep` is less than 1.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2) -> None:
+    def __init__(
+        self, folder: Any, *, keep: int = 2, beforehand: Callable[[], object] = lambda: None
+    ) -> None:
         if keep < 1:
             raise ValueError(f"keep={keep}: at least 1 checkpoint must be kept.")
-        self._folder = Path(folder).resolve()
-        self._keep = keep
+        self._folder = places.place(folder if places.is_bucket(folder) else folder.resolve())
+        self._keep, self._beforehand = keep, beforehand
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._attempts = 0
@@ -158,10 +160,10 @@ class Checkpoints:
             f"Steps there: {_listed(present)}. Restore another step or delete the damaged ones."
         )
 
-    def _begin(self, staging: Path, leaves: Mapping[str, Any]) -> Callable[[], object]:
+    def _begin(self, staging: Any, leaves: Mapping[str, Any]) -> Callable[[], object]:
         # Returns what waits for the end, when the arrays are on the host.
         if distributed.is_primary():
-            step_folders.sweep(self._folder)
+            step_folders.sweep(self._folder, staging)
         context = ocp.Context()
         # Replicas would be cut on their devices, which is compiled; weights hardly compress.
         context.array.saving.use_replica_parallel = False
@@ -169,16 +171,17 @@ class Checkpoints:
         with context:
             return ocp.save_async(staging, _with_elements(leaves)).result
 
-    def _write(self, staging: Path, leaves: Mapping[str, Any]) -> None:
+    def _write(self, staging: Any, leaves: Mapping[str, Any]) -> None:
         self._begin(staging, leaves)()
 
     def _commit(
-        self, finish: Callable[[], object], staging: Path, content: Mapping[str, Any]
+        self, finish: Callable[[], object], staging: Any, content: Mapping[str, Any]
     ) -> None:
         # On process 0 this returns when every process has written its part.
         finish()
         if not distributed.is_primary():
             return
+        self._beforehand()
         manifest.write(staging, content)
         step_folders.publish(staging, self._folder, content["step"], keep=self._keep)
 

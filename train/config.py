@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Final, Literal
 
+from prompteol_jax import places
+
 SYNTHETIC: Final = "synthetic"
 # What a resumed run may be given anew; anything else changes what it computes.
 FREE_ON_RESUME: Final = frozenset(
@@ -37,7 +39,8 @@ class TrainConfig:
     dev: Path | None = None
     """SentEval's or a prepared folder, for Spearman on STS-B dev; synthetic data has its own."""
     output: Path | None = None
-    """The run's folder; runs/MODEL-DATA by default, with a number where that exists."""
+    """The run's folder, here or in a bucket (gs://BUCKET/NAME); runs/MODEL-DATA by default, with a
+    number where that exists."""
     resume: bool = False
     """Continue the run in --output from its newest intact checkpoint."""
     json: Path | None = None
@@ -138,11 +141,9 @@ class TrainConfig:
             wrong.append("--patience needs --dev, the folder of the development pairs")
         if self.resume and self.output is None:
             wrong.append("--resume needs --output, the folder of the run to continue")
-        if str(self.output).startswith("gs:"):
-            wrong.append("--output gs://...: a run is written to a folder, so mount the bucket")
-        if self.data != SYNTHETIC and not Path(self.data).exists():
+        if self.data != SYNTHETIC and not places.place(self.data).exists():
             wrong.append(f"--data {self.data} is neither `{SYNTHETIC}` nor a file or folder")
-        if self.skip_bad and Path(self.data).is_dir():
+        if self.skip_bad and places.place(self.data).is_dir():
             wrong.append("--skip-bad is for files: give it to train.prepare instead")
         if wrong:
             raise ValueError("; ".join(wrong))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from train.config import STOPPED, SYNTHETIC, TrainConfig
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from eval.tasks import Pairs, Task
     from prompteol_jax.embedder import Embedder
     from train.data import Triplet
+    from train.run_folder import RunFolder
 
 
 PROGRAM: Final = "python -m train.contrastive"
@@ -57,13 +57,13 @@ def run(config: TrainConfig) -> dict[str, Any]:
     try:
         result = course.run()
     except loop.Stopped as stopped:
-        say(f"stopped at {stopped}, which is saved: go on with --resume --output {folder.path}")
+        say(f"stopped at {stopped}, which is saved: go on with --resume --output {folder.home}")
         raise SystemExit(STOPPED) from None
     if config.final_eval:
-        result["sts"] = final_scores(config, course.best(), tasks, folder.path)
+        result["sts"] = final_scores(config, course.best(), tasks, folder)
     result["seconds"] = round(time.perf_counter() - start, 2)
     if distributed.is_primary():
-        finish(config, folder.path, result, course.remarks())
+        finish(config, folder, result, course.remarks())
     return result
 
 
@@ -77,7 +77,7 @@ def read_final_tasks(config: TrainConfig) -> Sequence[Task]:
 
 
 def final_scores(
-    config: TrainConfig, embedder: Embedder, tasks: Sequence[Task], run: Path
+    config: TrainConfig, embedder: Embedder, tasks: Sequence[Task], folder: RunFolder
 ) -> dict[str, float]:
     """Score the best weights on all STS tasks, as eval.sts does, into RUN/sts.json."""
     from eval import results, sts
@@ -85,12 +85,12 @@ def final_scores(
 
     options = sts.StsOptions(
         model=config.model,
-        adapter=None if config.full else str(run),
+        adapter=None if config.full else str(folder.home),
         template=config.template,
         mesh=config.mesh,
         dtype=config.dtype,
         data=config.dev,
-        json=run / "sts.json",
+        json=folder.path / "sts.json",
     )
     result, _ = sts.score(embedder, tasks, options)
     if distributed.is_primary():
@@ -101,20 +101,23 @@ def final_scores(
 
 def read_data(config: TrainConfig) -> tuple[Sequence[Triplet], Pairs | None]:
     """Read training rows and development pairs, and refuse what is malformed before any work."""
+    from prompteol_jax import places
     from train.data import read_triplets
     from train.metrics import say
 
-    if config.data == SYNTHETIC:
+    data = None if config.data == SYNTHETIC else places.here(config.data)
+
+    if data is None:
         from train import synthetic
 
         triplets = synthetic.synthetic_triplets(config.seed, synthetic.TRIPLETS)
         dev = synthetic.synthetic_dev(config.seed, synthetic.DEV_PAIRS)
-    elif Path(config.data).is_dir():
+    elif data.is_dir():
         from train.prepared import read_prepared
 
-        triplets, dev = read_prepared(Path(config.data)), None
+        triplets, dev = read_prepared(data), None
     else:
-        rows = read_triplets(Path(config.data), skip_bad=config.skip_bad)
+        rows = read_triplets(data, skip_bad=config.skip_bad)
         triplets, dev = rows.triplets, None
         if rows.skipped:
             say(f"dropped {rows.skipped} malformed rows of {config.data}")
@@ -125,16 +128,19 @@ def read_data(config: TrainConfig) -> tuple[Sequence[Triplet], Pairs | None]:
     return triplets, dev
 
 
-def finish(config: TrainConfig, run: Path, result: dict[str, Any], remarks: str) -> None:
+def finish(config: TrainConfig, folder: RunFolder, result: dict[str, Any], remarks: str) -> None:
     """Write the result and the report, and print the table."""
+    from prompteol_jax import places
     from train.learning import exported_folder
     from train.report import write_run_report
 
-    weights = exported_folder(run, full=config.full)
-    page = write_run_report(run)
+    weights = exported_folder(folder.home, full=config.full)
+    page = folder.home / write_run_report(folder.path).name
+    folder.publish()
     if config.json:
-        config.json.parent.mkdir(parents=True, exist_ok=True)
-        config.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        place = places.place(config.json)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     from rich.console import Console
     from rich.table import Table
 

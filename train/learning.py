@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from prompteol_jax import adapters, distributed, nn, peft
+from prompteol_jax import adapters, distributed, nn, peft, places
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.pretrained import Pretrained, find_adapter, load_pretrained, save_pretrained
 from train.config import TrainConfig
@@ -44,16 +45,16 @@ class Trainable:
                 peft.save_adapter(decoder, self.pretrained.config, folder, base=base)
         return folder
 
-    def exported(self, run: Path) -> Pretrained:
+    def exported(self, run: Any) -> Pretrained:
         """The model with the weights that were last written into the run."""
-        model, folder = self.pretrained, exported_folder(run, full=self.full)
+        model, folder = self.pretrained, places.here(exported_folder(run, full=self.full))
         if self.full:
             return load_pretrained(str(folder), model.mesh, dtype=model.decoder.dtype)
         decoder = peft.load_adapter(model.decoder, model.config, folder, model.mesh)
         return dataclasses.replace(model, decoder=decoder, adapter=folder)
 
 
-def exported_folder(run: Path, *, full: bool) -> Path:
+def exported_folder(run: Any, *, full: bool) -> Any:
     """Where a run's weights are written."""
     return run / ("model" if full else "adapter")
 

@@ -22,7 +22,6 @@ from prompteol_jax.embedder import Embedder
 from prompteol_jax.models.decoder import Remat
 from prompteol_jax.template import read_template
 from train.batches import Assembler, make_batches
-from train.checkpoint import Checkpoints
 from train.config import TrainConfig
 from train.data import Batches, Triplet
 from train.learning import Trainable, make_trainable
@@ -92,7 +91,7 @@ class Course:
         self.steps_s: list[float] = []
         self.saving_s: list[float] = []
         self.padding: list[float] = []
-        self.checkpoints = Checkpoints(folder.path / "checkpoints", keep=config.keep)
+        self.checkpoints = folder.checkpoints(config.keep)
         self.key = jax.random.key(config.seed)
         self.standing = Standing()
 
@@ -119,8 +118,9 @@ class Course:
 
     def best(self) -> Embedder:
         """The embedder, with the weights that the run has exported."""
+        self.folder.publish()
         distributed.wait_for_all("export")
-        best = self.trainable.exported(self.folder.path)
+        best = self.trainable.exported(self.folder.home)
         return Embedder(best, self.embedder.template)
 
     def remarks(self) -> str:

@@ -7,30 +7,33 @@ is unfinished. It holds what the caller gives, `files`, and the SHA-256 of the t
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
-from prompteol_jax import durable
+from prompteol_jax import durable, places
 
 NAME: Final = "manifest.json"
 
 
-def write(folder: Path, content: Mapping[str, Any]) -> None:
+def write(folder: Any, content: Mapping[str, Any]) -> None:
     """Seals a folder: everything in it is on disk before its manifest appears.
 
     Raises: OSError if the disk refuses.
     """
     files = {name: _sealed(folder / name) for name in _files(folder)}
     body = {**content, "files": files}
+    text = json.dumps({**body, "sha256": _digest(body)}, indent=1) + "\n"
+    if places.is_bucket(folder):
+        (folder / NAME).write_text(text)
+        return
     temporary = folder.with_name(f"{folder.name}-{NAME}")
-    temporary.write_text(json.dumps({**body, "sha256": _digest(body)}, indent=1) + "\n")
+    temporary.write_text(text)
     durable.sync(temporary)
     temporary.rename(folder / NAME)
     for path in (folder, *(p for p in folder.rglob("*") if p.is_dir())):
         durable.sync(path)
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read(folder: Any) -> dict[str, Any]:
     """Reads the manifest of a folder.
 
     Raises: FileNotFoundError if there is none; ValueError if it is not what was written.
@@ -47,7 +50,7 @@ def read(folder: Path) -> dict[str, Any]:
     return body
 
 
-def damage(folder: Path) -> list[str]:
+def damage(folder: Any) -> list[str]:
     """Lists what differs between the files of a folder and its manifest; empty if it is intact.
 
     Raises: FileNotFoundError if there is no manifest.
@@ -60,7 +63,7 @@ def damage(folder: Path) -> list[str]:
     problems = [f"{name} is missing" for name in listed if name not in found]
     problems += [f"{name} does not belong to it" for name in found if name not in listed]
     for name in (name for name in found if name in listed):
-        size = (folder / name).stat().st_size
+        size = _size(folder / name)
         if size != listed[name]["bytes"]:
             problems.append(f"{name} has {size} bytes instead of {listed[name]['bytes']}")
         elif durable.sha256(folder / name) != listed[name]["sha256"]:
@@ -68,14 +71,18 @@ def damage(folder: Path) -> list[str]:
     return problems
 
 
-def _files(folder: Path) -> list[str]:
-    paths = (p for p in folder.rglob("*") if not p.is_dir())
-    return sorted(n for p in paths if (n := p.relative_to(folder).as_posix()) != NAME)
+def _files(folder: Any) -> list[str]:
+    return [name for name in places.files(folder) if name != NAME]
 
 
-def _sealed(path: Path) -> dict[str, Any]:
+def _sealed(path: Any) -> dict[str, Any]:
     durable.sync(path)
-    return {"bytes": path.stat().st_size, "sha256": durable.sha256(path)}
+    return {"bytes": _size(path), "sha256": durable.sha256(path)}
+
+
+def _size(path: Any) -> int:
+    found = path.stat()  # etils has a record of its own
+    return found.length if places.is_bucket(path) else found.st_size
 
 
 def _digest(body: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from prompteol_jax import places
 from prompteol_jax.commands import run_one_of
 from train.data import COLUMNS, Rows, read_triplets
 
@@ -30,7 +31,7 @@ class TripletOptions:
     input: str
     """A .csv or .jsonl file, or a dataset of the hub such as princeton-nlp/datasets-for-simcse."""
     output: Path
-    """The folder to write to."""
+    """The folder to write to, here or in a bucket (gs://)."""
     file: str = SIMCSE_FILE
     """The file of a hub dataset."""
     skip_bad: bool = False
@@ -44,7 +45,7 @@ class NliOptions:
     files: tuple[Path, ...]
     """Their .jsonl or .txt files, in this order."""
     output: Path
-    """The folder to write to."""
+    """The folder to write to, here or in a bucket (gs://)."""
     skip_bad: bool = False
     """Drop malformed lines and count them, instead of refusing the files."""
 
@@ -56,12 +57,12 @@ class StsOptions:
     data: Path
     """SentEval's `downstream` folder, or the folder that holds it."""
     output: Path
-    """The folder to write to."""
+    """The folder to write to, here or in a bucket (gs://)."""
 
 
 def prepare_triplets(options: TripletOptions) -> None:
     """Prepare a file of triplets."""
-    path = Path(options.input)
+    path = places.here(options.input)
     if not path.exists() and options.input.count("/") == 1 and not path.suffix:
         from prompteol_jax import hub
 
@@ -82,17 +83,24 @@ def prepare_sts(options: StsOptions) -> None:
     from eval.tasks import SPLITS, read_tasks
 
     tasks = [t for split in SPLITS for t in read_tasks(options.data, SPLITS[split], split)]
-    place = write_tasks(tasks, options.output)
-    _say(f"{place}: {sum(map(len, tasks))} pairs of {len(tasks)} sets")
+    with places.filled(options.output) as folder:
+        place = write_tasks(tasks, folder)
+    _say(f"{_shown(place, options.output)}: {sum(map(len, tasks))} pairs of {len(tasks)} sets")
 
 
 def _write(rows: Rows, output: Path) -> None:
     from train.prepared import write_triplets
 
-    place = write_triplets(rows.triplets, output)
+    with places.filled(output) as folder:
+        place = write_triplets(rows.triplets, folder)
     dropped = f", {rows.skipped} malformed rows dropped" if rows.skipped else ""
     kind = "pairs" if rows.triplets[0].hard_neg is None else "triplets"
-    _say(f"{place}: {len(rows.triplets)} {kind}{dropped}")
+    _say(f"{_shown(place, output)}: {len(rows.triplets)} {kind}{dropped}")
+
+
+def _shown(dataset: Path, output: Path) -> Any:
+    """Where a dataset of the output's lies in the end."""
+    return places.place(output) / dataset.parent.name / dataset.name
 
 
 def _say(line: str) -> None:

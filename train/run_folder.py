@@ -1,14 +1,22 @@
-"""The folder of a run: its config, and what may continue it."""
+"""The folder of a run: its config, and what may continue it.
+
+A run in a bucket has a folder here too, in the user's cache, where lines are appended and pages
+made. `publish` brings the bucket up to date, before each checkpoint there is committed and at the
+end; a run that is resumed takes from the bucket what it goes on writing.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
+import threading
 from pathlib import Path
 from typing import Any, Final
 
-from prompteol_jax import distributed, durable
+from prompteol_jax import distributed, durable, places
+from train.checkpoint import Checkpoints
 from train.config import FREE_ON_RESUME, TrainConfig
 
 CONFIG: Final = "config.json"
@@ -19,9 +27,26 @@ BEST: Final = "best.json"
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """RUN/, with config.json, metrics.jsonl, dev.jsonl, checkpoints/, adapter/ and report.html."""
+    """RUN/, with config.json, metrics.jsonl, dev.jsonl, checkpoints/, adapter/ and report.html.
 
+    Attributes:
+        home: where the run lies; path: where its files are written, `home` unless that is a bucket.
+    """
+
+    home: Any
     path: Path
+    _published: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    _publishing: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+    @classmethod
+    def at(cls, home: Any) -> RunFolder:
+        """The folder of a run that lies there."""
+        if not places.is_bucket(home):
+            return cls(home, home)
+        from prompteol_jax.compilation import cache_folder
+
+        name = hashlib.sha256(str(home).encode()).hexdigest()[:16]
+        return cls(home, cache_folder() / "runs" / name)
 
     @classmethod
     def find(cls, config: TrainConfig) -> RunFolder:
@@ -30,12 +55,12 @@ class RunFolder:
         Raises: FileExistsError where a new run would write over another; FileNotFoundError where
             there is nothing to resume; ValueError that lists every flag that differs on resume.
         """
-        folder = cls(config.output or _fresh(config))
+        folder = cls.at(places.place(config.output or _fresh(config)))
         if config.resume:
             folder._check_same(_fields(config))
-        elif (folder.path / CONFIG).exists():
+        elif (folder.home / CONFIG).exists():
             raise FileExistsError(
-                f"{folder.path} holds a run already: continue it with --resume, or choose another "
+                f"{folder.home} holds a run already: continue it with --resume, or choose another "
                 "--output"
             )
         return folder
@@ -44,15 +69,45 @@ class RunFolder:
         """Make the folder and write the run's config, once every process has looked at it."""
         distributed.wait_for_all("run folder")
         if distributed.is_primary():
+            self._take_over()
             self.path.mkdir(parents=True, exist_ok=True)
             text = json.dumps(_fields(config), indent=2) + "\n"
             (self.path / CONFIG).write_text(text, encoding="utf-8")
             (self.path / DEV).touch()  # stays empty without development pairs
+            self.publish()
+
+    def checkpoints(self, keep: int) -> Checkpoints:
+        """The run's checkpoints, of which the newest are kept."""
+        return Checkpoints(self.home / "checkpoints", keep=keep, beforehand=self.publish)
+
+    def publish(self) -> None:
+        """Copy what has changed since the last time to where the run lies, the exported step first:
+        a bucket never holds weights that it does not know of."""
+        if self.home == self.path or not distributed.is_primary():
+            return
+        with self._publishing:
+            names = [n for n in places.files(self.path) if not n.endswith((".new", ".part"))]
+            for name in sorted(names, key=lambda name: (name != BEST, name)):
+                facts = (self.path / name).stat()
+                state = (facts.st_size, facts.st_mtime_ns)
+                if self._published.get(name) != state:
+                    places.put(self.path / name, self.home / name)
+                    self._published[name] = state
+
+    def _take_over(self) -> None:
+        """Begin with what the bucket holds of this run, whatever is here of an earlier one."""
+        if self.home == self.path:
+            return
+        places.remove(self.path)
+        self.path.mkdir(parents=True)
+        for name in (METRICS, DEV, BEST):
+            if (self.home / name).exists():
+                (self.path / name).write_bytes((self.home / name).read_bytes())
 
     def _check_same(self, fields: dict[str, Any]) -> None:
-        path = self.path / CONFIG
-        if not path.is_file():
-            raise FileNotFoundError(f"{self.path} holds no {CONFIG}: there is no run to resume")
+        path = self.home / CONFIG
+        if not path.exists():
+            raise FileNotFoundError(f"{self.home} holds no {CONFIG}: there is no run to resume")
         saved = json.loads(path.read_text(encoding="utf-8"))
         differ = [
             f"--{name.replace('_', '-')} was {saved.get(name)!r}, is {fields[name]!r}"
@@ -60,7 +115,7 @@ class RunFolder:
             if name not in FREE_ON_RESUME and saved.get(name) != fields[name]
         ]
         if differ:
-            raise ValueError(f"{self.path} cannot be resumed with other flags: {'; '.join(differ)}")
+            raise ValueError(f"{self.home} cannot be resumed with other flags: {'; '.join(differ)}")
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Add a line to one of the run's jsonl files."""
@@ -99,7 +154,7 @@ def _truncate(path: Path, after: int) -> None:
 
 def _fields(config: TrainConfig) -> dict[str, Any]:
     fields = dataclasses.asdict(config)
-    return {k: str(v) if isinstance(v, Path) else v for k, v in fields.items()}
+    return {k: str(places.place(v)) if isinstance(v, Path) else v for k, v in fields.items()}
 
 
 def _fresh(config: TrainConfig) -> Path:

@@ -134,10 +134,10 @@ def test_a_save_returns_while_its_writer_is_held_up_and_the_next_one_waits(tmp_p
     free, begun = threading.Event(), threading.Event()
     sweep = step_folders.sweep
 
-    def held(folder):
+    def held(folder, staged):
         begun.set()
         assert free.wait(60)
-        sweep(folder)
+        sweep(folder, staged)
 
     monkeypatch.setattr(step_folders, "sweep", held)
     overwrite = jax.jit(lambda x: x * 0, donate_argnums=0)

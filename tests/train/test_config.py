@@ -44,7 +44,6 @@ WRONG = [
     ({"full": True, "quantize": "nf4"}, "--full trains every weight, --quantize nf4 freezes them"),
     ({"resume": True}, "--resume needs --output, the folder of the run to continue"),
     ({"data": ".", "skip_bad": True}, "--skip-bad is for files"),
-    ({"output": Path("gs://b/run")}, "--output gs://...: a run is written to a folder"),
     ({"data": "no.csv"}, "--data no.csv is neither `synthetic` nor a file or folder"),
     ({"processes": 2}, "--processes and --process need --coordinator HOST:PORT beside them"),
     (
