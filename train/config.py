@@ -42,7 +42,7 @@ class TrainConfig:
     """The run's folder, here or in a bucket (gs://BUCKET/NAME); runs/MODEL-DATA by default, with a
     number where that exists."""
     resume: bool = False
-    """Continue the run in --output from its newest intact checkpoint."""
+    """Continue the run in --output from its newest intact checkpoint; begin it if there is none."""
     json: Path | None = None
     """File for the result: dev_before, dev_after, dev_last, best_step, steps, loss, seconds."""
 

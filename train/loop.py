@@ -145,6 +145,8 @@ class Course:
                 self.standing = dataclasses.replace(self.standing, best=None, best_step=0)
             self.folder.forget(after=step)
             return state
+        if self.config.resume:
+            say(f"{self.folder.home} holds no checkpoint yet: the run starts at its first step")
         self.folder.forget(after=-1)
         self.standing.dev_before = self._score(state.trainable, 0)
         return state

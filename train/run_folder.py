@@ -52,8 +52,11 @@ class RunFolder:
     def find(cls, config: TrainConfig) -> RunFolder:
         """The folder of a new run, or that of one to be resumed; nothing is written yet.
 
+        A run that is to be resumed but never began is a new one, so that one command is enough for
+        a job that may be started again.
+
         Raises: FileExistsError where a new run would write over another; FileNotFoundError where
-            there is nothing to resume; ValueError that lists every flag that differs on resume.
+            what is there lacks its config; ValueError that lists every flag that differs on resume.
         """
         folder = cls.at(places.place(config.output or _fresh(config)))
         if config.resume:
@@ -107,7 +110,13 @@ class RunFolder:
     def _check_same(self, fields: dict[str, Any]) -> None:
         path = self.home / CONFIG
         if not path.exists():
-            raise FileNotFoundError(f"{self.home} holds no {CONFIG}: there is no run to resume")
+            strange = [n for n in (METRICS, "checkpoints") if (self.home / n).exists()]
+            if strange:
+                raise FileNotFoundError(
+                    f"{self.home} holds {' and '.join(strange)} but no {CONFIG}: the run cannot be "
+                    "told from others; put its file back, or choose another --output"
+                )
+            return
         saved = json.loads(path.read_text(encoding="utf-8"))
         differ = [
             f"--{name.replace('_', '-')} was {saved.get(name)!r}, is {fields[name]!r}"

@@ -179,12 +179,15 @@ def csv_file(path, *columns):
     return str(path)
 
 
-def test_pairs_of_a_file_without_development_data_export_the_last_weights(tmp_path):
+def test_pairs_of_a_file_without_development_data_export_the_last_weights(tmp_path, capsys):
     data = csv_file(tmp_path / "pairs.csv", "sent0", "sent1")
     config = TrainConfig(
-        data=data, output=tmp_path / "run", batch=8, rank=4, dropout=0.0, eval_every=1
+        data=data, output=tmp_path / "run", batch=8, rank=4, dropout=0.0, eval_every=1, resume=True
     )
     result = contrastive.run(config)
+    assert (
+        "run holds no checkpoint yet: the run starts at its first step" in capsys.readouterr().err
+    )
     assert list(result) == FIELDS
     assert [result[k] for k in FIELDS[:5]] == [None, None, None, 2, 2]
     assert records(tmp_path / "run" / "dev.jsonl") == []

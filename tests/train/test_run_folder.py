@@ -47,8 +47,20 @@ def test_refuses_to_write_over_a_run(tmp_path):
         RunFolder.find(TrainConfig(output=tmp_path))
 
 
-def test_refuses_to_resume_where_there_is_no_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds no config.json: there is no run to resume"):
+@pytest.mark.parametrize("there", [None, "run", "run/adapter"])
+def test_resuming_what_never_began_is_a_new_run(tmp_path, there):
+    if there:
+        (tmp_path / there).mkdir(parents=True)
+    config = TrainConfig(output=tmp_path / "run", resume=True)
+    RunFolder.find(config).begin(config)
+    assert (tmp_path / "run" / "config.json").exists()
+
+
+def test_refuses_to_resume_a_run_without_its_flags(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "metrics.jsonl").touch()
+    message = "holds metrics.jsonl and checkpoints but no config.json: .*choose another --output"
+    with pytest.raises(FileNotFoundError, match=message):
         RunFolder.find(TrainConfig(output=tmp_path, resume=True))
 
 
