@@ -27,6 +27,14 @@ class Triplet(NamedTuple):
     hard_neg: str | None
 
 
+class FileTriplets(list[Triplet]):
+    """Triplets in the order of their file, and the line, from 1, that each begins at."""
+
+    def __init__(self, lines: dict[int, Triplet]):
+        super().__init__(lines.values())
+        self.lines = list(lines)
+
+
 @dataclass(frozen=True)
 class Rows:
     """What a file held: its triplets in file order, and the number of malformed rows dropped."""
@@ -59,7 +67,7 @@ def read_triplets(path: Path, *, skip_bad: bool = False) -> Rows:
             that is never closed hides all later rows, so skip_bad does not cover it.
     """
     parse = _parser(path)
-    rows: list[Triplet] = []
+    rows: dict[int, Triplet] = {}
     bad: list[_Bad] = []
     has_negatives: bool | None = None
     # Bytes that are not UTF-8 become lone surrogates here, so that _triplet can name their line.
@@ -70,7 +78,7 @@ def read_triplets(path: Path, *, skip_bad: bool = False) -> Rows:
                 negative = found.hard_neg is not None
                 has_negatives = negative if has_negatives is None else has_negatives
                 if negative == has_negatives:
-                    rows.append(found)
+                    rows[line] = found
                     continue
                 found = _Bad(line, _UNEVEN[has_negatives])
             bad.append(found)
@@ -79,7 +87,7 @@ def read_triplets(path: Path, *, skip_bad: bool = False) -> Rows:
     if not rows:
         detail = f" ({len(bad)} malformed)" if bad else ""
         raise ValueError(f"{path} holds no triplet{detail}. It needs at least one row.")
-    return Rows(rows, skipped=len(bad))
+    return Rows(FileTriplets(rows), skipped=len(bad))
 
 
 def _parser(path: Path) -> Callable[[io.TextIOWrapper, Path], _Cells]:
@@ -239,9 +247,23 @@ class Batches:
 
     def __getitem__(self, step: int) -> list[Triplet]:
         """Returns this process's rows of the step's global batch; steps count from 0."""
+        return [self._rows[row] for row in self._numbers(step)[self._slice]]
+
+    def whole(self, step: int) -> list[Triplet]:
+        """Returns all rows of the step's global batch."""
+        return [self._rows[row] for row in self._numbers(step)]
+
+    def places(self, step: int) -> tuple[str, list[int]]:
+        """Returns where the step's global batch comes from: `line` of a file from 1, or `row` from
+        0, and the numbers."""
+        lines = getattr(self._rows, "lines", None)
+        numbers = self._numbers(step)
+        return ("row", numbers) if lines is None else ("line", [lines[row] for row in numbers])
+
+    def _numbers(self, step: int) -> list[int]:
         if not 0 <= step < self._steps:
             raise IndexError(f"step {step} is outside the run's {self._steps} steps.")
-        return [self._rows[int(row)] for row in self._order[step][self._slice]]
+        return [int(row) for row in self._order[step]]
 
     @functools.cached_property
     def _order(self) -> Any:

@@ -27,6 +27,7 @@ from train.data import Batches, Triplet
 from train.learning import Trainable, make_trainable
 from train.memory import choose_remat, device_memory
 from train.metrics import MetricsLog, say
+from train.not_finite import not_finite
 from train.pulse import Pulse, Stopped
 from train.run_folder import DEV, RunFolder
 from train.step import Learner, TrainState, make_optimizer, state_places
@@ -230,17 +231,13 @@ class Course:
     ) -> None:
         """Log a step, timed from the end of the one before; a loss that is not finite ends the run.
 
-        Raises: FloatingPointError with the step and the first rows of its batch.
+        Raises: FloatingPointError with the step and its rows.
         """
-        values = {name: float(value) for name, value in metrics.items()}
+        values = {name: float(metrics[name]) for name in ("loss", "accuracy", "grad_norm")}
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         if not all(map(math.isfinite, values.values())):
-            rows = "; ".join(repr(triplet.sent0[:80]) for triplet in triplets[:3])
-            raise FloatingPointError(
-                f"step {step + 1}: loss {values['loss']}, gradient norm {values['grad_norm']}. "
-                f"Its batch begins with {rows}. A lower --lr or --dtype float32 may help."
-            )
+            raise not_finite(self.folder, self.batches, self.config.data, step, metrics)
         roles = 2 if triplets[0].hard_neg is None else 3
         sentences = self.config.batch * roles
         log.write(

@@ -23,6 +23,7 @@ CONFIG: Final = "config.json"
 METRICS: Final = "metrics.jsonl"
 DEV: Final = "dev.jsonl"
 BEST: Final = "best.json"
+NOT_FINITE: Final = "not_finite.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,10 +145,10 @@ class RunFolder:
         return json.loads(path.read_text(encoding="utf-8"))["step"] if path.exists() else 0
 
     def forget(self, after: int) -> None:
-        """Drop what metrics.jsonl and dev.jsonl say of steps behind the one that is resumed."""
+        """Drop what the jsonl files say of steps behind the one that is resumed."""
         if not distributed.is_primary():
             return
-        for path in (self.path / METRICS, self.path / DEV):
+        for path in (self.path / name for name in (METRICS, DEV, NOT_FINITE)):
             if path.exists():
                 _truncate(path, after)
 

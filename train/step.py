@@ -111,7 +111,8 @@ class Learner:
     def step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
         """The jitted step, `(state, frozen, batch, prefix_C, key) -> (state, metrics)`.
 
-        The state that it is given is used up; metrics are those before the update.
+        The state that it is given is used up; metrics are those before the update, `finite_B`
+        tells of every triplet whether its vectors are finite.
         """
         return jax.jit(self._step, donate_argnums=0, out_shardings=(self.places, None))
 
@@ -125,10 +126,10 @@ class Learner:
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(key, state.step) if self.stochastic else None
         evaluate = jax.value_and_grad(self.loss, has_aux=True)
-        (loss, accuracy), grads = evaluate(state.trainable, frozen, batch, prefix_C, key)
+        (loss, aside), grads = evaluate(state.trainable, frozen, batch, prefix_C, key)
         updates, optimizer = self.optimizer.update(grads, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        metrics = {"loss": loss, "accuracy": accuracy, "grad_norm": optax.tree.norm(grads)}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **aside}
         return TrainState(state.step + 1, trainable, optimizer), metrics
 
     def loss(
@@ -138,12 +139,13 @@ class Learner:
         batch: Batch,
         prefix_C: Int[Array, "C"] | Int[np.ndarray, "C"],
         key: Key[Array, ""] | None,
-    ) -> tuple[jax.Array, jax.Array]:
-        """Loss and accuracy of a batch as a function of what trains."""
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Loss of a batch as a function of what trains, and the other metrics that come with it."""
         model = nnx.merge(self.graph, trainable, frozen)
         z_B3D = self.embed(model, batch, prefix_C, key)
         with jax.named_scope("loss"):
-            return contrastive_loss(*(z_B3D[:, role] for role in range(z_B3D.shape[1])))
+            loss, accuracy = contrastive_loss(*(z_B3D[:, role] for role in range(z_B3D.shape[1])))
+        return loss, {"accuracy": accuracy, "finite_B": jnp.isfinite(z_B3D).all(axis=(1, 2))}
 
 
 def state_places(

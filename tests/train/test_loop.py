@@ -19,6 +19,7 @@ from prompteol_jax import Embedder, axes, models, peft
 from train import contrastive, learning, loop
 from train.checkpoint import Checkpoints
 from train.config import STOPPED, TrainConfig
+from train.data import COLUMNS
 
 TEXTS = ["A man is washing a car.", "", "The doctor reads (a book)!"]
 FIELDS = ["dev_before", "dev_after", "dev_last", "best_step", "steps", "loss", "seconds"]
@@ -216,17 +217,27 @@ def test_the_best_weights_are_kept_and_later_ties_win(tmp_path, monkeypatch):
     assert weights(tmp_path / "run") == seen[-1]
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
-    run = tmp_path / "run"
-    config = TrainConfig(output=run, batch=8, steps=9, rank=4, dropout=0.0, lr=1e30)
-    message = (
-        r"step 2: loss nan, gradient norm nan\. Its batch begins with '[A-Z].*'; '.*'; '.*'\. "
-        r"A lower --lr or --dtype float32 may help\."
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_rows(tmp_path):
+    run, data = tmp_path / "run", csv_file(tmp_path / "rows.csv", "sent0", "sent1", "hard_neg")
+    config = TrainConfig(
+        data=data, output=run, batch=8, steps=9, rank=4, dropout=0.0, lr=1e30, eval_every=9
     )
-    with pytest.raises(FloatingPointError, match=message):
+    message = (
+        r"step 2: loss nan, gradient norm nan\. The vectors of 8 of its 8 rows are not finite: "
+        r"line (\d+, ){7}\d+ of .*rows\.csv\. All its rows and their texts are in "
+        r".*not_finite\.jsonl\. A lower --lr or --dtype float32 may help\."
+    )
+    with pytest.raises(FloatingPointError, match=message) as error:
         contrastive.run(config)
     assert [line["step"] for line in metrics(run)] == [1]
     assert not (run / "checkpoints").exists()
+    texts = (tmp_path / "rows.csv").read_text().splitlines()
+    rows = records(run / "not_finite.jsonl")
+    assert len({row["line"] for row in rows}) == 8
+    for row in rows:
+        assert (row["step"], row["finite"]) == (2, False)
+        assert texts[row["line"] - 1] == ",".join(row[name] for name in COLUMNS)
+    assert f": line {', '.join(str(row['line']) for row in rows)} of " in str(error.value)
 
 
 def test_all_weights_train_and_leave_as_a_model(tmp_path):
