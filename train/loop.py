@@ -206,6 +206,9 @@ class Course:
         return self.config.patience is not None and self.standing.worse >= self.config.patience
 
     def _save(self, state: TrainState) -> None:
+        jax.block_until_ready(
+            state
+        )  # the last device ends a step behind the one that gives metrics
         start = time.perf_counter()
         self.checkpoints.save(self.done, state, dataclasses.asdict(self.standing))
         self.pulse.saved()

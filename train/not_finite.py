@@ -34,8 +34,9 @@ def not_finite(
         bad, what = numbers, f"The vectors of all its {len(numbers)} rows are finite"
     more = f" and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
     loss, grad_norm = (float(np.asarray(metrics[name])) for name in ("loss", "grad_norm"))
+    listed = ", ".join(map(str, bad[:_LISTED])) + more
     return FloatingPointError(
-        f"step {step + 1}: loss {loss}, gradient norm {grad_norm}. {what}: {unit} "
-        f"{', '.join(map(str, bad[:_LISTED]))}{more} of {data}. All its rows and their texts are in "
-        f"{folder.path / NOT_FINITE}. A lower --lr or --dtype float32 may help."
+        f"step {step + 1}: loss {loss}, gradient norm {grad_norm}. {what}: {unit} {listed} of "
+        f"{data}. All its rows and their texts are in {folder.path / NOT_FINITE}. "
+        "A lower --lr or --dtype float32 may help."
     )

@@ -37,19 +37,6 @@ TEXTS = st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip)
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(TEXTS, TEXTS, TEXTS), min_size=1), st.booleans(), st.booleans())
-def test_a_row_is_known_by_the_line_it_begins_at(write):
-    """Rows may have lines in them and blank ones between them; bad ones are dropped."""
-    content = HEADER + 'a,"b\nb",c\n\nbad,,\nd,e,f\n'
-    rows = read_triplets(write(content), skip_bad=True).triplets
-    assert rows.lines == [2, 6]
-    batches = Batches(rows, batch=2, epochs=1, seed=0, process_index=1, process_count=2)
-    unit, lines = batches.places(0)
-    assert (unit, sorted(lines)) == ("line", [2, 6])
-    assert batches.whole(0) == [rows[rows.lines.index(line)] for line in lines]
-    assert batches[0] == batches.whole(0)[1:]
-    assert Batches(list(rows), batch=1, epochs=2, seed=0).places(3)[0] == "row"
-
-
 def test_round_trip_of_any_text(tmp_path_factory, rows, as_csv, pairs):
     triplets = [Triplet(a, b, None if pairs else c) for a, b, c in rows]
     path = tmp_path_factory.getbasetemp() / ("any.csv" if as_csv else "any.jsonl")
@@ -62,6 +49,19 @@ def test_round_trip_of_any_text(tmp_path_factory, rows, as_csv, pairs):
             lines = [json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in triplets]
             file.writelines(lines)
     assert read_triplets(path) == Rows(triplets, skipped=0)
+
+
+def test_a_row_is_known_by_the_line_it_begins_at(write):
+    """Rows may have lines in them and blank ones between them; bad ones are dropped."""
+    content = HEADER + 'a,"b\nb",c\n\nbad,,\nd,e,f\n'
+    rows = read_triplets(write(content), skip_bad=True).triplets
+    assert rows.lines == [2, 6]
+    batches = Batches(rows, batch=2, epochs=1, seed=0, process_index=1, process_count=2)
+    unit, lines = batches.places(0)
+    assert (unit, sorted(lines)) == ("line", [2, 6])
+    assert batches.whole(0) == [rows[rows.lines.index(line)] for line in lines]
+    assert batches[0] == batches.whole(0)[1:]
+    assert Batches(list(rows), batch=1, epochs=2, seed=0).places(3)[0] == "row"
 
 
 @pytest.mark.parametrize(
