@@ -23,7 +23,7 @@ ROWS = [Triplet(f"{n}", f"{n} too", None) for n in range(90)]
     ids=["some", "none", "all"],
 )
 def test_rows_whose_vectors_are_not_finite_are_named(tmp_path, bad, said):
-    batches = Batches(ROWS, batch=30, epochs=1, seed=0)
+    batches = Batches(ROWS, batch=30, epochs=1.0, seed=0)
     finite_B = jnp.array([n not in bad for n in range(30)])
     metrics = {"loss": jnp.float32("nan"), "grad_norm": jnp.float32(1), "finite_B": finite_B}
     folder = RunFolder.find(TrainConfig(output=tmp_path))
