@@ -27,6 +27,7 @@ def not_finite(
         for number, triplet, finite in zip(numbers, batches.whole(step), finite_B, strict=True):
             row = {"step": step + 1, unit: number, "finite": bool(finite)}
             folder.append(NOT_FINITE, {**row, **triplet._asdict()})
+    folder.publish()
     bad = [number for number, finite in zip(numbers, finite_B, strict=True) if not finite]
     if bad:
         what = f"The vectors of {len(bad)} of its {len(numbers)} rows are not finite"
@@ -37,6 +38,6 @@ def not_finite(
     listed = ", ".join(map(str, bad[:_LISTED])) + more
     return FloatingPointError(
         f"step {step + 1}: loss {loss}, gradient norm {grad_norm}. {what}: {unit} {listed} of "
-        f"{data}. All its rows and their texts are in {folder.path / NOT_FINITE}. "
+        f"{data}. All its rows and their texts are in {folder.home / NOT_FINITE}. "
         "A lower --lr or --dtype float32 may help."
     )
