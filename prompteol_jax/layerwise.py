@@ -77,12 +77,14 @@ def _block(block: nnx.Module, x_BTD: jax.Array, view: View, prefix: Any) -> jax.
 
 
 @jax.jit
+@jax.named_scope("prefix")
 def _block_with_keys(block: nnx.Module, x_BTD: jax.Array, view: View) -> tuple:
     x_BTD, (k_BTKH, v_BTKH) = block(x_BTD, view, None, None)
     return x_BTD, (k_BTKH[0], v_BTKH[0])
 
 
 @jax.jit
+@jax.named_scope("prefix")
 def _last_keys(ends: Decoder, x_BTD: jax.Array, view: View) -> KeysValues:
     k_BTKH, v_BTKH = ends.last.keys_values(x_BTD, view, None)
     return k_BTKH[0], v_BTKH[0]

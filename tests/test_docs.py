@@ -14,7 +14,7 @@ from eval import demos, layers, mteb, reproduce, sts, transfer
 from eval.sts import StsOptions
 from prompteol_jax import cli, tokens
 from prompteol_jax.template import TEMPLATES, read_template
-from tpu import bench, launch, lengths, plan, random_checkpoint
+from tpu import bench, fits, launch, lengths, plan, random_checkpoint
 from train import contrastive, prepare
 from train.config import TrainConfig
 
@@ -32,7 +32,7 @@ OPTIONS = (
     reproduce.ReproduceOptions,
     launch.LaunchOptions,
 )
-OPTIONS += (plan.PlanOptions, lengths.LengthsOptions)
+OPTIONS += (plan.PlanOptions, fits.FitsOptions, lengths.LengthsOptions)
 MANY = (cli, prepare, bench, demos)  # of several commands each
 OPTIONS += tuple(kind for module in MANY for kind, _ in module.COMMANDS.values())
 
@@ -126,6 +126,7 @@ def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> object:
     monkeypatch.setattr(transfer, "run", called.append)
     monkeypatch.setattr(reproduce, "run", called.append)
     monkeypatch.setattr(plan, "run", called.append)
+    monkeypatch.setattr(fits, "run", called.append)
     monkeypatch.setattr(lengths, "run", called.append)
     monkeypatch.setattr(layers, "run", called.append)
     monkeypatch.setattr(launch, "run", lambda options, _: called.append(options) or 0)
@@ -145,6 +146,7 @@ def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> object:
         ("python", "-m", "tpu.launch"): launch.main,
         ("python", "-m", "tpu.lengths"): lengths.main,
         ("python", "-m", "tpu.plan"): plan.main,
+        ("python", "-m", "tpu.fits"): fits.main,
         ("python", "-m", "tpu.bench"): bench.main,
         ("python", "-m", "tpu.random_checkpoint"): random_checkpoint.main,
     }

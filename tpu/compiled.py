@@ -49,18 +49,23 @@ def slice_mesh(topology: Topology, shape: tuple[int, int]) -> Mesh:
 
     Raises: ValueError where libtpu is missing, or does not know the topology.
     """
-    return axes.make_mesh(shape, _devices(str(topology)))
+    return axes.make_mesh(shape, _devices(topology))
 
 
-def _devices(topology: str) -> Sequence[Any]:
+def _devices(topology: Topology) -> Sequence[Any]:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # plans run side by side
     # What is compiled for devices that are not there cannot be read back from the cache.
     jax.config.update("jax_enable_compilation_cache", False)
     from jax.experimental import topologies
 
+    # libtpu takes a host to have four chips unless it is told of a smaller one.
+    host = {"chips_per_host_bounds": (1, 1, 1)} if topology.devices == 1 else {}
     try:
         with _quiet():
-            return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+            return topologies.get_topology_desc(
+                platform="tpu", topology_name=str(topology), **host
+            ).devices
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -92,6 +97,8 @@ def compile_step(step: Step, topology: Topology, mesh: Mesh) -> Compiled:
     """Compile one shape; one that does not fit is an answer too."""
     start = time.perf_counter()
     held = sum(map(_shard_bytes, jax.tree.leaves(step.arguments)))
+    if held > topology.chip.hbm_bytes:  # weights alone do not fit: nothing to compile
+        return Compiled(step, held, 0, held, 0.0, 0, None, 0.0)
     with _quiet():
         traced = step.trace(mesh)
         flops = matrix_flops(traced.jaxpr.jaxpr) / mesh.size

@@ -35,7 +35,9 @@ start() {
 follow() {
     tail --lines=+1 --follow=name --retry --pid="$(cat job.pid)" job.log 2>/dev/null || true
     # The status is written an instant before the process is gone; without one it was killed.
-    exit "$(cat job.status 2>/dev/null || echo 137)"
+    local status
+    status=$(cat job.status 2>/dev/null || echo 137)
+    exit "$((status == 255 ? 254 : status))" # 255 is what ssh says of a broken connection
 }
 
 stop() {

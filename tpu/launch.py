@@ -30,6 +30,7 @@ PROGRAM: Final = "python -m tpu.launch"
 ROOT: Final = Path(__file__).resolve().parent.parent
 LOST: Final = ("PREEMPTED", "TERMINATED", "STOPPED", "")  # states of a VM that will not come back
 REFUSED: Final = ("FAILED", "SUSPENDED")  # states of a request that will not be granted
+BROKEN: Final = 255  # status of ssh where the connection broke; host.sh never ends with it
 _ARCHIVE: Final = "prompteol-jax.tar.gz"
 
 
@@ -101,8 +102,9 @@ class Launch:
                 _say(f"the slice was taken away ({error}); asking for another")
                 self._call(self.machine.delete(), check=False)
         there = () if _in_bucket(self.command) else self.options.fetch
-        for path in there if status == 0 else ():
-            self._call(self.machine.fetch(f"{FOLDER}/{path}", str(self.options.fetch_to)))
+        for path in there:  # what a failed run has written tells why, and may be resumed
+            fetch = self.machine.fetch(f"{FOLDER}/{path}", str(self.options.fetch_to))
+            self._call(fetch, check=status == 0)
         return status
 
     def create(self) -> None:
@@ -140,12 +142,14 @@ class Launch:
         command = hosted(self.command, resume=resume)
         self._call(self.machine.run(f"bash {FOLDER}/tpu/host.sh start {shlex.join(command)}"))
         follow = self.machine.run(f"bash {FOLDER}/tpu/host.sh follow", worker="0")
-        status = self._call(follow, check=False)
-        if status == 0 or self.options.dry_run:
-            return 0
-        state = self._answer(self.machine.state(), dry="READY")
-        if state != "READY":
-            raise SliceLost(state or "no such slice")
+        while status := self._call(follow, check=False):
+            state = self._answer(self.machine.state(), dry="READY")
+            if state != "READY":
+                raise SliceLost(state or "no such slice")
+            if status != BROKEN:
+                break
+            _say("the connection to host 0 broke; following again, from the first line")
+            time.sleep(self.options.poll_s)
         return status
 
     def _call(self, words: Sequence[str], *, check: bool = True) -> int:

@@ -42,7 +42,7 @@ def print_plans(plans: Sequence[Plan]) -> None:
     table.add_row("compiling took", f"{best.compile_s:.0f} s")
     console.print(table)
     if best.fits:
-        console.print(_collectives(best))
+        console.print(_collectives(best) if best.collectives else "no collectives")
         if best.unpriced:
             listed = ", ".join(f"{name} x{count:g}" for name, count in best.unpriced.items())
             console.print(f"without an estimate, taken as free: {listed}", soft_wrap=True)

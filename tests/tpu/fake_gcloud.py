@@ -1,7 +1,8 @@
 """A stand-in for gcloud that keeps a slice of two hosts as folders, and runs their commands here.
 
 The file CALLS gets every command line; the file STATE holds the state of the VM, and none means
-there is no VM. PREEMPT_ON_START takes the slice away, once, when a job is started on it.
+there is no VM. The file PREEMPT takes the slice away, once, when a job is started on it; the file
+DROP breaks the connection, once, over which a job is followed.
 """
 
 import json
@@ -30,6 +31,10 @@ def workers(words: list[str]) -> tuple[str, ...]:
 
 def on_hosts(words: list[str]) -> int:
     command, status = flag(words, "command"), 0
+    dropped = CLOUD / "drop"
+    if "host.sh follow" in command and dropped.exists():
+        dropped.unlink()
+        return 255
     for worker in workers(words):
         environment = os.environ | {"HOME": str(host(worker))}
         status |= subprocess.run(

@@ -1,6 +1,7 @@
 """What is measured is the work that was asked for, and a peer does the same work."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -54,7 +55,10 @@ def test_useful_weights_are_those_of_the_blocks_linear_layers(name):
 def test_encoding_is_measured(texts, tmp_path, capsys):
     out = tmp_path / "bench.json"
     flags = ["--model", "tiny", "--texts", str(texts), "--n", "20", "--rounds", "2"]
-    flags += ["--batch-tokens", "331"]  # shapes that nothing else in this process has compiled
+    # Shapes that nothing else has compiled: what is cached keeps the scopes it was compiled with.
+    template = tmp_path / "odd.txt"
+    template.write_text('Look_at_this_odd_old_sentence_:_"*sent_0*"_means_in_one_word:"')
+    flags += ["--batch-tokens", "331", "--template", str(template)]
     bench.main(["encode", *flags, "--json", str(out), "--profile", str(tmp_path / "trace")])
     result = json.loads(out.read_text())
     ours = result["ours"]
@@ -69,10 +73,17 @@ def test_encoding_is_measured(texts, tmp_path, capsys):
     np.testing.assert_allclose(ours["useful_flops"], 2 * weights * report["tokens"] / middle)
     np.testing.assert_allclose(ours["useful_mfu"], ours["useful_flops"] / ours["matrix_flops"])
     assert ours["peak_bytes"] > 1e8 and ours["compile_s"] > 0 and ours["load_s"] > 0
-    assert list((tmp_path / "trace").rglob("*.xplane.pb"))
+    assert scopes(tmp_path / "trace") == {"prefix", "attention", "mlp", "pool"}
     shown = " ".join(capsys.readouterr().out.split())  # lines end where the console does
     for part in ("tiny", "useful MFU", "plan fixed", "the device waited", "peak memory of the"):
         assert part in shown
+
+
+def scopes(folder):
+    """The scopes of the code that a trace names; a gradient's stand in `jvp(...)`."""
+    (trace,) = folder.rglob("*.xplane.pb")
+    named = re.findall(rb"[/(](prefix|attention|mlp|pool|loss)[/)]", trace.read_bytes())
+    return {name.decode() for name in named}
 
 
 def test_texts_are_the_first_distinct_ones(texts):
@@ -174,8 +185,10 @@ def test_a_training_step_is_measured_and_the_peer_has_the_same_loss(small, tmp_p
     out = tmp_path / "bench.json"
     flags = ["--model", "random:opt-small", "--tokenizer", str(data / "weights/opt-tokenizer")]
     flags += ["--batch", "8", "--rounds", "2", "--dtype", "float32", "--json", str(out)]
+    flags += ["--profile", str(tmp_path / "trace")]
     bench.main(["train", *flags, "--dropout", "0", "--base-dropout", "0", "--peer"])
     result = json.loads(out.read_text())
     assert len(result["ours"]["seconds"]) == len(result["peers"]["peft"]["seconds"]) == 2
     first_ours, first_theirs = result["ours"]["losses"][0], result["peers"]["peft"]["losses"][0]
     np.testing.assert_allclose(first_ours, first_theirs, rtol=1e-4)
+    assert scopes(tmp_path / "trace") == {"prefix", "attention", "mlp", "pool", "loss"}

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -168,8 +169,17 @@ def test_a_slice_that_exists_is_reused(cloud, tmp_path):
 
 def test_the_status_of_the_job_is_that_of_the_launch(cloud, tmp_path):
     assert launch.run(options(fetch_to=tmp_path, delete=True), ["python", "x", "bad"]) == 7
-    assert verbs(cloud)[-1] == "delete"
-    assert "scp 0" not in verbs(cloud)
+    assert verbs(cloud)[-2:] == ["scp 0", "delete"]
+    assert (tmp_path / "runs" / "said").read_text() == "x bad\n"
+
+
+def test_a_connection_that_breaks_is_made_again(cloud, tmp_path, capfd):
+    (cloud / "drop").touch()
+    assert launch.run(options(fetch_to=tmp_path), ["python", "x"]) == 0
+    assert verbs(cloud).count("ssh 0 follow") == 2
+    shown = capfd.readouterr()
+    assert "the connection to host 0 broke" in shown.err
+    assert "step 1 of x" in shown.out
 
 
 def test_a_spot_slice_is_asked_for_again_and_the_run_goes_on(cloud):
@@ -230,6 +240,12 @@ def test_the_jobset_asks_for_whole_hosts_of_its_topology():
     job = yaml.safe_load((ROOT / "tpu/deploy/jobset.yaml").read_text(encoding="utf-8"))
     assert (job["apiVersion"], job["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     (hosts,) = job["spec"]["replicatedJobs"]
+    # Unknown or misplaced fields of the job and its pod are refused by Kubernetes' own schema.
+    head = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "hosts"}}
+    version = kubernetes_validate.latest_version()
+    kubernetes_validate.validate(head | hosts["template"], version, strict=True)
+    assert set(job["spec"]) <= JOBSET_FIELDS
+    assert set(hosts) == {"name", "replicas", "template"}
     spec = hosts["template"]["spec"]
     pod = spec["template"]["spec"]
     (container,) = pod["containers"]
@@ -249,6 +265,13 @@ def test_the_skypilot_task_runs_a_command_that_parses():
     assert task["resources"]["accelerator_args"]["runtime_version"] == parse_slice("v5e-8").image
     assert set(task) == {"name", "workdir", "resources", "setup", "run"}
     check_command(task["run"].replace("\\\n", " ").split())
+
+
+# Fields of a JobSet's spec; source: its API v1alpha2.
+JOBSET_FIELDS = frozenset(
+    "replicatedJobs network successPolicy failurePolicy startupPolicy suspend coordinator "
+    "managedBy ttlSecondsAfterFinished volumeClaimPolicies".split()
+)
 
 
 def check_command(words: list[str]) -> None:

@@ -1,0 +1,142 @@
+"""What fits where: the table of models and slices for one job.
+
+    python -m tpu.fits --job encode --models opt-1.3b,llama-7b --slices v5e:1x1,v5e:2x4
+
+Of a slice the mesh with the longest data axis that fits is shown: it has the fewest collectives.
+Every figure is compiler-estimated, as in `tpu.plan`; the table is Markdown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+if TYPE_CHECKING:
+    from tpu.planning import Plan
+
+PROGRAM: Final = "python -m tpu.fits"
+GIB: Final = 2**30
+HOUR_S: Final = 3600
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FitsOptions:
+    """Plans a job for several models on several slices and prints what fits, as Markdown."""
+
+    job: Literal["encode", "train"] = "encode"
+    """Encoding a steady stream, or a LoRA step on 256 triplets."""
+    models: str = "opt-1.3b,opt-6.7b,llama-7b,opt-13b,opt-30b,opt-66b"
+    """Published shapes, folders or hub names, separated by commas."""
+    slices: str = "v5e:1x1,v5e:2x4,v5e:4x4,v5p:2x2x1"
+    """Slices, separated by commas."""
+    quantize: Literal["nf4", "int8"] | None = None
+    """Kind of the linear layers' frozen matrices."""
+    remat: Literal["none", "dots", "full"] = "full"
+    """Train: what the backward pass recomputes."""
+    json: Path | None = None
+    """File that every plan is added to as soon as it is made; what it holds is not made again."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    import tyro
+
+    from prompteol_jax.commands import run_command
+
+    run_command(PROGRAM, run, tyro.cli(FitsOptions, args=argv, prog=PROGRAM))
+
+
+def run(options: FitsOptions) -> list[dict[str, Any]]:
+    """Plan every cell and print the table."""
+    import os
+
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from tpu.chips import parse_topology
+
+    names, slices = options.models.split(","), options.slices.split(",")
+    for name in slices:
+        parse_topology(name)  # refused before anything is compiled
+    known = _read(options.json)
+    for model in names:
+        for slice_ in slices:
+            wanted = _key(options, model, slice_)
+            if any(cell["key"] == wanted for cell in known):
+                continue
+            sys.stderr.write(f"{model} on {slice_}\n")
+            known.append({"key": wanted, "plan": _planned(options, model, slice_)})
+            if options.json is not None:
+                text = json.dumps(known, indent=1) + "\n"
+                options.json.write_text(text, encoding="utf-8")
+    sys.stdout.write(table(options, known))
+    return known
+
+
+def table(options: FitsOptions, cells: Sequence[dict[str, Any]]) -> str:
+    """The cells in Markdown: mesh, room left, rate and chip hours for a million sentences."""
+    names, slices = options.models.split(","), options.slices.split(",")
+    plans = {tuple(cell["key"].values()): cell["plan"] for cell in cells}
+    lines = [f"| {options.job} | {' | '.join(slices)} |", "| --- |" + " --- |" * len(slices)]
+    for model in names:
+        found = [plans[tuple(_key(options, model, slice_).values())] for slice_ in slices]
+        lines.append(f"| {model} | {' | '.join(map(_cell, found))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _key(options: FitsOptions, model: str, slice_: str) -> dict[str, Any]:
+    remat = options.remat if options.job == "train" else None
+    return {
+        "job": options.job,
+        "model": model,
+        "slice": slice_,
+        "quantize": options.quantize,
+        "remat": remat,
+    }
+
+
+def _planned(options: FitsOptions, model: str, slice_: str) -> dict[str, Any] | None:
+    """The plan of the first mesh that fits, or of the one that lacks least; None without a mesh."""
+    from prompteol_jax import axes
+    from tpu import plan
+    from tpu.chips import parse_topology
+    from tpu.planning import make_plan
+
+    asked = plan.PlanOptions(
+        model=model, job=options.job, quantize=options.quantize, remat=options.remat
+    )
+    job, topology = plan.make_job(asked), parse_topology(slice_)
+    batch = getattr(job, "batch", None)
+    best: Plan | None = None
+    for shape in sorted(
+        axes.fitting_meshes(job.config.sizes, topology.devices, batch=batch), reverse=True
+    ):
+        found = make_plan(model, job, topology, shape)
+        if best is None or found.fits or found.needed_bytes < best.needed_bytes:
+            best = found
+        if found.fits:
+            break
+    return None if best is None else dataclasses.asdict(best)
+
+
+def _cell(plan: dict[str, Any] | None) -> str:
+    if plan is None:
+        return "no mesh"
+    left = (plan["hbm_bytes"] - plan["needed_bytes"]) / GIB
+    if not plan["fits"]:
+        return f"{-left:.1f} GiB too much"
+    rate, (data, model) = plan["sentences_per_s"], map(int, plan["mesh"].split("x"))
+    hours = data * model * 1e6 / rate / HOUR_S
+    return f"{plan['mesh']}: {rate:,.0f}/s, {hours:.2f} h, {left:.1f} GiB left"
+
+
+def _read(path: Path | None) -> list[dict[str, Any]]:
+    if path is None or not path.exists():
+        return []
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
