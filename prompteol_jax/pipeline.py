@@ -229,9 +229,12 @@ def default_batch_tokens(mesh: Mesh, D: int) -> int:
 
     On a TPU the slab's activations, D wide, then stay in the core's memory.
     """
-    platform = mesh.devices.flat[0].platform
-    tokens = {"cpu": 512, "tpu": max(2048, 2**24 // D)}.get(platform, 16384)
-    return tokens * mesh.shape["data"]
+    return device_batch_tokens(mesh.devices.flat[0].platform, D) * mesh.shape["data"]
+
+
+def device_batch_tokens(platform: str, D: int) -> int:
+    """The same for one device that has no part in a model axis."""
+    return {"cpu": 512, "tpu": max(2048, 2**24 // D)}.get(platform, 16384)
 
 
 class _Watch:

@@ -43,6 +43,7 @@ WITHOUT_LAYER = {
     reproduce.ReproduceOptions: "the paper's tables are of the last layer",
     launch.LaunchOptions: "it passes a command on, with its flags",
     plan.PlanOptions: "it plans the whole model",
+    fits.FitsOptions: "it plans the whole model",
     lengths.LengthsOptions: "it reads no weights",
     cli.ShowOptions: "it reads no weights",
     cli.ExportOptions: "a run is exported whole",
@@ -215,7 +216,7 @@ def test_every_flag_is_one_of_some_command(page):
     known = {f"--{name.replace('_', '-')}" for name in fields} | {"--help"}
     others = {
         "docs/development.md": {"--check"},
-        "docs/launch.md": {"--network", "--reserved"},
+        "docs/launch.md": {"--network", "--reserved", "--tpu-type", "--docker-image", "--command"},
         "docs/tpu.md": {"--no-packed"},
     }.get(page, set())
     assert flags(PAGES[page]) - known - others == set()

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from prompteol_jax import adapters, axes, models, nn, packing, quant, slabs
 from prompteol_jax.ladder import Ladder
 from prompteol_jax.models.decoder import Decoder, KVCache, Remat, Rows
-from prompteol_jax.pipeline import default_batch_tokens
+from prompteol_jax.pipeline import default_batch_tokens, device_batch_tokens
 from tpu.lengths import Lengths
 from train.batches import row_shape, rows_of_shard
 from train.step import Batch, Learner, abstract_batch, make_optimizer, state_places
@@ -66,10 +66,10 @@ class Encode:
     batch_tokens: int | None = None
     passes: int = 1  # useful passes over the weights
 
-    def scaled(self, load: float) -> Encode:
-        """The same job with as many times the tokens a slab, if it says how many."""
-        tokens = self.batch_tokens and round(self.batch_tokens * load)
-        return dataclasses.replace(self, batch_tokens=tokens)
+    def scaled(self, load: float, chips: int) -> Encode:
+        """The same job with as many times the tokens a slab, of which so many chips have one."""
+        own = device_batch_tokens("tpu", self.config.D) * chips
+        return dataclasses.replace(self, batch_tokens=round((self.batch_tokens or own) * load))
 
     def steps(self, mesh: Mesh) -> Iterator[Step]:
         """The slabs of the stream, on a mesh of described devices."""
@@ -119,8 +119,9 @@ class Train:
     remat: Remat = "none"
     passes: int = 2  # forward, and backward through the frozen weights
 
-    def scaled(self, load: float) -> Train:
-        """The same job with as many times the triplets a batch."""
+    def scaled(self, load: float, chips: int) -> Train:
+        """The same job with as many times the triplets a batch, however many chips have one."""
+        del chips
         return dataclasses.replace(self, batch=round(self.batch * load))
 
     def steps(self, mesh: Mesh) -> Iterator[Step]:

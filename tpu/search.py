@@ -76,12 +76,18 @@ def sweep(
 ) -> list[tuple[str, Plan]]:
     """The best plan of every slice, `weak` at the first slice's load per chip, `strong` in all.
 
-    The job's own load is that of the first slice.
+    The job's own load is that of the first slice, which is planned once for both.
     """
     first = topologies[0].devices
-    return [
-        (kind, _ranked(name, job.scaled(load), topology, mesh)[0])
-        for kind in ("weak", "strong")
-        for topology in topologies
-        for load in [topology.devices / first if kind == "weak" else 1.0]
-    ]
+    found: list[tuple[str, Plan]] = []
+    for kind in ("weak", "strong"):
+        for topology in topologies:
+            load = topology.devices / first if kind == "weak" else 1.0
+            same = found[:1] if topology.devices == first else []
+            plan = same[0][1] if same else _best(name, job.scaled(load, first), topology, mesh)
+            found.append((kind, plan))
+    return found
+
+
+def _best(name: str, job: Encode | Train, topology: Topology, mesh: str) -> Plan:
+    return _ranked(name, job, topology, mesh)[0]
