@@ -41,6 +41,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def devices() -> None:
+    """Start jax with all devices; the mesh of the first test would bring only its own."""
+    import jax
+
+    assert jax.device_count() == 8
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of real data and checkpoints named by PROMPTEOL_DATA; skips without it."""
