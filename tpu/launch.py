@@ -4,7 +4,8 @@
 
 The story of a launch, in order: create or reuse the slice, copy the checkout, set up every host,
 start the command on all of them, stream the log of host 0, fetch the results, delete the slice if
-asked to. A spot slice that is taken away is asked for again, and the command goes on with --resume.
+asked to. A spot slice that is taken away is asked for again, for the same command: with --resume a
+training begins where there is no run yet, and goes on where there is one.
 `--dry-run` prints the commands instead.
 """
 
@@ -49,7 +50,7 @@ class LaunchOptions:
     queued: bool = False
     """Ask through a queued resource and wait for it, instead of failing where none is free."""
     spot: bool = False
-    """Take a spot slice; when it is taken away, ask again and go on with --resume."""
+    """Take a spot slice; when it is taken away, ask again. A training gets --resume."""
     restarts: int = 20
     """How often a spot slice is asked for again."""
     fetch: tuple[str, ...] = ("runs",)
@@ -94,7 +95,7 @@ class Launch:
             try:
                 self.create()
                 self.prepare()
-                status = self.work(resume=attempt > 0)
+                status = self.work()
                 break
             except SliceLost as error:
                 if not self.options.spot or attempt == self.options.restarts:
@@ -137,9 +138,9 @@ class Launch:
         unpack = f"mkdir -p {FOLDER} && tar -xzf {_ARCHIVE} -C {FOLDER}"
         self._call(self.machine.run(f"{unpack} && bash {FOLDER}/tpu/host.sh setup"))
 
-    def work(self, *, resume: bool) -> int:
+    def work(self) -> int:
         """Start the command on every host and stream the log of host 0; its status."""
-        command = hosted(self.command, resume=resume)
+        command = hosted(self.command, again=self.options.spot)
         self._call(self.machine.run(f"bash {FOLDER}/tpu/host.sh start {shlex.join(command)}"))
         follow = self.machine.run(f"bash {FOLDER}/tpu/host.sh follow", worker="0")
         while status := self._call(follow, check=False):
@@ -174,13 +175,17 @@ class Launch:
         return answer.strip() if process.returncode == 0 else ""
 
 
-def hosted(command: Sequence[str], *, resume: bool) -> list[str]:
-    """The command as every host runs it: processes find each other, and a second try resumes."""
+def hosted(command: Sequence[str], *, again: bool) -> list[str]:
+    """The command as every host runs it: processes find each other.
+
+    Args:
+        again: it may be started again, on another slice.
+    """
     words = list(command)
     trains = "train.contrastive" in words
     if (trains or words[:2] == ["prompteol", "encode"]) and "--coordinator" not in words:
         words += ["--coordinator", "auto"]
-    if trains and resume and "--resume" not in words:
+    if trains and again and "--resume" not in words:
         words += ["--resume"]
     return words
 

@@ -1,5 +1,7 @@
 """The described jobs are the real ones: they trace, lower for every platform, and count right."""
 
+import dataclasses
+
 import jax
 import pytest
 
@@ -51,6 +53,15 @@ def test_the_shares_of_a_ladder_are_a_whole(mesh):
     sentences = sum(step.share * step.sentences for step in steps)
     tokens = sum(step.share * step.tokens for step in steps)
     assert tokens / sentences == pytest.approx(STREAM["encode"].mean)
+
+
+def test_a_scaled_job_has_so_many_times_the_load(mesh):
+    assert JOBS["packed"].scaled(2.0, 8).batch_tokens == 2048
+    own = dataclasses.replace(JOBS["packed"], batch_tokens=None)
+    # A TPU's own slab is 2^24 activations.
+    assert own.scaled(1.0, 8).batch_tokens == 8 * 2**24 // tiny.CONFIG.D
+    assert own.scaled(4.0, 8) == own.scaled(1.0, 32)
+    assert JOBS["train"].scaled(4.0, 8).batch == 64
 
 
 def test_packed_rows_hold_little_padding(mesh):

@@ -1,7 +1,9 @@
 """Laws of a run in a bucket: it is the run on this machine, and a kill costs it nothing."""
 
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ from train.config import STOPPED, TrainConfig
 
 FLAGS = dict(batch=8, rank=4, save_every=2, eval_every=2)
 FILES = ("best.json", "config.json", "dev.jsonl", "metrics.jsonl", "report.html")
+ADAPTER = "adapter/adapter_model.safetensors"
 TIMES = ("step_s", "sentences_per_s")
 
 
@@ -106,28 +109,60 @@ def test_a_run_reads_and_writes_buckets(bucket, coarse, capsys):
     np.testing.assert_array_equal(*vectors)
 
 
+LONG = ["--steps=80", "--batch=8", "--rank=4", "--save-every=5", "--eval-every=20"]
+TRAIN = [sys.executable, "-m", "train.contrastive", *LONG]
+
+
+def kill_when_saved(bucket, run, processes, kill=signal.SIGKILL):
+    """End processes once the run's first checkpoint is there; they must not be done by then."""
+    while not steps_of(bucket, f"{run}/checkpoints/"):
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.005)
+    for process in processes:
+        process.send_signal(kill)
+    return {process.wait() for process in processes}
+
+
 @pytest.mark.slow
 def test_a_run_that_is_killed_and_resumed_in_a_bucket_ends_with_the_same_bits(bucket, tmp_path):
-    def command(output, *more):
-        flags = [f"--{k.replace('_', '-')}={v}" for k, v in FLAGS.items()]
-        return [sys.executable, "-m", "train.contrastive", "--steps=12", *flags, *more, output]
-
-    whole = subprocess.run(command(f"--output={tmp_path / 'run'}"), capture_output=True, text=True)
+    local = tmp_path / "run"
+    whole = subprocess.run([*TRAIN, f"--output={local}"], capture_output=True, text=True)
     assert whole.returncode == 0, whole.stderr
     for kill, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, STOPPED)):
-        run = f"--output=gs://bucket/{kill.name}"
-        with subprocess.Popen(command(run), stderr=subprocess.DEVNULL) as process:
-            while not steps_of(bucket, f"{kill.name}/checkpoints/4"):
-                assert process.poll() is None
-                time.sleep(0.005)
-            process.send_signal(kill)
-        assert process.returncode == status
-        done = subprocess.run(command(run, "--resume"), capture_output=True, text=True)
+        # The one command of a job that may be started again.
+        command = [*TRAIN, f"--output=gs://bucket/{kill.name}", "--resume"]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+            assert kill_when_saved(bucket, kill.name, [process], kill) == {status}
+        done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        adapter = "adapter/adapter_model.safetensors"
-        found = bucket.objects[f"{kill.name}/{adapter}"][1]
-        assert found == (tmp_path / "run" / adapter).read_bytes()
-        texts = [bucket.objects[f"{kill.name}/metrics.jsonl"][1].decode()]
-        texts.append((tmp_path / "run/metrics.jsonl").read_text())
-        assert metrics(texts[0]) == metrics(texts[1])
+        assert bucket.objects[f"{kill.name}/{ADAPTER}"][1] == (local / ADAPTER).read_bytes()
+        found = bucket.objects[f"{kill.name}/metrics.jsonl"][1].decode()
+        assert metrics(found) == metrics((local / "metrics.jsonl").read_text())
         assert bucket.objects[f"{kill.name}/report.html"][1]
+
+
+@pytest.mark.slow
+def test_processes_that_share_no_disk_share_a_bucket(bucket, tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+
+    def start(run):
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+        shared = ["--mesh=2x2", f"--output=gs://bucket/{run}", "--resume", "--processes=2"]
+        return [
+            subprocess.Popen(
+                [*TRAIN, *shared, f"--coordinator=127.0.0.1:{port}", f"--process={i}"],
+                env=environment | {"XDG_CACHE_HOME": str(tmp_path / f"host{i}")},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            for i in range(2)
+        ]
+
+    kill_when_saved(bucket, "run", start("run"))
+    for run in ("run", "whole"):
+        assert {process.wait(timeout=400) for process in start(run)} == {0}
+    assert bucket.objects[f"run/{ADAPTER}"][1] == bucket.objects[f"whole/{ADAPTER}"][1]
+    found, whole = (bucket.objects[f"{n}/metrics.jsonl"][1].decode() for n in ("run", "whole"))
+    assert metrics(found) == metrics(whole)
