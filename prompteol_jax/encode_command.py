@@ -137,6 +137,7 @@ def _check_output(options: EncodeOptions, output: Any) -> Any:
         problems.append(f"--shard-rows {options.shard_rows}; it takes 1 or more")
     if not places.is_bucket(output):  # which has no folders that could be missing
         problems += _unwritable(output.parent)
+    places.check_bucket(output)
     is_file = output.suffix.lower() in JOINS and not output.is_dir()
     if output == corpus.STDIN:
         problems.append("--output - is no file; vectors are not written to standard output")

@@ -77,6 +77,23 @@ def here(path: str | os.PathLike, *, depth: int | None = None) -> Path:
     return copy
 
 
+def check_bucket(path: str | os.PathLike) -> None:
+    """Refuse a path into a bucket that is not there, before any work.
+
+    Raises: FileNotFoundError; ConnectionError where the bucket cannot be reached.
+    """
+    if not is_bucket(path):
+        return
+    name = str(place(path)).removeprefix("gs://").split("/")[0]
+    with _explained(path):
+        there = _system().exists(name)
+    if not there:
+        raise FileNotFoundError(
+            f"{path}: there is no bucket {name}, or this account may not see it; "
+            f"`gcloud storage buckets create gs://{name}` makes one"
+        )
+
+
 def put(source: Path, target: Any) -> None:
     """Copy a file, or all files of a folder, into a bucket."""
     with _explained(target):

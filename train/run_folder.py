@@ -60,6 +60,7 @@ class RunFolder:
             what is there lacks its config; ValueError that lists every flag that differs on resume.
         """
         folder = cls.at(places.place(config.output or _fresh(config)))
+        places.check_bucket(folder.home)
         if config.resume:
             folder._check_same(_fields(config))
         elif (folder.home / CONFIG).exists():

@@ -52,6 +52,15 @@ def test_what_is_not_there_is_said(bucket):
             places.here(path)
 
 
+def test_a_bucket_that_is_not_there_is_refused_before_any_work(bucket, capsys):
+    bucket.put("texts.txt", b"One.\n")
+    flags = ["--model=none", "--input=gs://bucket/texts.txt", "--output=gs://others/v"]
+    with pytest.raises(SystemExit):
+        cli.main(["encode", *flags])
+    assert "there is no bucket others, or this account may not" in capsys.readouterr().err
+    places.check_bucket("gs://bucket/new")
+
+
 def test_a_copy_that_is_not_what_is_there_is_refused(bucket, monkeypatch, tmp_path):
     bucket.put("a", b"right")
     facts = bucket.described("a") | {"md5Hash": "AAAA"}

@@ -1,5 +1,6 @@
 """Laws of a run in a bucket: it is the run on this machine, and a kill costs it nothing."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -102,6 +103,8 @@ def test_a_run_reads_and_writes_buckets(bucket, coarse, capsys):
     assert json.loads((run / "config.json").read_text())["output"] == "gs://bucket/run"
     with pytest.raises(FileExistsError, match="gs://bucket/run holds a run already"):
         contrastive.run(config)
+    with pytest.raises(FileNotFoundError, match="gs://others/run: there is no bucket others"):
+        contrastive.run(dataclasses.replace(config, output=Path("gs://others/run")))
     vectors = [
         Embedder.from_pretrained("tiny", name, dtype="float32").encode(["A man sleeps."])
         for name in ("gs://bucket/run", str(run))
