@@ -121,6 +121,7 @@ def save_tokenizer(pretrained: Pretrained, folder: Path) -> None:
 def find_adapter(name: str) -> Path:
     """Find an adapter by folder, training run or hub name."""
     given = places.place(name)
+    places.check_bucket(given)
     for folder in (given, given / "adapter"):
         if (folder / "adapter_config.json").exists():
             return places.here(folder, depth=1)

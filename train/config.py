@@ -141,6 +141,7 @@ class TrainConfig:
             wrong.append("--patience needs --dev, the folder of the development pairs")
         if self.resume and self.output is None:
             wrong.append("--resume needs --output, the folder of the run to continue")
+        places.check_bucket(self.data)
         if self.data != SYNTHETIC and not places.place(self.data).exists():
             wrong.append(f"--data {self.data} is neither `{SYNTHETIC}` nor a file or folder")
         if self.skip_bad and places.place(self.data).is_dir():

@@ -61,6 +61,17 @@ def test_a_bucket_that_is_not_there_is_refused_before_any_work(bucket, capsys):
     places.check_bucket("gs://bucket/new")
 
 
+def test_what_the_cloud_refuses_is_one_error_that_says_what_to_do(bucket, monkeypatch):
+    class Refusal:
+        def exists(self, name):
+            raise RuntimeError("Anonymous caller lacks storage.objects.list\nand more")
+
+    monkeypatch.setattr(places, "_system", Refusal)
+    message = "gs://b/x could not be reached: Anonymous caller lacks storage.objects.list. Check"
+    with pytest.raises(ConnectionError, match=message):
+        places.check_bucket("gs://b/x")
+
+
 def test_a_copy_that_is_not_what_is_there_is_refused(bucket, monkeypatch, tmp_path):
     bucket.put("a", b"right")
     facts = bucket.described("a") | {"md5Hash": "AAAA"}
