@@ -217,7 +217,7 @@ def test_every_flag_is_one_of_some_command(page):
     others = {
         "docs/development.md": {"--check"},
         "docs/launch.md": {"--network", "--reserved", "--tpu-type", "--docker-image", "--command"},
-        "docs/tpu.md": {"--no-packed"},
+        "docs/tpu.md": {"--no-packed", "--location", "--member", "--role"},
     }.get(page, set())
     assert flags(PAGES[page]) - known - others == set()
 

@@ -80,7 +80,9 @@ def _ranking(plans: Sequence[Plan]) -> Table:
 
 def print_sweep(plans: Sequence[tuple[str, Plan]]) -> None:
     """Slice after slice, with the time of a step against the first slice's."""
-    table = Table(title="scaling, compiler-estimated", title_justify="left")
+    _, start = plans[0]
+    title = f"{start.model} {start.job}, scaling: compiler-estimated"
+    table = Table(title=title, title_justify="left")
     for name in ("scaling", "slice", "mesh", "a step", "against first", "sentences/s", "MFU"):
         table.add_column(name, justify="right")
     first: dict[str, Plan] = {}
@@ -98,20 +100,34 @@ def print_sweep(plans: Sequence[tuple[str, Plan]]) -> None:
 def plot_sweep(plans: Sequence[tuple[str, Plan]], path: Path) -> None:
     """Sentences a second over chips, with the line of a perfect scaling."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
-    for kind in dict.fromkeys(kind for kind, _ in plans):
+    fitting = [p for _, p in plans if p.fits]
+    if fitting:
+        first = min(fitting, key=_chips)
+        chips = sorted({_chips(p) for p in fitting})
+        perfect = [first.sentences_per_s * n / _chips(first) for n in chips]
+        # Wide and below the others: weak scaling often lies on it.
+        axis.plot(chips, perfect, color="#c8ccd0", linewidth=6, label="perfect")
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_xticks(chips, [f"{n}" for n in chips])
+    for kind, color, mark in (("weak", "#3b82c4", "o"), ("strong", "#e07b39", "s")):
         found = [(_chips(p), p.sentences_per_s) for k, p in plans if k == kind and p.fits]
-        if not found:
-            continue
-        chips, rates = zip(*found, strict=True)
-        axis.loglog(chips, rates, marker="o", label=kind)
-        if kind == "weak":
-            perfect = [rates[0] * n / chips[0] for n in chips]
-            axis.loglog(chips, perfect, color="grey", linestyle=":", label="perfect")
-    axis.set(xlabel="chips", ylabel="sentences/s, compiler-estimated")
-    axis.legend()
+        if found:
+            axis.plot(*zip(*found, strict=True), color=color, marker=mark, label=kind)
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:,.0f}"))
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", color="#e8eaed")
+    _, start = plans[0]
+    axis.set_title(f"{start.model}, {start.job}, compiler-estimated", loc="left")
+    axis.set(xlabel=f"{start.topology.split(':')[0]} chips", ylabel="sentences/s")
+    axis.legend(frameon=False)
     figure.savefig(path)
 
 
