@@ -1,4 +1,4 @@
-"""Laws of processes: two of four devices are one of eight."""
+"""Laws of processes: two of four devices, and four of two, are one of eight."""
 
 import json
 import os
@@ -13,18 +13,46 @@ import pytest
 from prompteol_jax import Embedder, axes, distributed
 
 TEXTS = ["A man is washing a car.", "", "The doctor reads (a book)!", "One two three."] * 3
-# One process of a run; then, still joined, its part of an encoding.
+# One process of a run; then, still joined, its part of an encoding. It notes the rows that it reads
+# and the files of the run that it makes or changes.
 _PROCESS = """
-import sys
+import json, os, sys
 import numpy as np
-from train.contrastive import main
+from train import contrastive
 
-main(sys.argv[2:])
+out, me = sys.argv[1], sys.argv[-1].removeprefix("--process=")
+rows, written = [], []
+
+
+def watch(event, arguments):
+    writes = event in ("os.rename", "os.mkdir")
+    if event == "open" and isinstance(arguments[2], int):
+        writes = arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    if writes and str(arguments[0]).startswith(out + os.sep):
+        written.append(os.path.relpath(str(arguments[0]), out))
+
+
+class Noted(list):
+    def __getitem__(self, row):
+        rows.append(row)
+        return super().__getitem__(row)
+
+
+def read_data(config, read=contrastive.read_data):
+    triplets, dev = read(config)
+    return Noted(triplets), dev
+
+
+contrastive.read_data = read_data
+sys.addaudithook(watch)
+contrastive.main(sys.argv[2:])
+with open(f"{{out}}.{{me}}.json", "w") as file:
+    json.dump([rows, sorted(set(written))], file)
 
 from prompteol_jax import Embedder, distributed
 
 vectors = Embedder.from_pretrained("tiny", mesh={mesh!r}, dtype="float32").encode({texts!r})
-np.save(sys.argv[1] + f".{{int(not distributed.is_primary())}}.npy", vectors)
+np.save(f"{{out}}.{{me}}.npy", vectors)
 """
 
 
@@ -34,20 +62,20 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def run_together(out, mesh):
-    """Run a training in two processes that share the devices of the mesh."""
+def run_together(out, mesh, processes):
+    """Run a training in processes that share the devices of the mesh."""
     port = free_port()
     flags = "--batch 8 --steps 4 --rank 4 --dropout 0 --eval-every 2 --save-every 2".split()
     script = _PROCESS.format(texts=TEXTS, mesh=mesh)
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     shared = [
         f"--mesh={mesh}",
-        "--processes=2",
+        f"--processes={processes}",
         f"--output={out}",
         f"--json={out}.json",
         f"--coordinator=127.0.0.1:{port}",
     ]
-    processes = [
+    children = [
         subprocess.Popen(
             [sys.executable, "-c", script, str(out), *flags, *shared, f"--process={i}"],
             env=environment,
@@ -55,14 +83,14 @@ def run_together(out, mesh):
             stderr=subprocess.PIPE,
             text=True,
         )
-        for i in range(2)
+        for i in range(processes)
     ]
     try:
-        ended = [process.communicate(timeout=400) for process in processes]
+        ended = [child.communicate(timeout=400) for child in children]
     finally:
-        for process in processes:
-            process.kill()
-    assert [p.returncode for p in processes] == [0, 0], "\n".join(err for _, err in ended)
+        for child in children:
+            child.kill()
+    assert not any(child.returncode for child in children), "\n".join(err for _, err in ended)
     return ended
 
 
@@ -83,10 +111,13 @@ def run_alone(out, mesh):
     return contrastive.run(config)
 
 
-# In the second, two processes of one device hold half of every weight each.
-@pytest.mark.parametrize("mesh", ["8x1", pytest.param("1x2", marks=pytest.mark.slow)])
-def test_two_processes_are_one(mesh, tmp_path):
-    ended = run_together(tmp_path / "two", mesh)
+# With 1x2, two processes of one device hold half of every weight each, and read the same rows.
+@pytest.mark.parametrize(
+    ("mesh", "processes"),
+    [("8x1", 2), *(pytest.param(*p, marks=pytest.mark.slow) for p in [("1x2", 2), ("4x2", 4)])],
+)
+def test_processes_are_one(mesh, processes, tmp_path):
+    ended = run_together(tmp_path / "two", mesh, processes)
     result = run_alone(tmp_path / "one", mesh)
     two = json.loads((tmp_path / "two.json").read_text())
     assert two.keys() == result.keys()
@@ -102,7 +133,20 @@ def test_two_processes_are_one(mesh, tmp_path):
     assert [json.loads(line)["step"] for line in dev] == [0, 2, 4]
     assert sum("best weights" in stdout for stdout, _ in ended) == 1
     check_adapters(tmp_path)
-    check_vectors(tmp_path, mesh)
+    check_vectors(tmp_path, mesh, processes)
+    check_shares(tmp_path, min(processes, int(mesh[0])))
+
+
+def check_shares(folder, shares):
+    """Of the 32 rows of four steps each process reads its own, and one process writes."""
+    files = sorted(folder.glob("two.[0-9].json"))
+    rows, written = zip(*(json.loads(file.read_text()) for file in files), strict=True)
+    assert {len(numbers) for numbers in rows} == {32 // shares}
+    assert len({number for numbers in rows for number in numbers}) == 32
+    assert {"config.json", "metrics.jsonl", "best.json"} <= set(written[0])
+    others = {path for paths in written[1:] for path in paths}
+    # All of them write arrays; what they write becomes a checkpoint by the first one's hand.
+    assert {path for path in others if ".saving" not in path} == set()
 
 
 def check_adapters(folder):
@@ -114,9 +158,9 @@ def check_adapters(folder):
         np.testing.assert_allclose(two[name], tensor, atol=2e-5)
 
 
-def check_vectors(folder, mesh):
+def check_vectors(folder, mesh, processes):
     expected = Embedder.from_pretrained("tiny", mesh=mesh, dtype="float32").encode(TEXTS)
-    for process in (0, 1):
+    for process in range(processes):
         np.testing.assert_allclose(np.load(folder / f"two.{process}.npy"), expected, atol=1e-5)
 
 

@@ -1,5 +1,6 @@
 """Laws of a run: a kill changes nothing, the best weights are kept, what leaves it can be used."""
 
+import dataclasses
 import json
 import random
 import shutil
@@ -291,6 +292,41 @@ def test_minutes_make_more_saves(tmp_path, monkeypatch):
     )
     contrastive.run(config)
     assert saved == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("4x2", "2x4"), pytest.param("8x1", "1x1", marks=pytest.mark.slow)]
+)
+def test_a_run_goes_on_from_the_same_bits_on_another_mesh(tmp_path, before, after):
+    """And its next ten losses are those of the first mesh, to rounding."""
+    data = csv_file(tmp_path / "rows.csv", "sent0", "sent1", "hard_neg")
+    flags = dict(data=data, batch=8, rank=4, steps=14, save_every=4, keep=9, eval_every=99)
+    first, moved = (
+        TrainConfig(**flags, output=tmp_path / name, mesh=mesh, resume=name == "moved")
+        for name, mesh in (("first", before), ("moved", after))
+    )
+    contrastive.run(first)
+    shutil.copytree(first.output, moved.output)
+    for later in (p for p in (moved.output / "checkpoints").iterdir() if p.name != "4"):
+        shutil.rmtree(later)
+    states = []
+    for config in (first, moved):
+        triplets, dev = contrastive.read_data(config)
+        config = dataclasses.replace(config, resume=True)
+        course = loop.make_course(
+            config, axes.make_mesh(axes.parse_mesh(config.mesh)), triplets, dev
+        )
+        like = course.learner.init(course.trainable.start)
+        step, state, _ = course.checkpoints.restore(like, step=4)
+        assert int(state.step) == step == 4
+        states.append(jax.tree.map(np.asarray, jax.tree.leaves(state)))
+    for ours, theirs in zip(*states, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    contrastive.run(moved)
+    expected, found = ([r["loss"] for r in metrics(c.output)] for c in (first, moved))
+    assert found[:4] == expected[:4]
+    assert len(found) == 14
+    np.testing.assert_allclose(found[4:], expected[4:], rtol=0, atol=1e-4)
 
 
 def test_a_save_that_falls_due_while_one_is_written_waits_for_a_later_step(tmp_path, monkeypatch):
