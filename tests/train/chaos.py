@@ -44,6 +44,7 @@ class Chaos:
         rows = [f"Man {n} has a car.,Somebody owns a car {n}.,No car {n}." for n in range(10, 90)]
         self.data.write_text("\n".join(["sent0,sent1,hard_neg", *rows]) + "\n")
         self.count = collections.Counter()
+        self.left: set = set()  # what earlier kills left of their saves
 
     def __str__(self) -> str:
         return ", ".join(f"{n} {what}" for what, n in sorted(self.count.items()))
@@ -51,6 +52,7 @@ class Chaos:
     def start(self, run: Path, *, resume: bool) -> int:
         """Fork a process that trains; what it says goes to RUN.log."""
         flags = [*FLAGS.split(), f"--data={self.data}", f"--output={run}"]
+        self.left = unfinished_saves(run)
         process = os.fork()
         if process:
             return process
@@ -90,15 +92,14 @@ class Chaos:
         else:
             wait(lambda: count_lines(run) > lines or gone(process))
             if instant == "save":
-                wait(lambda: any(run.glob("checkpoints/*.saving*")) or gone(process))
+                wait(lambda: unfinished_saves(run) - self.left or gone(process))
                 time.sleep(self.random.uniform(0, 0.02))
             else:
                 time.sleep(self.random.uniform(0, 0.4))
         os.kill(process, signal.SIGTERM if instant == "term" else signal.SIGKILL)
         code = self.end(process, run, 0, -signal.SIGKILL, -signal.SIGTERM, STOPPED)
-        saving = any(run.glob("checkpoints/*.saving*"))
         self.count["kills"] += code != 0
-        self.count["inside a save"] += saving
+        self.count["inside a save"] += bool(unfinished_saves(run) - self.left)
         self.count["SIGTERM, saved and ended"] += code == STOPPED
 
     def damage(self, run: Path) -> None:
@@ -132,6 +133,16 @@ class Chaos:
         return (
             content[:at] + bytes([content[at] ^ 1 << self.random.randrange(8)]) + content[at + 1 :]
         )
+
+
+def unfinished_saves(run: Path) -> set[tuple[int, int]]:
+    """Folders that are being written, or were when their process was killed, each told from all."""
+    found = set()
+    for path in run.glob("checkpoints/*.saving*"):
+        with contextlib.suppress(FileNotFoundError):
+            facts = path.stat()
+            found.add((facts.st_ino, facts.st_ctime_ns))
+    return found
 
 
 def gone(process: int) -> bool:
