@@ -143,7 +143,7 @@ def check_shares(folder, shares):
     rows, written = zip(*(json.loads(file.read_text()) for file in files), strict=True)
     assert {len(numbers) for numbers in rows} == {32 // shares}
     assert len({number for numbers in rows for number in numbers}) == 32
-    assert {"config.json", "metrics.jsonl", "best.json"} <= set(written[0])
+    assert {"config.json", "metrics.jsonl", "dev.jsonl"} <= set(written[0])
     others = {path for paths in written[1:] for path in paths}
     # All of them write arrays; what they write becomes a checkpoint by the first one's hand.
     assert {path for path in others if ".saving" not in path} == set()
