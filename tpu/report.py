@@ -83,7 +83,7 @@ def print_sweep(plans: Sequence[tuple[str, Plan]]) -> None:
     _, start = plans[0]
     title = f"{start.model} {start.job}, scaling: compiler-estimated"
     table = Table(title=title, title_justify="left")
-    for name in ("scaling", "slice", "mesh", "a step", "against first", "sentences/s", "MFU"):
+    for name in ("scaling", "slice", "mesh", "a step", "vs first", "sentences/s", "MFU"):
         table.add_column(name, justify="right")
     first: dict[str, Plan] = {}
     for kind, p in plans:
