@@ -423,7 +423,7 @@ def test_killed_at_twenty_random_moments_gives_the_same_file(many, tmp_path):
     assert killed.read_bytes() == alone.read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.huge
 def test_a_million_short_texts_stay_under_two_gigabytes(tmp_path):
     words = random.Random(0)
     with (tmp_path / "texts.txt").open("w") as file:
