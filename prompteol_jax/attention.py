@@ -16,7 +16,10 @@ _HIDDEN = -1e30  # finite: a softmax over a row of it is uniform, not NaN
 
 
 def visible(
-    T: int, query_BQ: Int[Array, "B Q"] | None = None, start_BT: Int[Array, "B T"] | None = None
+    T: int,
+    query_BQ: Int[Array, "B Q"] | None = None,
+    start_BT: Int[Array, "B T"] | None = None,
+    head: int = 0,
 ) -> Bool[Array, "b q T"]:
     """Say which tokens of its row each query sees: none after itself, none before its sentence.
 
@@ -25,6 +28,7 @@ def visible(
         start_BT: place of the first token of each token's sentence, in packed rows; None where
             every row holds one sentence. Tokens after the last one see what they like: nobody
             looks at them.
+        head: tokens at the head of every packed row that all its sentences see too.
     """
     token_T = jnp.arange(T)
     place_BQ = token_T[None, :] if query_BQ is None else query_BQ
@@ -32,7 +36,8 @@ def visible(
     if start_BT is None:
         return mask_BQT
     start_BQ = start_BT if query_BQ is None else jnp.take_along_axis(start_BT, query_BQ, axis=1)
-    return mask_BQT & (token_T[None, None, :] >= start_BQ[:, :, None])
+    own_BQT = token_T[None, None, :] >= start_BQ[:, :, None]
+    return mask_BQT & (own_BQT | (token_T < head))
 
 
 def attend(
@@ -43,20 +48,21 @@ def attend(
     prefix: tuple[Float[Array, "C K H"], Float[Array, "C K H"]] | None = None,
     real_C: Bool[Array, "C"] | None = None,
     start_BT: Int[Array, "B T"] | None = None,
+    head: int = 0,
 ) -> Float[Array, "B Q N H"]:
     """Attend to the own row and the prefix: grouped heads, softmax in float32.
 
     Args:
         real_C: which tokens of a padded prefix are real; None where all are.
-        start_BT: what `mask_BQT` was made of, where the rows are packed and every token a query: a
-            TPU then runs one kernel instead, which spares it the scores' way through HBM.
+        start_BT, head: what `mask_BQT` was made of, where the rows are packed and every token a
+            query: a TPU then runs one kernel instead, which spares it the scores' way through HBM.
     """
     B, Q, N, H = q_BQNH.shape
     k_BTKH, v_BTKH = axes.spread_heads(k_BTKH), axes.spread_heads(v_BTKH)
     prefix = prefix and tuple(axes.spread_heads(a) for a in prefix)
     fused = start_BT is not None and real_C is None and axes.platform() == "tpu"
     if fused and fused_attention.applies(Q):
-        return fused_attention.attend(q_BQNH, k_BTKH, v_BTKH, start_BT, prefix)
+        return fused_attention.attend(q_BQNH, k_BTKH, v_BTKH, start_BT, prefix, head=head)
     K = k_BTKH.shape[2]
     q_BQKGH = (q_BQNH * H**-0.5).reshape(B, Q, K, N // K, H)
     scores_BKGQT = nn.dot("BQKGH,BTKH->BKGQT", q_BQKGH, k_BTKH)
@@ -74,7 +80,8 @@ def attend(
         p = jax.nn.softmax(joined, axis=-1).astype(v_BTKH.dtype)
         y_BQKGH = nn.dot("BKGQC,CKH->BQKGH", p[..., :C], v_CKH)
         y_BQKGH = y_BQKGH + nn.dot("BKGQT,BTKH->BQKGH", p[..., C:], v_BTKH)
-    return axes.constrain(y_BQKGH.astype(q_BQNH.dtype).reshape(B, Q, N, H), "BQNH")
+    y_BQNH = axes.constrain(y_BQKGH.astype(q_BQNH.dtype).reshape(B, Q, N, H), "BQNH")
+    return nn.keep(y_BQNH)
 
 
 def rotary_angles(

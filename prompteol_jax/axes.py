@@ -19,6 +19,7 @@ alternatives.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -145,6 +146,30 @@ def sharding(
 ) -> NamedSharding:
     """Say where an array of these axes lives on the mesh."""
     return NamedSharding(mesh, spec(dims, shape, mesh, rules))
+
+
+def spread(
+    dims: str, shape: tuple[int, ...], mesh: Mesh, rules: Mapping[str, str] = RULES
+) -> NamedSharding:
+    """Where an array lies that is only gathered to the layout of `sharding` when it is used.
+
+    Mesh axes that this leaves free cut its longest axis that they divide, layers apart.
+    """
+    taken = [axis if axis else () for axis in spec(dims, shape, mesh, rules)]
+    cut = dict(
+        zip(dims, ((axis,) if isinstance(axis, str) else axis for axis in taken), strict=True)
+    )
+    for axis in AXES:
+        if axis in (used for axes in cut.values() for used in axes):
+            continue
+        for letter in sorted(dims.lstrip("L"), key=lambda c: -shape[dims.index(c)]):
+            if (
+                shape[dims.index(letter)] % math.prod(mesh.shape[a] for a in (*cut[letter], axis))
+                == 0
+            ):
+                cut[letter] += (axis,)
+                break
+    return NamedSharding(mesh, PartitionSpec(*(cut[letter] or None for letter in dims)))
 
 
 def platform() -> str:

@@ -28,13 +28,14 @@ Prefix = tuple[Float[Array, "C K H"], Float[Array, "C K H"]]
 
 
 class Shape(NamedTuple):
-    """Sizes of one call: query and key/value heads, head width, tokens of row and prefix."""
+    """Sizes of one call: query and key/value heads, head width, tokens of row, prefix and head."""
 
     N: int
     K: int
     H: int
     T: int
     C: int
+    head: int
     interpret: bool
 
     @property
@@ -56,6 +57,7 @@ def attend(
     start_BT: Int[Array, "B T"],
     prefix: Prefix | None,
     *,
+    head: int = 0,
     interpret: bool = False,
 ) -> Float[Array, "B T N H"]:
     """Attend every token to its own sentence's tokens up to itself, and to the whole prefix.
@@ -64,10 +66,11 @@ def attend(
 
     Args:
         start_BT: place of the first token of each token's sentence.
+        head: tokens at the head of every row that all its sentences see too.
         interpret: run the kernel's program step by step, on any device.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    call = functools.partial(_local, interpret=interpret)
+    call = functools.partial(_local, head=head, interpret=interpret)
     if mesh.empty or mesh.size == 1:
         return call(q_BTNH, k_BTKH, v_BTKH, start_BT, prefix)
     rows, heads = PartitionSpec("data", None, "model"), PartitionSpec(None, "model")
@@ -83,6 +86,7 @@ def _local(
     start_BT: jax.Array,
     prefix: Prefix | None,
     *,
+    head: int,
     interpret: bool,
 ) -> jax.Array:
     """The kernel over one device's arrays, as `[B, N * H, T]`."""
@@ -93,7 +97,7 @@ def _local(
     padding = ((0, 0), (0, _LANES - C % _LANES))
     rows = [x.transpose(0, 2, 3, 1).reshape(B, -1, T) for x in (q_BTNH, k_BTKH, v_BTKH)]
     shared = [jnp.pad(x.reshape(C, K * H).T, padding) for x in (k_CKH, v_CKH)]
-    y = _attend(Shape(N, K, H, T, C, interpret), *rows, start_BT[:, None], *shared)
+    y = _attend(Shape(N, K, H, T, C, head, interpret), *rows, start_BT[:, None], *shared)
     return y.reshape(B, N, H, T).transpose(0, 3, 1, 2)
 
 
@@ -168,7 +172,8 @@ def _probabilities(shape: Shape, q: Any, k: Any, k_C: Any, start: Any) -> tuple[
     scores, scores_C = _dot(k, q, 0, 0) * scale, _dot(k_C, q, 0, 0) * scale
     key = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
     query = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
-    scores = jnp.where((key <= query) & (key >= start), scores, _HIDDEN)
+    own = (key >= start) | (key < shape.head)
+    scores = jnp.where((key <= query) & own, scores, _HIDDEN)
     place = jax.lax.broadcasted_iota(jnp.int32, scores_C.shape, 0)
     scores_C = jnp.where(place < shape.C, scores_C, _HIDDEN)
     most = jnp.maximum(scores.max(0, keepdims=True), scores_C.max(0, keepdims=True))

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
 from prompteol_jax import axes, dropout, quant
@@ -74,16 +75,17 @@ class Placeholders:
         return self._parameter(Weight, dims, jnp.float32)
 
     def lora(self, dims: str, rank: int) -> Lora:
-        """A float32 placeholder of a low-rank factor."""
-        return dataclasses.replace(self, sizes={**self.sizes, "R": rank})._parameter(
-            Lora, dims, jnp.float32
-        )
+        """A float32 placeholder of a low-rank factor, spread over all devices with its moments."""
+        ranked = dataclasses.replace(self, sizes={**self.sizes, "R": rank})
+        return ranked._parameter(Lora, dims, jnp.float32, axes.spread)
 
-    def _parameter(self, kind: type[nnx.Param], dims: str, dtype: Any) -> nnx.Param:
+    def _parameter(
+        self, kind: type[nnx.Param], dims: str, dtype: Any, lay_out: Callable = axes.sharding
+    ) -> nnx.Param:
         shape = tuple(self.sizes[letter] for letter in dims)
         if self.layers is not None:
             dims, shape = "L" + dims, (self.layers, *shape)
-        place = axes.sharding(dims, shape, self.mesh, self.rules)
+        place = lay_out(dims, shape, self.mesh, self.rules)
         return kind(jax.ShapeDtypeStruct(shape, dtype, sharding=place), dims=dims)
 
 
@@ -100,15 +102,49 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array, keys: dropout.Keys | None = None) -> jax.Array:
         """Apply the map in `x.dtype`; `keys` of dropout, one a token."""
         w = self.w.get_value()
+        update = None if self.lora is None else apart(self.lora, x, keys)
         if isinstance(w, quant.Quantised):
             y = frozen_dot(self.equation, x, w)
         else:
             y = dot(self.equation, x, w.astype(x.dtype), _summed(self.equation, x.dtype))
         if self.b is not None:
             y = y + self.b[...]
-        if self.lora is not None:
-            y = y + self.lora(x, keys)
-        return y.astype(x.dtype)
+        if update is not None:
+            y = y + update
+        return keep(y.astype(x.dtype))
+
+
+KEPT: Final = "kept"
+
+
+def keep(x: jax.Array) -> jax.Array:
+    """Mark what `remat="dots"` keeps for the backward pass, if that needs it."""
+    return checkpoint_name(x, KEPT)
+
+
+def apart(update: Callable, x: jax.Array, keys: dropout.Keys | None) -> jax.Array:
+    """Compute an update of `x` before what it is added to, forward and backward, on a TPU.
+
+    XLA adds one of two products within the other one; left to itself it writes the large one to HBM
+    in float32 and adds it within the small one.
+    """
+    if axes.platform() != "tpu":
+        return update(x, keys)
+    return _settled(update(_settled_back(x), keys).astype(x.dtype))
+
+
+@jax.custom_vjp
+def _settled(x: jax.Array) -> jax.Array:
+    return jax.lax.optimization_barrier(x)
+
+
+@jax.custom_vjp
+def _settled_back(x: jax.Array) -> jax.Array:
+    return x
+
+
+_settled.defvjp(lambda x: (_settled(x), None), lambda _, dy: (dy,))
+_settled_back.defvjp(lambda x: (x, None), lambda _, dy: (jax.lax.optimization_barrier(dy),))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3))
@@ -207,6 +243,20 @@ def _frozen_backward(equation: str, kept: tuple, dy: jax.Array) -> tuple[jax.Arr
 frozen_dot.defvjp(_frozen_forward, _frozen_backward)
 
 
+@jax.custom_vjp
+def relu(x: jax.Array) -> jax.Array:
+    """The positive part, whose gradient needs the result alone: the argument is not kept."""
+    return jnp.maximum(x, 0)
+
+
+def _relu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    y = keep(relu(x))
+    return y, y
+
+
+relu.defvjp(_relu_forward, lambda y, dy: (jnp.where(y > 0, dy, 0),))
+
+
 class LayerNorm(nnx.Module):
     """Layer normalisation with scale and bias, statistics in float32."""
 
@@ -221,7 +271,8 @@ class LayerNorm(nnx.Module):
         variance = jnp.square(wide - mean).mean(-1, keepdims=True)
         if axes.platform() == "tpu":  # both moments in one pass, joined to the product that made x
             variance = jnp.maximum(jnp.square(wide).mean(-1, keepdims=True) - jnp.square(mean), 0.0)
-        y = (wide - mean) * jax.lax.rsqrt(variance + self.eps) * self.scale[...] + self.bias[...]
+        inverse = keep(jax.lax.rsqrt(variance + self.eps))
+        y = (wide - keep(mean)) * inverse * self.scale[...] + self.bias[...]
         return y.astype(x.dtype)
 
 
@@ -234,7 +285,7 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)
-        y = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
+        y = wide * keep(jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps))
         return (y * self.scale[...]).astype(x.dtype)
 
 

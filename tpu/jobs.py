@@ -145,7 +145,7 @@ class Train:
 
     def _batch(self, mesh: Mesh, lengths: list[int]) -> Batch:
         """As many rows as a typical batch fills, the fullest shard along data deciding for all."""
-        shape, shards = row_shape(max(self.lengths.counts), mesh), mesh.shape["data"]
+        shape, shards = row_shape(max(self.lengths.counts), self.C, mesh), mesh.shape["data"]
         share = len(lengths) // shards
         packed = [packing.bins(lengths[n * share :][:share], *shape) for n in range(shards)]
         rows = rows_of_shard(max(map(len, packed)), shards, self.chunks)

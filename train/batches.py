@@ -17,7 +17,7 @@ from prompteol_jax.packing import Packed
 from prompteol_jax.tokens import Prompt
 from train.config import TrainConfig
 from train.data import Batches, Triplet
-from train.step import Batch
+from train.step import Batch, at_head
 
 _ROW = 64  # tokens of a row that sentences are packed into, unless one is longer; not on a TPU
 
@@ -35,13 +35,17 @@ class Assembled(NamedTuple):
     padding: float
 
 
-def row_shape(longest: int, mesh: Mesh) -> tuple[int, int]:
+def row_shape(longest: int, C: int, mesh: Mesh) -> tuple[int, int]:
     """Tokens of a row and the most sentences in it, where the longest has so many ids.
 
-    Short rows spend less on attention across sentences; a TPU has a kernel for rows of whole tiles.
+    Short rows spend less on attention across sentences; a TPU has a kernel for rows of whole tiles,
+    of which a prefix of C tokens at their head is a part.
     """
-    if mesh.devices.flat[0].platform == "tpu":
-        return packing.row_shape(longest)
+    platform = mesh.devices.flat[0].platform
+    if platform == "tpu":
+        head = C if at_head(C, platform) else 0
+        capacity, most = packing.row_shape(longest + head)
+        return capacity - head, most
     capacity = max(_ROW, -(-longest // 16) * 16)
     return capacity, capacity // 10
 
@@ -98,7 +102,7 @@ class Assembler:
         follow, own, all_of_it = zip(*told, strict=True)
         if not all(follow):
             ids, prefix_C, own = whole, prefix_C[:0], all_of_it
-        return prefix_C, ids, row_shape(max(own), self.share.mesh)
+        return prefix_C, ids, row_shape(max(own), len(prefix_C), self.share.mesh)
 
     def _on_mesh(self, parts: tuple) -> Any:
         return jax.tree.map(lambda *shards: self.share.to_mesh(np.concatenate(shards)), *parts)

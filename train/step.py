@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key, PyTree
 
-from prompteol_jax import dropout
+from prompteol_jax import axes, dropout
 from prompteol_jax.models.decoder import Decoder, KVCache, Remat, Rows
 from train.loss import contrastive_loss
 
@@ -97,10 +97,15 @@ class Learner:
         self, model: Decoder, batch: Batch, prefix_C: jax.Array, key: jax.Array | None
     ) -> jax.Array:
         """Vectors of the triplets, `[B, 3, D]`, the prefix computed once for all of them."""
+        rows, cache, head = batch.rows, None, 0
         prefix_keys, keys = (None, None) if key is None else _keys(key, batch, len(prefix_C))
-        cache = model.prefill(prefix_C, prefix_keys, remat=self.remat) if len(prefix_C) else None
-        encode = in_chunks(partial(model, remat=self.remat), self.chunks)
-        z_BSD = encode(batch.rows, cache, keys)
+        if at_head(len(prefix_C), axes.platform()):
+            head = len(prefix_C)
+            rows, keys = with_head(rows, prefix_C), _joined(prefix_keys, keys)
+        elif len(prefix_C):
+            cache = model.prefill(prefix_C, prefix_keys)
+        encode = in_chunks(partial(model, remat=self.remat, head=head), self.chunks)
+        z_BSD = encode(rows, cache, keys)
         # Every shard finds its own sentences in its own rows.
         D, B = z_BSD.shape[-1], len(batch.place_B3)
         z_XnD = z_BSD.reshape(self.shards, -1, D)
@@ -162,6 +167,41 @@ def state_places(
         transform_non_params=lambda _: whole,
     )
     return TrainState(whole, layout, moments)
+
+
+_SHORT: Final = 16
+
+
+def at_head(C: int, platform: str) -> bool:
+    """Say whether a prefix of C tokens goes to the head of every row, instead of a pass of its own.
+
+    On a TPU a pass over few tokens takes as long as reading all weights, forward and backward.
+    """
+    return platform == "tpu" and 0 < C <= _SHORT
+
+
+def with_head(rows: Rows, prefix_C: jax.Array) -> Rows:
+    """Put the prefix at the head of every packed row; its tokens count as one sentence from 0."""
+    B, C = len(rows.ids_BT), len(prefix_C)
+    ids_BC = jnp.broadcast_to(prefix_C, (B, C)).astype(rows.ids_BT.dtype)
+    start_BC = jnp.full((B, C), C, rows.start_BT.dtype)
+    return Rows(
+        jnp.concatenate([ids_BC, rows.ids_BT], axis=1),
+        rows.last_BS + C,
+        jnp.concatenate([start_BC, rows.start_BT + C], axis=1),
+    )
+
+
+def _joined(prefix: dropout.Keys | None, rows: dropout.Keys | None) -> dropout.Keys | None:
+    """The keys of rows that have the prefix at their head: those of the prefix in every row."""
+    if rows is None:
+        return None
+
+    def join(word_1C: jax.Array, word_BT: jax.Array) -> jax.Array:
+        repeated = jnp.broadcast_to(word_1C, (len(word_BT), word_1C.shape[1]))
+        return jnp.concatenate([repeated, word_BT], axis=1)
+
+    return jax.tree.map(join, prefix, rows)
 
 
 def _keys(key: jax.Array, batch: Batch, prefix: int) -> tuple[dropout.Keys, dropout.Keys]:

@@ -65,6 +65,7 @@ class View(NamedTuple):
     query_BQ: Array | None = None  # None: every token is a query
     real_C: Array | None = None  # tokens of a padded prefix that are real; None: all
     start_BT: Array | None = None  # of packed rows, where every token is a query; else None
+    head: int = 0  # tokens at the head of every packed row that all its sentences see
 
     @jax.named_scope("pool")
     def queries(self, x: jax.Array) -> jax.Array:
@@ -121,14 +122,17 @@ class Decoder(nnx.Module):
         keys: dropout.Keys | None = None,
         *,
         remat: Remat = "none",
+        head: int = 0,
     ) -> Float[Array, "B S D"]:
         """Final hidden states of the sentences' last tokens, float32.
 
         Args:
             keys: of dropout, one a token; None switches all dropout off.
             remat: what the backward pass recomputes: nothing, all but matrix products, or all.
+            head: tokens of the prefix at the head of every packed row, where there is no cache; a
+                sentence's tokens count their places from there on.
         """
-        x_BTD, _, view = self._trunk(rows, cache, keys, remat)
+        x_BTD, _, view = self._trunk(rows, cache, keys, remat, head=head)
         prefix = None if cache is None else cache.last
         return self.end(rows, x_BTD, view, prefix, dropout.fold_keys(keys, self._scanned))
 
@@ -186,19 +190,21 @@ class Decoder(nnx.Module):
         offset: int | Int[Array, ""],
         keys: dropout.Keys | None = None,
         real_C: Bool[Array, "C"] | None = None,
+        head: int = 0,
     ) -> tuple[Float[Array, "B T D"], View]:
         """What the first block gets: the embedding of every token, and what blocks see beside it.
 
         Args:
             offset: tokens of the prefix, before the first place of a row.
             real_C: which of them are its own, where it is padded to more.
+            head: how many of them stand at the head of the rows themselves.
         """
         place_BT = jnp.arange(rows.ids_BT.shape[1])[None]
         place_BT = offset + (place_BT if rows.start_BT is None else place_BT - rows.start_BT)
         x_BTD = axes.constrain(self.stem(rows.ids_BT, place_BT, keys).astype(self.dtype), "BTD")
-        mask_BQT = attention.visible(rows.ids_BT.shape[1], None, rows.start_BT)
+        mask_BQT = attention.visible(rows.ids_BT.shape[1], None, rows.start_BT, head)
         angles = self.stem.angles(place_BT)
-        return x_BTD, View(mask_BQT, angles, real_C=real_C, start_BT=rows.start_BT)
+        return x_BTD, View(mask_BQT, angles, real_C=real_C, start_BT=rows.start_BT, head=head)
 
     def end(
         self,
@@ -209,7 +215,7 @@ class Decoder(nnx.Module):
         keys: dropout.Keys | None = None,
     ) -> Float[Array, "B S E"]:
         """The last block, for last tokens alone, and what follows it, from what it gets."""
-        mask_BQT = attention.visible(x_BTD.shape[1], rows.last_BS, rows.start_BT)
+        mask_BQT = attention.visible(x_BTD.shape[1], rows.last_BS, rows.start_BT, view.head)
         view = view._replace(mask_BQT=mask_BQT, query_BQ=rows.last_BS, start_BT=None)
         x_BSD, _ = self.last(x_BTD, view, prefix, keys)
         with jax.named_scope("pool"):
@@ -233,15 +239,16 @@ class Decoder(nnx.Module):
         keys: dropout.Keys | None,
         remat: Remat,
         watched_BS: jax.Array | None = None,
+        head: int = 0,
     ) -> tuple[jax.Array, tuple, View]:
         """Run all blocks but the last over every token.
 
         Also gives, stacked over these blocks, their keys and values, and the watched tokens' states
         behind them; and the view of every token.
         """
-        offset, real_C = (0, None) if cache is None else (cache.length, cache.real)
+        offset, real_C = (head, None) if cache is None else (cache.length, cache.real)
         stem_keys = dropout.fold_keys(keys, self._scanned + 1)
-        x_BTD, view = self.begin(rows, offset, stem_keys, real_C)
+        x_BTD, view = self.begin(rows, offset, stem_keys, real_C, head)
         watched = view._replace(query_BQ=watched_BS)
 
         @partial(_rematerialised, remat)
@@ -259,5 +266,6 @@ class Decoder(nnx.Module):
 def _rematerialised(remat: Remat, layer: Any) -> Any:
     if remat == "none":
         return layer
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    policies = jax.checkpoint_policies
+    policy = policies.save_only_these_names(nn.KEPT) if remat == "dots" else None
     return jax.checkpoint(layer, policy=policy, prevent_cse=False)

@@ -230,9 +230,9 @@ class Block(nnx.Module):
             q_BQNH = attention.rotate(self.q(y_BQD, query_keys[0]), view.query_angles())
             q_BQNH = axes.constrain(q_BQNH, "BQNH")
             y_BQNH = attention.attend(
-                q_BQNH, *kv, view.mask_BQT, prefix, view.real_C, view.start_BT
+                q_BQNH, *kv, view.mask_BQT, prefix, view.real_C, view.start_BT, view.head
             )
-            x_BQD = axes.constrain(x_BQD + self.o(y_BQNH, query_keys[1]), "BQD")
+            x_BQD = nn.keep(axes.constrain(x_BQD + self.o(y_BQNH, query_keys[1]), "BQD"))
         with jax.named_scope("mlp"):
             y_BQD = self.mlp_norm(x_BQD)
             y_BQF = jax.nn.silu(self.gate(y_BQD, query_keys[2])) * self.up(y_BQD, query_keys[3])

@@ -45,6 +45,14 @@ def test_a_packed_query_sees_nothing_before_its_sentence():
     assert (chosen[1] == mask[1, jnp.array([5, 1])]).all()
 
 
+def test_a_head_is_seen_by_every_sentence_of_its_row_and_sees_only_itself():
+    start_BT = jnp.array([[2, 2, 2, 2, 4, 4]])  # two tokens at the head, then two sentences
+    mask = np.asarray(attention.visible(T, None, start_BT, head=2))[0].astype(int)
+    assert mask[1].tolist() == [1, 1, 0, 0, 0, 0]
+    assert mask[3].tolist() == [1, 1, 1, 1, 0, 0]
+    assert mask[5].tolist() == [1, 1, 0, 0, 1, 1]
+
+
 @pytest.mark.parametrize("start_BT", [None, START_BT], ids=["rows", "packed"])
 def test_grouped_heads_attend_as_written_out_head_by_head(start_BT):
     mask = attention.visible(T, None, start_BT)

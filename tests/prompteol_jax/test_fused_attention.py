@@ -24,21 +24,24 @@ def operands(B, N, K, H, C, seed=0):
     return q, k, v, jnp.asarray(start), (k_C, v_C) if C else None
 
 
-def plain(q, k, v, start, prefix):
-    return attention.attend(q, k, v, attention.visible(T, None, start), prefix)
+def plain(q, k, v, start, prefix, head=0):
+    mask = attention.visible(T, None, start, head)
+    return attention.attend(q, k, v, mask, prefix, head=head)
 
 
-def fused(q, k, v, start, prefix):
-    return fused_attention.attend(q, k, v, start, prefix, interpret=True)
+def fused(q, k, v, start, prefix, head=0):
+    return fused_attention.attend(q, k, v, start, prefix, head=head, interpret=True)
 
 
-@pytest.mark.parametrize(("N", "K", "H", "C"), [(2, 1, 16, 4), (1, 1, 16, 0)])
-def test_values_and_gradients_are_those_of_plain_attention(N, K, H, C):
+@pytest.mark.parametrize(
+    ("N", "K", "H", "C", "head"), [(2, 1, 16, 4, 0), (1, 1, 16, 0, 0), (1, 1, 16, 0, 3)]
+)
+def test_values_and_gradients_are_those_of_plain_attention(N, K, H, C, head):
     q, k, v, start, prefix = operands(2, N, K, H, C)
     weight = jax.random.normal(jax.random.key(9), q.shape)
 
     def value(attend, operands):
-        y = attend(*operands[:3], start, operands[3])
+        y = attend(*operands[:3], start, operands[3], head)
         return (y * weight).sum(), y
 
     wanted, found = (

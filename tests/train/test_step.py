@@ -15,6 +15,7 @@ from prompteol_jax import adapters, axes, distributed, models, nn, peft
 from prompteol_jax.pretrained import load_pretrained
 from prompteol_jax.template import PROMPTEOL
 from prompteol_jax.tokens import Prompt
+from train import step
 from train.batches import Assembler
 from train.step import Learner, make_optimizer, state_places
 
@@ -144,8 +145,8 @@ def test_the_optimizer_is_torchs_adamw_behind_a_clip():
     linear = torch.optim.lr_scheduler.LambdaLR(adamw, lambda n: n / 2 if n < 2 else (5 - n) / 3)
     optimizer, schedule = make_optimizer(0.01, 5, 2)
     ours, state = jnp.asarray(start), optimizer.init(jnp.asarray(start))
-    for step, grad in enumerate(grads):
-        np.testing.assert_allclose(schedule(step), linear.get_last_lr()[0], rtol=1e-6)
+    for n, grad in enumerate(grads):
+        np.testing.assert_allclose(schedule(n), linear.get_last_lr()[0], rtol=1e-6)
         weight.grad = torch.tensor(grad)
         torch.nn.utils.clip_grad_norm_([weight], 1.0)
         adamw.step()
@@ -246,6 +247,23 @@ def test_dropout_of_a_sentence_is_the_same_in_any_row(checkpoint, nli):
         vectors.append(z)
     for found in vectors[1:]:
         np.testing.assert_allclose(found, vectors[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["opt-tiny", "llama-gqa-tiny"])
+def test_a_prefix_at_the_head_of_every_row_is_the_prefix(name, checkpoint, nli, monkeypatch):
+    found = []
+    for at_head in (False, True):
+        monkeypatch.setattr(step, "at_head", lambda C, platform, chosen=at_head: chosen)
+        learner, start, frozen, assemble = learner_of(checkpoint(name), "1x1", **DROPOUT)
+        batch, prefix_C, _ = assemble(nli)
+        evaluate = jax.jit(jax.value_and_grad(learner.loss, has_aux=True))
+        (loss, _), grads = evaluate(start, frozen, batch, prefix_C, jax.random.key(0))
+        found.append((loss, grads))
+    (loss, grads), (at_head_loss, at_head_grads) = found
+    np.testing.assert_allclose(at_head_loss, loss, rtol=1e-5)
+    largest = max(np.linalg.norm(g) for g in jax.tree.leaves(grads))
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(at_head_grads), strict=True):
+        assert np.linalg.norm(a - b) <= 1e-4 * max(np.linalg.norm(a), 1e-3 * largest)
 
 
 def products(text):
