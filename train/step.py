@@ -146,11 +146,22 @@ class Learner:
         key: Key[Array, ""] | None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Loss of a batch as a function of what trains, and the other metrics that come with it."""
+        if self.chunks > 1:
+            trainable = _gathered(trainable)
         model = nnx.merge(self.graph, trainable, frozen)
         z_B3D = self.embed(model, batch, prefix_C, key)
         with jax.named_scope("loss"):
             loss, accuracy = contrastive_loss(*(z_B3D[:, role] for role in range(z_B3D.shape[1])))
         return loss, {"accuracy": accuracy, "finite_B": jnp.isfinite(z_B3D).all(axis=(1, 2))}
+
+
+def _gathered(trainable: PyTree) -> PyTree:
+    """Factors in the layout they are used in: once for all chunks, not once for each of them."""
+
+    def gather(parameter: nnx.Variable) -> nnx.Variable:
+        return parameter.replace(axes.constrain(parameter.get_value(), parameter.dims))
+
+    return jax.tree.map(gather, trainable, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
 def state_places(

@@ -145,3 +145,16 @@ def test_the_mesh_in_context_names_the_platform():
         jax.sharding.AbstractMesh((1, 1), axes.AXES, abstract_device=device)
     ):
         assert axes.platform() == "tpu"
+
+
+@pytest.mark.parametrize(
+    ("dims", "shape", "expected"),
+    [
+        ("RD", (64, 32), (("data", "model"), None)),
+        ("LRD", (8, 6, 32), (None, None, ("data", "model"))),  # never over layers
+        ("FR", (48, 64), ("model", "data")),  # the axis that the table cuts keeps its place
+        ("RD", (3, 5), (None, None)),  # nothing that the mesh divides
+    ],
+)
+def test_what_is_gathered_for_its_use_lies_spread_over_all_devices(dims, shape, expected):
+    assert axes.spread(dims, shape, axes.make_mesh((4, 2))).spec == jax.P(*expected)
