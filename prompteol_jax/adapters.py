@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from prompteol_jax import axes, distributed, dropout, hf, models, nn, quant
+from prompteol_jax import axes, distributed, dropout, hf, models, nn, quant, remat
 from prompteol_jax.models import initial
 from prompteol_jax.models.decoder import Decoder
 
@@ -80,7 +80,7 @@ class Update(nnx.Module):
         # Gathered from where they are spread, in the dtype that they are used in.
         a = axes.constrain(self.a[...].astype(x.dtype), self.a_dims)
         b = axes.constrain(self.b[...].astype(x.dtype), self.b_dims)
-        h = nn.keep(shrink(x, keys, a).astype(x.dtype))
+        h = remat.keep(shrink(x, keys, a).astype(x.dtype))
         return nn.dot(self.up, h, b) * self.scale
 
     def product(self) -> jax.Array:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from prompteol_jax import axes, fused_attention, nn
+from prompteol_jax import axes, fused_attention, nn, remat
 
 _HIDDEN = -1e30  # finite: a softmax over a row of it is uniform, not NaN
 
@@ -81,7 +81,7 @@ def attend(
         y_BQKGH = nn.dot("BKGQC,CKH->BQKGH", p[..., :C], v_CKH)
         y_BQKGH = y_BQKGH + nn.dot("BKGQT,BTKH->BQKGH", p[..., C:], v_BTKH)
     y_BQNH = axes.constrain(y_BQKGH.astype(q_BQNH.dtype).reshape(B, Q, N, H), "BQNH")
-    return nn.keep(y_BQNH)
+    return remat.keep(y_BQNH)
 
 
 def rotary_angles(

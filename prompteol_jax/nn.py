@@ -15,15 +15,14 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
-from prompteol_jax import axes, dropout, quant
+from prompteol_jax import axes, dropout, quant, remat
 from prompteol_jax.products import product, split_equation
 
 
@@ -102,7 +101,7 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array, keys: dropout.Keys | None = None) -> jax.Array:
         """Apply the map in `x.dtype`; `keys` of dropout, one a token."""
         w = self.w.get_value()
-        update = None if self.lora is None else apart(self.lora, x, keys)
+        update = None if self.lora is None else remat.apart(self.lora, x, keys)
         if isinstance(w, quant.Quantised):
             y = frozen_dot(self.equation, x, w)
         else:
@@ -111,40 +110,7 @@ class Linear(nnx.Module):
             y = y + self.b[...]
         if update is not None:
             y = y + update
-        return keep(y.astype(x.dtype))
-
-
-KEPT: Final = "kept"
-
-
-def keep(x: jax.Array) -> jax.Array:
-    """Mark what `remat="dots"` keeps for the backward pass, if that needs it."""
-    return checkpoint_name(x, KEPT)
-
-
-def apart(update: Callable, x: jax.Array, keys: dropout.Keys | None) -> jax.Array:
-    """Compute an update of `x` before what it is added to, forward and backward, on a TPU.
-
-    XLA adds one of two products within the other one; left to itself it writes the large one to HBM
-    in float32 and adds it within the small one.
-    """
-    if axes.platform() != "tpu":
-        return update(x, keys)
-    return _settled(update(_settled_back(x), keys).astype(x.dtype))
-
-
-@jax.custom_vjp
-def _settled(x: jax.Array) -> jax.Array:
-    return jax.lax.optimization_barrier(x)
-
-
-@jax.custom_vjp
-def _settled_back(x: jax.Array) -> jax.Array:
-    return x
-
-
-_settled.defvjp(lambda x: (_settled(x), None), lambda _, dy: (dy,))
-_settled_back.defvjp(lambda x: (x, None), lambda _, dy: (jax.lax.optimization_barrier(dy),))
+        return remat.keep(y.astype(x.dtype))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3))
@@ -243,20 +209,6 @@ def _frozen_backward(equation: str, kept: tuple, dy: jax.Array) -> tuple[jax.Arr
 frozen_dot.defvjp(_frozen_forward, _frozen_backward)
 
 
-@jax.custom_vjp
-def relu(x: jax.Array) -> jax.Array:
-    """The positive part, whose gradient needs the result alone: the argument is not kept."""
-    return jnp.maximum(x, 0)
-
-
-def _relu_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    y = keep(relu(x))
-    return y, y
-
-
-relu.defvjp(_relu_forward, lambda y, dy: (jnp.where(y > 0, dy, 0),))
-
-
 class LayerNorm(nnx.Module):
     """Layer normalisation with scale and bias, statistics in float32."""
 
@@ -271,8 +223,8 @@ class LayerNorm(nnx.Module):
         variance = jnp.square(wide - mean).mean(-1, keepdims=True)
         if axes.platform() == "tpu":  # both moments in one pass, joined to the product that made x
             variance = jnp.maximum(jnp.square(wide).mean(-1, keepdims=True) - jnp.square(mean), 0.0)
-        inverse = keep(jax.lax.rsqrt(variance + self.eps))
-        y = (wide - keep(mean)) * inverse * self.scale[...] + self.bias[...]
+        inverse = remat.keep(jax.lax.rsqrt(variance + self.eps))
+        y = (wide - remat.keep(mean)) * inverse * self.scale[...] + self.bias[...]
         return y.astype(x.dtype)
 
 
@@ -285,7 +237,7 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)
-        y = wide * keep(jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps))
+        y = wide * remat.keep(jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps))
         return (y * self.scale[...]).astype(x.dtype)
 
 

@@ -19,8 +19,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prompteol_jax import adapters, axes, models, nn, packing, quant, slabs
 from prompteol_jax.ladder import Ladder
-from prompteol_jax.models.decoder import Decoder, KVCache, Remat, Rows
+from prompteol_jax.models.decoder import Decoder, KVCache, Rows
 from prompteol_jax.pipeline import default_batch_tokens, device_batch_tokens
+from prompteol_jax.remat import Remat
 from tpu.lengths import Lengths
 from train.batches import row_shape, rows_of_shard
 from train.step import Batch, Learner, abstract_batch, make_optimizer, state_places

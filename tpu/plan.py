@@ -51,7 +51,7 @@ class PlanOptions:
     """Train: triplets of the global batch."""
     chunks: int = 1
     """Train: parts that a batch is encoded in."""
-    remat: Literal["none", "dots", "full"] = "full"
+    remat: Literal["none", "dots", "full"] = "dots"
     """Train: what the backward pass recomputes."""
     json: Path | None = None
     """File for the plan; with several, the best one's fields and `ranking` or `sweep`."""

@@ -19,7 +19,7 @@ from eval.tasks import Pairs
 from prompteol_jax import distributed
 from prompteol_jax.distributed import Share
 from prompteol_jax.embedder import Embedder
-from prompteol_jax.models.decoder import Remat
+from prompteol_jax.remat import Remat
 from prompteol_jax.template import read_template
 from train.batches import Assembler, make_batches
 from train.config import TrainConfig

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import jax
 
 from prompteol_jax.distributed import Channel
-from prompteol_jax.models.decoder import Remat
+from prompteol_jax.remat import Remat
 from train.step import Learner
 
 ORDER: Final[tuple[Remat, ...]] = ("none", "dots", "full")  # from the fastest to the smallest

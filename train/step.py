@@ -16,7 +16,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key, PyTree
 
 from prompteol_jax import axes, dropout
-from prompteol_jax.models.decoder import Decoder, KVCache, Remat, Rows
+from prompteol_jax.models.decoder import Decoder, KVCache, Rows
+from prompteol_jax.remat import Remat
 from train.loss import contrastive_loss
 
 

@@ -9,7 +9,7 @@ are computed for every token, queries and all that follows for one. No language-
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from prompteol_jax import attention, axes, dropout, nn
-
-Remat = Literal["none", "dots", "full"]
+from prompteol_jax.remat import Remat, rematerialised
 
 
 class Rows(NamedTuple):
@@ -65,7 +64,7 @@ class View(NamedTuple):
     query_BQ: Array | None = None  # None: every token is a query
     real_C: Array | None = None  # tokens of a padded prefix that are real; None: all
     start_BT: Array | None = None  # of packed rows, where every token is a query; else None
-    head: int = 0  # tokens at the head of every packed row that all its sentences see
+    head: int | None = None  # tokens at the head of packed rows that all their sentences see
 
     @jax.named_scope("pool")
     def queries(self, x: jax.Array) -> jax.Array:
@@ -204,7 +203,7 @@ class Decoder(nnx.Module):
         x_BTD = axes.constrain(self.stem(rows.ids_BT, place_BT, keys).astype(self.dtype), "BTD")
         mask_BQT = attention.visible(rows.ids_BT.shape[1], None, rows.start_BT, head)
         angles = self.stem.angles(place_BT)
-        return x_BTD, View(mask_BQT, angles, real_C=real_C, start_BT=rows.start_BT, head=head)
+        return x_BTD, View(mask_BQT, angles, real_C=real_C, start_BT=rows.start_BT, head=head or None)
 
     def end(
         self,
@@ -215,7 +214,7 @@ class Decoder(nnx.Module):
         keys: dropout.Keys | None = None,
     ) -> Float[Array, "B S E"]:
         """The last block, for last tokens alone, and what follows it, from what it gets."""
-        mask_BQT = attention.visible(x_BTD.shape[1], rows.last_BS, rows.start_BT, view.head)
+        mask_BQT = attention.visible(x_BTD.shape[1], rows.last_BS, rows.start_BT, view.head or 0)
         view = view._replace(mask_BQT=mask_BQT, query_BQ=rows.last_BS, start_BT=None)
         x_BSD, _ = self.last(x_BTD, view, prefix, keys)
         with jax.named_scope("pool"):
@@ -251,7 +250,7 @@ class Decoder(nnx.Module):
         x_BTD, view = self.begin(rows, offset, stem_keys, real_C, head)
         watched = view._replace(query_BQ=watched_BS)
 
-        @partial(_rematerialised, remat)
+        @partial(rematerialised, remat)
         def layer(x_BTD: jax.Array, xs: tuple) -> tuple[jax.Array, tuple]:
             block, prefix, index = nn.from_bits(xs)
             x_BTD, kv = block(x_BTD, view, prefix, dropout.fold_keys(keys, index))
@@ -261,11 +260,3 @@ class Decoder(nnx.Module):
         xs = nn.to_bits((self.blocks, prefixes, jnp.arange(self._scanned)))
         x_BTD, noted = jax.lax.scan(layer, x_BTD, xs)
         return x_BTD, noted, view
-
-
-def _rematerialised(remat: Remat, layer: Any) -> Any:
-    if remat == "none":
-        return layer
-    policies = jax.checkpoint_policies
-    policy = policies.save_only_these_names(nn.KEPT) if remat == "dots" else None
-    return jax.checkpoint(layer, policy=policy, prevent_cse=False)

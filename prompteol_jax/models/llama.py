@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from prompteol_jax import attention, axes, dropout, hf, nn
+from prompteol_jax import attention, axes, dropout, hf, nn, remat
 from prompteol_jax.models.decoder import View
 from prompteol_jax.models.fields import Fields
 
@@ -230,9 +230,9 @@ class Block(nnx.Module):
             q_BQNH = attention.rotate(self.q(y_BQD, query_keys[0]), view.query_angles())
             q_BQNH = axes.constrain(q_BQNH, "BQNH")
             y_BQNH = attention.attend(
-                q_BQNH, *kv, view.mask_BQT, prefix, view.real_C, view.start_BT, view.head
+                q_BQNH, *kv, view.mask_BQT, prefix, view.real_C, view.start_BT, view.head or 0
             )
-            x_BQD = nn.keep(axes.constrain(x_BQD + self.o(y_BQNH, query_keys[1]), "BQD"))
+            x_BQD = remat.keep(axes.constrain(x_BQD + self.o(y_BQNH, query_keys[1]), "BQD"))
         with jax.named_scope("mlp"):
             y_BQD = self.mlp_norm(x_BQD)
             y_BQF = jax.nn.silu(self.gate(y_BQD, query_keys[2])) * self.up(y_BQD, query_keys[3])

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final
 import jax
 from flax import nnx
 
-from prompteol_jax import attention, axes, dropout, hf, nn
+from prompteol_jax import attention, axes, dropout, hf, nn, remat
 from prompteol_jax.models.decoder import View
 from prompteol_jax.models.fields import Fields
 
@@ -163,15 +163,15 @@ class Block(nnx.Module):
             x_BQD, y_BQD = view.queries(x_BTD), view.queries(y_BTD)
             q_BQNH = axes.constrain(self.q(y_BQD, query_keys[0]), "BQNH")
             y_BQNH = attention.attend(
-                q_BQNH, *kv, view.mask_BQT, prefix, view.real_C, view.start_BT, view.head
+                q_BQNH, *kv, view.mask_BQT, prefix, view.real_C, view.start_BT, view.head or 0
             )
             x_BQD = x_BQD + dropout.drop(self.o(y_BQNH, query_keys[1]), query_keys[2], self.rate)
-            x_BQD = nn.keep(axes.constrain(x_BQD, "BQD"))
+            x_BQD = remat.keep(axes.constrain(x_BQD, "BQD"))
             if not self.pre_norm:
                 x_BQD = self.attention_norm(x_BQD)
         with jax.named_scope("mlp"):
             y_BQD = self.mlp_norm(x_BQD) if self.pre_norm else x_BQD
-            y_BQF = axes.constrain(nn.relu(self.up(y_BQD, query_keys[3])), "BQF")
+            y_BQF = axes.constrain(remat.relu(self.up(y_BQD, query_keys[3])), "BQF")
             x_BQD = x_BQD + dropout.drop(self.down(y_BQF, query_keys[4]), query_keys[5], self.rate)
             x_BQD = axes.constrain(x_BQD, "BQD")
             x_BQD = x_BQD if self.pre_norm else self.mlp_norm(x_BQD)

@@ -37,6 +37,15 @@ def by_bitsandbytes(matrix):
     return bnb.dequantize_4bit(codes, state).reshape(matrix.shape)
 
 
+def test_bytes_come_apart_by_a_product_as_by_their_bits():
+    bytes_ = jnp.arange(256, dtype=jnp.uint8).reshape(2, 4, 32)
+    expected = [code for byte in range(256) for code in divmod(byte, 16)]
+    for apart in (quant.unpack, quant.unpack_by_product):
+        found = apart(bytes_)
+        assert found.shape == (2, 4, 64)
+        np.testing.assert_array_equal(found.ravel(), expected)
+
+
 @pytest.mark.parametrize(
     ("dims", "inputs", "shape"),
     [

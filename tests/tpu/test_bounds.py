@@ -19,7 +19,7 @@ CASES = {
         model="opt-1.3b", job=job, topology=topology, mesh=mesh
     )
     for topology, mesh in (("v5e:2x4", "4x2"), ("v6e:2x4", "8x1"))
-    for job in ("encode",)
+    for job in ("encode", "train")
 }
 RELATIVE = {"needed_bytes": 0.02, "estimated_s": 0.05}
 
