@@ -159,10 +159,10 @@ class Learner:
 def _gathered(trainable: PyTree) -> PyTree:
     """Factors in the layout they are used in: once for all chunks, not once for each of them."""
 
-    def gather(parameter: nnx.Variable) -> nnx.Variable:
+    def gather(parameter: nnx.Param) -> nnx.Param:
         return parameter.replace(axes.constrain(parameter.get_value(), parameter.dims))
 
-    return jax.tree.map(gather, trainable, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return jax.tree.map(gather, trainable, is_leaf=lambda x: isinstance(x, nnx.Param))
 
 
 def state_places(

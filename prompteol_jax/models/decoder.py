@@ -203,7 +203,8 @@ class Decoder(nnx.Module):
         x_BTD = axes.constrain(self.stem(rows.ids_BT, place_BT, keys).astype(self.dtype), "BTD")
         mask_BQT = attention.visible(rows.ids_BT.shape[1], None, rows.start_BT, head)
         angles = self.stem.angles(place_BT)
-        return x_BTD, View(mask_BQT, angles, real_C=real_C, start_BT=rows.start_BT, head=head or None)
+        view = View(mask_BQT, angles, None, real_C, rows.start_BT, head or None)
+        return x_BTD, view
 
     def end(
         self,
