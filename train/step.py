@@ -147,7 +147,7 @@ class Learner:
         key: Key[Array, ""] | None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Loss of a batch as a function of what trains, and the other metrics that come with it."""
-        if self.chunks > 1:
+        if self.chunks > 1 or jax.sharding.get_abstract_mesh().shape.get("model", 1) > 1:
             trainable = _gathered(trainable)
         model = nnx.merge(self.graph, trainable, frozen)
         z_B3D = self.embed(model, batch, prefix_C, key)
@@ -157,10 +157,16 @@ class Learner:
 
 
 def _gathered(trainable: PyTree) -> PyTree:
-    """Factors in the layout they are used in: once for all chunks, not once for each of them."""
+    """Factors in the layout they are used in, once and for all layers.
+
+    Where they are spread over data alone, XLA gathers each layer's when their turn comes. Spread
+    over more, or in chunks, it would gather those of all layers anew for every layer and chunk.
+    """
 
     def gather(parameter: nnx.Param) -> nnx.Param:
-        return parameter.replace(axes.constrain(parameter.get_value(), parameter.dims))
+        whole = axes.constrain(parameter.get_value(), parameter.dims)
+        # Without the barrier XLA sinks the gathering back into the loop over layers.
+        return parameter.replace(jax.lax.optimization_barrier(whole))
 
     return jax.tree.map(gather, trainable, is_leaf=lambda x: isinstance(x, nnx.Param))
 
