@@ -21,11 +21,11 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile $(TESTS)
 
-# The slow tests that CI runs too.
+# Tests of seconds to minutes each.
 slow: setup
 	$(BIN)/python -m pytest -q -m "slow and not huge" -n 2 --dist loadfile $(TESTS)
 
-# The rest: an hour; needs idle cores and 10 GB of memory.
+# The rest; needs idle cores and 10 GB of memory.
 huge: setup
 	$(BIN)/python -m pytest -q -m huge $(TESTS)
 

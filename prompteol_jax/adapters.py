@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from prompteol_jax import axes, distributed, dropout, hf, models, nn, quant, remat
+from prompteol_jax import distributed, dropout, hf, models, nn, quant, remat
 from prompteol_jax.models import initial
 from prompteol_jax.models.decoder import Decoder
 
@@ -56,12 +56,11 @@ class Update(nnx.Module):
         x_dims, w_dims, y_dims = nn.split_equation(equation)
         contracted = "".join(c for c in w_dims if c in x_dims)
         outer = "".join(c for c in w_dims if c in y_dims)
-        self.a_dims, self.b_dims = "R" + contracted, outer + "R"
-        self.a = make.lora(self.a_dims, config.rank)
-        self.b = make.lora(self.b_dims, config.rank)
+        self.a = make.lora("R" + contracted, config.rank)
+        self.b = make.lora(outer + "R", config.rank)
         batch = "".join(c for c in x_dims if c not in contracted)
-        self.down = f"{x_dims},{self.a_dims}->{batch}R"
-        self.up = f"{batch}R,{self.b_dims}->{y_dims}"
+        self.down = f"{x_dims},R{contracted}->{batch}R"
+        self.up = f"{batch}R,{outer}R->{y_dims}"
         self.merge = f"{outer}R,R{contracted}->{outer}{contracted}"
         self.scale = config.scale
         self.rate = config.dropout
@@ -77,11 +76,8 @@ class Update(nnx.Module):
         def shrink(x: jax.Array, keys: dropout.Keys | None, a: jax.Array) -> jax.Array:
             return nn.dot(self.down, dropout.drop(x, keys, self.rate), a)
 
-        # Gathered from where they are spread, in the dtype that they are used in.
-        a = axes.constrain(self.a[...].astype(x.dtype), self.a_dims)
-        b = axes.constrain(self.b[...].astype(x.dtype), self.b_dims)
-        h = remat.keep(shrink(x, keys, a).astype(x.dtype))
-        return nn.dot(self.up, h, b) * self.scale
+        h = remat.keep(shrink(x, keys, self.a[...].astype(x.dtype)).astype(x.dtype))
+        return nn.dot(self.up, h, self.b[...].astype(x.dtype)) * self.scale
 
     def product(self) -> jax.Array:
         """The update as a weight, `scale * b a`, float32."""

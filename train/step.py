@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key, PyTree
 
-from prompteol_jax import axes, dropout
+from prompteol_jax import axes, dropout, nn
 from prompteol_jax.models.decoder import Decoder, KVCache, Rows
 from prompteol_jax.remat import Remat
 from train.loss import contrastive_loss
@@ -147,28 +147,30 @@ class Learner:
         key: Key[Array, ""] | None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Loss of a batch as a function of what trains, and the other metrics that come with it."""
-        if self.chunks > 1 or jax.sharding.get_abstract_mesh().shape.get("model", 1) > 1:
-            trainable = _gathered(trainable)
         model = nnx.merge(self.graph, trainable, frozen)
+        # The gradients of several chunks are added up in float32.
+        gathered = _gathered(trainable, model.dtype if self.chunks == 1 else jnp.float32)
+        model = nnx.merge(self.graph, gathered, frozen)
         z_B3D = self.embed(model, batch, prefix_C, key)
         with jax.named_scope("loss"):
             loss, accuracy = contrastive_loss(*(z_B3D[:, role] for role in range(z_B3D.shape[1])))
         return loss, {"accuracy": accuracy, "finite_B": jnp.isfinite(z_B3D).all(axis=(1, 2))}
 
 
-def _gathered(trainable: PyTree) -> PyTree:
-    """Factors in the layout they are used in, once and for all layers.
+def _gathered(trainable: PyTree, dtype: Any) -> PyTree:
+    """Low-rank factors in the layout and dtype they are used in, once and for all layers.
 
-    Where they are spread over data alone, XLA gathers each layer's when their turn comes. Spread
-    over more, or in chunks, it would gather those of all layers anew for every layer and chunk.
+    The barrier keeps XLA from sinking the gathering into the loop over layers, where it would move
+    the factors of all of them in every turn.
     """
 
-    def gather(parameter: nnx.Param) -> nnx.Param:
-        whole = axes.constrain(parameter.get_value(), parameter.dims)
-        # Without the barrier XLA sinks the gathering back into the loop over layers.
-        return parameter.replace(jax.lax.optimization_barrier(whole))
+    def gather(leaf: Any) -> Any:
+        if not isinstance(leaf, nn.Lora):
+            return leaf
+        whole = axes.constrain(leaf.get_value().astype(dtype), leaf.dims)
+        return leaf.replace(jax.lax.optimization_barrier(whole))
 
-    return jax.tree.map(gather, trainable, is_leaf=lambda x: isinstance(x, nnx.Param))
+    return jax.tree.map(gather, trainable, is_leaf=lambda x: isinstance(x, nn.Lora))
 
 
 def state_places(
