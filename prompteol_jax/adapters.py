@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from prompteol_jax import distributed, dropout, hf, models, nn, quant, remat
+from prompteol_jax import axes, distributed, dropout, fused_update, hf, models, nn, quant, remat
 from prompteol_jax.models import initial
 from prompteol_jax.models.decoder import Decoder
 
@@ -66,18 +66,21 @@ class Update(nnx.Module):
         self.rate = config.dropout
 
     def __call__(self, x: jax.Array, keys: dropout.Keys | None) -> jax.Array:
-        """The scaled update in float32; dropout on its input where there are keys.
+        """The scaled update, dropout on its input where there are keys.
 
         The backward pass drops the input out again: kept, the dropped copies would be the largest
         part of its memory.
         """
+        a, b = (axes.whole(f[...], f.dims.lstrip("L")) for f in (self.a, self.b))
+        if axes.platform() == "tpu" and fused_update.applies(x, a, b):
+            return fused_update.update(x, keys, a, b, rate=self.rate, scale=self.scale)
 
         @jax.checkpoint
         def shrink(x: jax.Array, keys: dropout.Keys | None, a: jax.Array) -> jax.Array:
             return nn.dot(self.down, dropout.drop(x, keys, self.rate), a)
 
-        h = remat.keep(shrink(x, keys, self.a[...].astype(x.dtype)).astype(x.dtype))
-        return nn.dot(self.up, h, self.b[...].astype(x.dtype)) * self.scale
+        h = remat.keep(shrink(x, keys, a.astype(x.dtype)).astype(x.dtype))
+        return nn.dot(self.up, h, b.astype(x.dtype)) * self.scale
 
     def product(self) -> jax.Array:
         """The update as a weight, `scale * b a`, float32."""

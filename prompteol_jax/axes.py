@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Final
 
@@ -149,11 +150,12 @@ def sharding(
 
 
 def spread(
-    dims: str, shape: tuple[int, ...], mesh: Mesh, rules: Mapping[str, str] = RULES
+    dims: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, rules: Mapping[str, str] = RULES
 ) -> NamedSharding:
     """Where an array lies that is only gathered to the layout of `sharding` when it is used.
 
-    Mesh axes that this leaves free cut its longest axis that they divide, layers apart.
+    Mesh axes that this leaves free cut its first axis that they divide, a rank comes last; layers
+    are not cut.
     """
     taken = [axis if axis else () for axis in spec(dims, shape, mesh, rules)]
     cut = dict(
@@ -162,7 +164,7 @@ def spread(
     for axis in AXES:
         if axis in (used for axes in cut.values() for used in axes):
             continue
-        for letter in sorted(dims.lstrip("L"), key=lambda c: -shape[dims.index(c)]):
+        for letter in sorted(dims.lstrip("L"), key=lambda c: c == "R"):
             if (
                 shape[dims.index(letter)] % math.prod(mesh.shape[a] for a in (*cut[letter], axis))
                 == 0
@@ -190,6 +192,25 @@ def constrain(x: jax.Array, dims: str) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, spec(dims, x.shape, mesh))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def whole(x: jax.Array, dims: str) -> jax.Array:
+    """A parameter that `spread` lays out, in the layout of the table: gathered.
+
+    Its gradient goes the other way: devices add up each only the part that it holds.
+    """
+    return constrain(x, dims)
+
+
+def _whole_backward(dims: str, _: None, dy: jax.Array) -> tuple[jax.Array]:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return (dy,)
+    return (jax.lax.with_sharding_constraint(dy, spread(dims, dy.shape, mesh).spec),)
+
+
+whole.defvjp(lambda x, dims: (whole(x, dims), None), _whole_backward)
 
 
 def spread_heads(x: jax.Array) -> jax.Array:

@@ -34,8 +34,12 @@ def drop(x: jax.Array, keys: Keys | None, rate: float) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _drop(x: jax.Array, keys: Keys, rate: float) -> jax.Array:
-    kept = _random_bits(keys, x.shape[2:]) >= jnp.uint32(round(rate * 2**32))
-    return jnp.where(kept, x * (1.0 / (1.0 - rate)), 0).astype(x.dtype)
+    shape = x.shape[2:]
+    keys = Keys(*(word.reshape(word.shape + (1,) * len(shape)) for word in keys))
+    place = jnp.uint32(0)
+    for axis, size in enumerate(shape):
+        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    return jnp.where(is_kept(keys, place, rate), x * (1.0 / (1.0 - rate)), 0).astype(x.dtype)
 
 
 _drop.defvjp(
@@ -44,16 +48,13 @@ _drop.defvjp(
 )
 
 
-def _random_bits(keys: Keys, shape: tuple[int, ...]) -> jax.Array:
-    """Random uint32 `[B, T, *shape]`: a hash of each token's key and the place in `shape`.
+def is_kept(keys: Keys, place: jax.Array, rate: float) -> jax.Array:
+    """Say what dropout keeps: a hash of a token's key and a place among its features decides.
 
-    Multiplications and shifts fuse into whatever uses the bits.
+    Multiplications and shifts fuse into whatever uses the mask.
     """
-    low, high = (word.reshape(word.shape + (1,) * len(shape)) for word in keys)
-    place = jnp.uint32(0)
-    for axis, size in enumerate(shape):
-        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-    return _mixed(low ^ (place * _GOLDEN), high)
+    bits = _mixed(keys.low ^ (place * _GOLDEN), keys.high)
+    return bits >= jnp.uint32(round(rate * 2**32))
 
 
 _GOLDEN = np.uint32(0x9E3779B9)

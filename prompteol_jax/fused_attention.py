@@ -108,7 +108,7 @@ def _attend(shape: Shape, q: Any, k: Any, v: Any, start: Any, k_C: Any, v_C: Any
         out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
         in_specs=_specs(shape, k_C.shape[1]),
         out_specs=_specs(shape, k_C.shape[1])[0],
-        **_call(shape, q.shape[0], FORWARD, sequential=False),
+        **_call(shape, q, FORWARD, 2),
     )(q, k, v, start, k_C, v_C)
 
 
@@ -126,7 +126,7 @@ def _attend_backward(shape: Shape, operands: tuple, dy: jax.Array) -> tuple:
         out_shape=(*like, wide, wide),
         in_specs=[*specs, specs[0]],
         out_specs=[*specs[:3], *specs[4:]],
-        **_call(shape, q.shape[0], BACKWARD, sequential=True),
+        **_call(shape, q, BACKWARD, 5),
     )(*operands, dy)
     return dq, dk, dv, None, dk_C.astype(k_C.dtype), dv_C.astype(v_C.dtype)
 
@@ -134,16 +134,24 @@ def _attend_backward(shape: Shape, operands: tuple, dy: jax.Array) -> tuple:
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _call(shape: Shape, B: int, name: str, *, sequential: bool) -> dict[str, Any]:
+def _call(shape: Shape, q: jax.Array, name: str, products: int) -> dict[str, Any]:
     """What both kernels are called with: blocks of heads outside, rows inside.
 
-    The gradient of the prefix is summed over the rows, which then follow one another.
+    The gradient of the prefix is summed over the rows, which then follow one another. What a call
+    costs tells XLA which of its arrays to keep in the core's memory.
     """
-    order = ("parallel", "arbitrary" if sequential else "parallel")
+    B, backward = len(q), name == BACKWARD
+    order = ("parallel", "arbitrary" if backward else "parallel")
+    heads = (3 * shape.N + 4 * shape.K) if backward else (2 * shape.N + 2 * shape.K)
     return dict(
         grid=(shape.K // shape.heads, B),
         name=name,
         interpret=shape.interpret,
+        cost_estimate=pl.CostEstimate(
+            flops=int(flops(B, shape.T, shape.N * shape.H, products=products)),
+            bytes_accessed=q.dtype.itemsize * B * shape.T * shape.H * heads,
+            transcendentals=B * shape.N * shape.T * shape.T,
+        ),
         compiler_params=pltpu.CompilerParams(dimension_semantics=order),
     )
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from prompteol_jax import axes, dropout, quant, remat
+from prompteol_jax import axes, dropout, norm, quant, remat
 from prompteol_jax.products import product, split_equation
 
 
@@ -210,35 +210,34 @@ frozen_dot.defvjp(_frozen_forward, _frozen_backward)
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation with scale and bias, statistics in float32."""
+    """Layer normalisation with scale and bias."""
 
     def __init__(self, make: Placeholders, *, eps: float = 1e-5):
         self.scale = make.vector("D")
         self.bias = make.vector("D")
-        self.eps = eps
+        self.kind = norm.Norm(eps, centred=True)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide = x.astype(jnp.float32)
-        mean = wide.mean(-1, keepdims=True)
-        variance = jnp.square(wide - mean).mean(-1, keepdims=True)
-        if axes.platform() == "tpu":  # both moments in one pass, joined to the product that made x
-            variance = jnp.maximum(jnp.square(wide).mean(-1, keepdims=True) - jnp.square(mean), 0.0)
-        inverse = remat.keep(jax.lax.rsqrt(variance + self.eps))
-        y = (wide - remat.keep(mean)) * inverse * self.scale[...] + self.bias[...]
-        return y.astype(x.dtype)
+        return norm.plain(self.kind, x, self.scale[...], self.bias[...])
+
+    def beside(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The norm of x, and x for the residual connection."""
+        return norm.beside(self.kind, x, self.scale[...], self.bias[...])
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square normalisation with a scale, statistics in float32."""
+    """Root-mean-square normalisation with a scale."""
 
     def __init__(self, make: Placeholders, *, eps: float):
         self.scale = make.vector("D")
-        self.eps = eps
+        self.kind = norm.Norm(eps, centred=False)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide = x.astype(jnp.float32)
-        y = wide * remat.keep(jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps))
-        return (y * self.scale[...]).astype(x.dtype)
+        return norm.plain(self.kind, x, self.scale[...], None)
+
+    def beside(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The norm of x, and x for the residual connection."""
+        return norm.beside(self.kind, x, self.scale[...], None)
 
 
 def to_bits(tree: Any) -> Any:

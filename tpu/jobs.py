@@ -14,16 +14,18 @@ from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prompteol_jax import adapters, axes, models, nn, packing, quant, slabs
+from prompteol_jax.distributed import Share
 from prompteol_jax.ladder import Ladder
 from prompteol_jax.models.decoder import Decoder, KVCache, Rows
 from prompteol_jax.pipeline import default_batch_tokens, device_batch_tokens
 from prompteol_jax.remat import Remat
 from tpu.lengths import Lengths
-from train.batches import row_shape, rows_of_shard
+from train.batches import balanced, row_shape, rows_of_shard
 from train.step import Batch, Learner, abstract_batch, make_optimizer, state_places
 
 _DTYPE: Final = jnp.bfloat16
@@ -147,9 +149,12 @@ class Train:
     def _batch(self, mesh: Mesh, lengths: list[int]) -> Batch:
         """As many rows as a typical batch fills, the fullest shard along data deciding for all."""
         shape, shards = row_shape(max(self.lengths.counts), self.C, mesh), mesh.shape["data"]
-        share = len(lengths) // shards
-        packed = [packing.bins(lengths[n * share :][:share], *shape) for n in range(shards)]
-        rows = rows_of_shard(max(map(len, packed)), shards, self.chunks)
+        share = Share.of(mesh)
+        rows = 0
+        for lengths_B3 in np.array(lengths).reshape(share.count, -1, 3):
+            for own in balanced(lengths_B3.sum(1).tolist(), len(share.shards)):
+                rows = max(rows, len(packing.bins(lengths_B3[own].ravel().tolist(), *shape)))
+        rows = rows_of_shard(rows, shards, self.chunks)
         return abstract_batch(mesh, rows * shards, shape, self.batch)
 
 

@@ -6,12 +6,13 @@ results and the FLOPs that our own function counts from their shapes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from prompteol_jax import fused_attention
+from prompteol_jax import fused_attention, fused_update, norm
 from tpu.chips import Chip
-from tpu.hlo import Array, Instruction
+from tpu.hlo import Array, Instruction, arrays
 
 EFFICIENCY: Final = 0.7
 # Calls that give memory a name and move nothing.
@@ -22,24 +23,45 @@ def seconds(instruction: Instruction, operand_bytes: int, chip: Chip) -> float |
     """Seconds of a custom call; None for one that nobody here can count."""
     if instruction.target in IDLE:
         return 0.0
-    counted = next((f for name, f in FLOPS.items() if name in instruction.text), None)
+    counted = next((f for name, f in FLOPS.items() if name in instruction.source), None)
     if counted is None:
         return None
-    flops = counted(instruction.results)
+    operands = arrays(re.search(r"operand_layout_constraints=\{(.*?\})\}", instruction.text)[1])
+    flops = counted(operands, instruction.results)
     moved = operand_bytes + instruction.bytes
     return max(flops / chip.peak, moved / chip.bandwidth) / EFFICIENCY
 
 
-def _attention(products: int) -> Callable[[tuple[Array, ...]], float]:
-    def count(results: tuple[Array, ...]) -> float:
+Count = Callable[[tuple[Array, ...], tuple[Array, ...]], float]  # of operands and results
+
+
+def _attention(products: int) -> Count:
+    def count(operands: tuple[Array, ...], results: tuple[Array, ...]) -> float:
         B, width, T = results[0].shape
         return fused_attention.flops(B, T, width, products=products)
 
     return count
 
 
-# The products of one head: scores and values forward; scores again and four gradients backward.
-FLOPS: Final[Mapping[str, Callable[[tuple[Array, ...]], float]]] = {
+def _update(backward: bool) -> Count:
+    def count(operands: tuple[Array, ...], results: tuple[Array, ...]) -> float:
+        words, (R, inputs), (_, outputs) = (array.shape for array in operands[-3:])
+        tokens = words[0] * words[2]
+        return fused_update.flops(tokens, R, inputs, outputs, backward=backward)
+
+    return count
+
+
+def _none(operands: tuple[Array, ...], results: tuple[Array, ...]) -> float:
+    return 0.0
+
+
+# Attention forward: scores and values; backward: scores again and four gradients.
+FLOPS: Final[Mapping[str, Count]] = {
     fused_attention.FORWARD: _attention(2),
     fused_attention.BACKWARD: _attention(5),
+    fused_update.FORWARD: _update(backward=False),
+    fused_update.BACKWARD: _update(backward=True),
+    norm.FORWARD: _none,
+    norm.BACKWARD: _none,
 }

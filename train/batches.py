@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import heapq
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Int
 
 from prompteol_jax import packing
 from prompteol_jax.distributed import Channel, Share
@@ -54,8 +56,9 @@ def row_shape(longest: int, C: int, mesh: Mesh) -> tuple[int, int]:
 class Assembler:
     """Cuts, fills and packs the sentences that this process feeds to its devices.
 
-    Each shard along data packs its own triplets. Processes only tell each other how long their
-    longest sentence is and how many rows they fill, so that all of them make arrays of one shape.
+    Each shard along data packs triplets of its own, as many tokens as the others of this process.
+    Processes only tell each other how long their longest sentence is and how many rows they fill,
+    so that all of them make arrays of one shape.
 
     Attributes:
         share: the shards along data that this process feeds.
@@ -77,13 +80,17 @@ class Assembler:
         """
         roles = 2 if triplets[0].hard_neg is None else 3
         prefix_C, ids, shape = self._ids([text for t in triplets for text in t[:roles]])
-        share = len(ids) // len(self.share.shards)
-        packed = [packing.pack(ids[n : n + share], *shape, 1) for n in range(0, len(ids), share)]
-        tokens = sum(map(len, ids))
+        lengths_br = np.array([*map(len, ids)]).reshape(-1, roles)
+        shards = balanced(lengths_br.sum(1).tolist(), len(self.share.shards))
+        packed = [
+            packing.pack([ids[roles * b + r] for b in own for r in range(roles)], *shape, 1)
+            for own in shards
+        ]
+        tokens = int(lengths_br.sum())
         told = self.channel.exchange([max(len(p.rows.ids_BT) for p in packed), tokens])
         rows = rows_of_shard(max(n for n, _ in told), self.share.mesh.shape["data"], self.chunks)
-        first = self.share.index * len(ids)  # sentences of the global batch before this share
-        parts = [_shard(part, rows, roles, first + n * share) for n, part in enumerate(packed)]
+        numbers = self.share.index * len(triplets) + shards  # in the global batch
+        parts = [_shard(*part, rows, roles) for part in zip(packed, numbers, strict=True)]
         batch = Batch(*map(self._on_mesh, zip(*parts, strict=True)))
         # Processes that feed the same shards tell of the same tokens.
         tokens = sum(tokens for _, tokens in told) * self.share.count // len(told)
@@ -108,14 +115,33 @@ class Assembler:
         return jax.tree.map(lambda *shards: self.share.to_mesh(np.concatenate(shards)), *parts)
 
 
-def _shard(packed: Packed, rows: int, roles: int, first: int) -> Batch:
-    """Rows of one shard, empty ones behind them; its sentences are numbered from `first` on."""
+def balanced(tokens: Sequence[int], shards: int) -> Int[np.ndarray, "shards triplets"]:
+    """Share triplets out so that every shard has as many, and about as many tokens.
+
+    The fullest shard decides how many rows all of them have. The longest triplet comes first, each
+    goes to the shard with the fewest tokens that still has room; a shard keeps their order.
+    """
+    room = len(tokens) // shards
+    shared_out: list[list[int]] = [[] for _ in range(shards)]
+    open_ = [(0, shard) for shard in range(shards)]
+    for triplet in sorted(range(len(tokens)), key=lambda n: -tokens[n]):
+        filled, shard = heapq.heappop(open_)
+        shared_out[shard].append(triplet)
+        if len(shared_out[shard]) < room:
+            heapq.heappush(open_, (filled + tokens[triplet], shard))
+    return np.sort(np.array(shared_out), axis=1)
+
+
+def _shard(packed: Packed, number_b: np.ndarray, rows: int, roles: int) -> Batch:
+    """Rows of one shard, empty ones behind them, and the numbers of its triplets in the batch."""
     ids_BT, last_BS, start_BT = (np.pad(x, ((0, rows - len(x)), (0, 0))) for x in packed.rows)
     sentence_BT = np.zeros_like(ids_BT)
     row_n, slot_n = np.divmod(packed.place_n, last_BS.shape[1])
-    for n, (row, last) in enumerate(zip(row_n, last_BS[row_n, slot_n], strict=True)):
-        sentence_BT[row, start_BT[row, last] : last + 1] = first + n
-    return Batch(Rows(ids_BT, last_BS, start_BT), sentence_BT, packed.place_n.reshape(-1, roles))
+    number_n = (roles * number_b[:, None] + np.arange(roles)).ravel()
+    for number, row, last in zip(number_n, row_n, last_BS[row_n, slot_n], strict=True):
+        sentence_BT[row, start_BT[row, last] : last + 1] = number
+    place_b3 = packed.place_n.reshape(-1, roles)
+    return Batch(Rows(ids_BT, last_BS, start_BT), sentence_BT, place_b3, number_b)
 
 
 def rows_of_shard(rows: int, shards: int, chunks: int) -> int:

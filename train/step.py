@@ -29,11 +29,13 @@ class Batch(NamedTuple):
             are made; whatever it is where no sentence is.
         place_B3: where the vectors of anchor, positive and hard negative (if any) come out of the
             flattened `[rows * S]` outputs of their own shard of data.
+        number_B: of each triplet in the batch as it was read, from which it was shared out.
     """
 
     rows: Rows
     sentence_BT: Int[Array, "rows T"]
     place_B3: Int[Array, "B 3"] | Int[Array, "B 2"]
+    number_B: Int[Array, "B"]
 
 
 def abstract_batch(mesh: Mesh, rows: int, row_shape: tuple[int, int], triplets: int) -> Batch:
@@ -49,7 +51,8 @@ def abstract_batch(mesh: Mesh, rows: int, row_shape: tuple[int, int], triplets: 
         return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=place)
 
     T, S = row_shape
-    return Batch(Rows(ids(rows, T), ids(rows, S), ids(rows, T)), ids(rows, T), ids(triplets, 3))
+    packed = Rows(ids(rows, T), ids(rows, S), ids(rows, T))
+    return Batch(packed, ids(rows, T), ids(triplets, 3), ids(triplets))
 
 
 class TrainState(NamedTuple):
@@ -118,7 +121,7 @@ class Learner:
         """The jitted step, `(state, frozen, batch, prefix_C, key) -> (state, metrics)`.
 
         The state that it is given is used up; metrics are those before the update, `finite_B`
-        tells of every triplet whether its vectors are finite.
+        tells of every triplet, as they were read, whether its vectors are finite.
         """
         return jax.jit(self._step, donate_argnums=0, out_shardings=(self.places, None))
 
@@ -154,7 +157,9 @@ class Learner:
         z_B3D = self.embed(model, batch, prefix_C, key)
         with jax.named_scope("loss"):
             loss, accuracy = contrastive_loss(*(z_B3D[:, role] for role in range(z_B3D.shape[1])))
-        return loss, {"accuracy": accuracy, "finite_B": jnp.isfinite(z_B3D).all(axis=(1, 2))}
+        finite_B = jnp.isfinite(z_B3D).all(axis=(1, 2))
+        finite_B = jnp.empty_like(finite_B).at[batch.number_B].set(finite_B)
+        return loss, {"accuracy": accuracy, "finite_B": finite_B}
 
 
 def _gathered(trainable: PyTree, dtype: Any) -> PyTree:
@@ -167,7 +172,7 @@ def _gathered(trainable: PyTree, dtype: Any) -> PyTree:
     def gather(leaf: Any) -> Any:
         if not isinstance(leaf, nn.Lora):
             return leaf
-        whole = axes.constrain(leaf.get_value().astype(dtype), leaf.dims)
+        whole = axes.whole(leaf.get_value().astype(dtype), leaf.dims)
         return leaf.replace(jax.lax.optimization_barrier(whole))
 
     return jax.tree.map(gather, trainable, is_leaf=lambda x: isinstance(x, nn.Lora))

@@ -224,7 +224,7 @@ class Block(nnx.Module):
         *own, rest = dropout.split_keys(keys, 3)
         query_keys = dropout.split_keys(view.query_keys(rest), 5)
         with jax.named_scope("attention"):
-            y_BTD = self.attention_norm(x_BTD)
+            y_BTD, x_BTD = self.attention_norm.beside(x_BTD)
             kv = self._keys_values(y_BTD, view, own)
             x_BQD, y_BQD = view.queries(x_BTD), view.queries(y_BTD)
             q_BQNH = attention.rotate(self.q(y_BQD, query_keys[0]), view.query_angles())
@@ -234,7 +234,7 @@ class Block(nnx.Module):
             )
             x_BQD = remat.keep(axes.constrain(x_BQD + self.o(y_BQNH, query_keys[1]), "BQD"))
         with jax.named_scope("mlp"):
-            y_BQD = self.mlp_norm(x_BQD)
+            y_BQD, x_BQD = self.mlp_norm.beside(x_BQD)
             y_BQF = jax.nn.silu(self.gate(y_BQD, query_keys[2])) * self.up(y_BQD, query_keys[3])
             y_BQF = axes.constrain(y_BQF, "BQF")
             x_BQD = axes.constrain(x_BQD + self.down(y_BQF, query_keys[4]), "BQD")

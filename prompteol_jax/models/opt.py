@@ -158,7 +158,9 @@ class Block(nnx.Module):
         *own, rest = dropout.split_keys(keys, 3)
         query_keys = dropout.split_keys(view.query_keys(rest), 6)
         with jax.named_scope("attention"):
-            y_BTD = self.attention_norm(x_BTD) if self.pre_norm else x_BTD
+            y_BTD = x_BTD
+            if self.pre_norm:
+                y_BTD, x_BTD = self.attention_norm.beside(x_BTD)
             kv = self._keys_values(y_BTD, own)
             x_BQD, y_BQD = view.queries(x_BTD), view.queries(y_BTD)
             q_BQNH = axes.constrain(self.q(y_BQD, query_keys[0]), "BQNH")
@@ -170,7 +172,9 @@ class Block(nnx.Module):
             if not self.pre_norm:
                 x_BQD = self.attention_norm(x_BQD)
         with jax.named_scope("mlp"):
-            y_BQD = self.mlp_norm(x_BQD) if self.pre_norm else x_BQD
+            y_BQD = x_BQD
+            if self.pre_norm:
+                y_BQD, x_BQD = self.mlp_norm.beside(x_BQD)
             y_BQF = axes.constrain(remat.relu(self.up(y_BQD, query_keys[3])), "BQF")
             x_BQD = x_BQD + dropout.drop(self.down(y_BQF, query_keys[4]), query_keys[5], self.rate)
             x_BQD = axes.constrain(x_BQD, "BQD")

@@ -150,9 +150,9 @@ def test_the_mesh_in_context_names_the_platform():
 @pytest.mark.parametrize(
     ("dims", "shape", "expected"),
     [
-        ("RD", (64, 32), (("data", "model"), None)),
-        ("LRD", (8, 6, 32), (None, None, ("data", "model"))),  # never over layers
-        ("FR", (48, 64), ("model", "data")),  # the axis that the table cuts keeps its place
+        ("RD", (64, 32), (None, ("data", "model"))),  # the rank comes last
+        ("LRD", (8, 64, 6), (None, ("data",), ("model",))),  # never over layers
+        ("FR", (48, 64), (("model", "data"), None)),  # the axis that the table cuts comes first
         ("RD", (3, 5), (None, None)),  # nothing that the mesh divides
     ],
 )

@@ -100,7 +100,8 @@ def test_a_kernel_is_charged_by_our_own_count():
     found = estimate(
         f"%q = {row} parameter(1)",
         f'%y = {row} custom-call(%q, %q, %q), custom_call_target="tpu_custom_call", '
-        'backend_config={"name":"packed_attention_forward"}',
+        f"operand_layout_constraints={{{row}, {row}, {row}}}, "
+        'metadata={op_name="attention/packed_attention_forward/pallas_call"}',
     )
     moved = 4 * 8 * 128 * 2048 * 2
     assert found.kernel_s == pytest.approx(moved / V5E.chip.bandwidth / 0.7)

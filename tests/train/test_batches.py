@@ -10,7 +10,7 @@ from prompteol_jax.models.tiny import tiny_tokenizer
 from prompteol_jax.template import PROMPTEOL
 from prompteol_jax.tokenizer import load_tokenizer
 from prompteol_jax.tokens import Prompt
-from train.batches import Assembler, rows_of_shard
+from train.batches import Assembler, balanced, rows_of_shard
 from train.data import Triplet, read_triplets
 from train.synthetic import synthetic_triplets
 
@@ -45,14 +45,17 @@ def assembler(prompt, mesh="1x1", cut=32, chunks=1):
 
 
 def sentences_of(batch, prefix_C, shards=1):
-    """The ids of every sentence of a batch, in the order of triplets and roles."""
+    """The ids of every sentence of a batch, in the order of triplets as read, and roles."""
     ids_BT, last_BS, start_BT = (np.asarray(x) for x in batch.rows)
     sentence_BT = np.asarray(batch.sentence_BT)
-    S, places = last_BS.shape[1], np.asarray(batch.place_B3)
+    S, places, numbers = last_BS.shape[1], np.asarray(batch.place_B3), np.asarray(batch.number_B)
+    assert sorted(numbers.tolist()) == [*range(len(places))]
     found = []
-    for n, place in enumerate(places.ravel()):
-        row, slot = divmod(int(place), S)
-        row += n * shards // places.size * (len(ids_BT) // shards)
+    for n in range(places.size):
+        triplet, role = divmod(n, places.shape[1])
+        at = numbers.tolist().index(triplet)
+        row, slot = divmod(int(places[at, role]), S)
+        row += at * shards // len(places) * (len(ids_BT) // shards)
         last = last_BS[row, slot]
         first = start_BT[row, last]
         assert (start_BT[row, first : last + 1] == first).all()
@@ -135,7 +138,18 @@ def test_padding_of_real_triplets_is_below_15_percent(data, opt_prompt):
     for batch, mesh in ((64, "1x1"), (256, "1x1"), (256, "8x1")):
         drawn = [[triplets[i] for i in rng.permutation(len(triplets))[:batch]] for _ in range(4)]
         padding = np.mean([assembler(opt_prompt, mesh)(rows).padding for rows in drawn])
-        assert padding < (0.15 if mesh == "8x1" else 0.1), (batch, mesh, padding)
+        assert padding < 0.1, (batch, mesh, padding)
+
+
+def test_triplets_are_shared_out_whole_and_evenly():
+    tokens = np.random.default_rng(0).integers(10, 120, 256).tolist()
+    for shards in (1, 2, 8, 64):
+        shared_out = balanced(tokens, shards)
+        assert shared_out.shape == (shards, 256 // shards)
+        assert sorted(shared_out.ravel().tolist()) == [*range(256)]
+        assert (np.diff(shared_out) > 0).all()
+        filled = [sum(tokens[n] for n in own) for own in shared_out]
+        assert max(filled) <= 1.02 * np.mean(filled)
 
 
 def test_a_sentence_longer_than_a_row_makes_rows_longer(prompt):
