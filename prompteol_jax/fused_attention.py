@@ -148,7 +148,7 @@ def _call(shape: Shape, q: jax.Array, name: str, products: int) -> dict[str, Any
         name=name,
         interpret=shape.interpret,
         cost_estimate=pl.CostEstimate(
-            flops=int(flops(B, shape.T, shape.N * shape.H, products=products)),
+            flops=flops(B, shape.T, shape.N * shape.H, products=products),
             bytes_accessed=q.dtype.itemsize * B * shape.T * shape.H * heads,
             transcendentals=B * shape.N * shape.T * shape.T,
         ),
@@ -259,6 +259,6 @@ def _backward(shape: Shape, *refs: Any) -> None:
     jax.lax.fori_loop(0, shape.heads, one_head, None)
 
 
-def flops(B: int, T: int, width: int, *, products: int) -> float:
+def flops(B: int, T: int, width: int, *, products: int) -> int:
     """FLOPs of a call over `width` rows of queries; products span the row and the prefix."""
-    return 2.0 * products * B * T * (T + _LANES) * width
+    return 2 * products * B * T * (T + _LANES) * width

@@ -47,9 +47,16 @@ class Compiled:
 def slice_mesh(topology: Topology, shape: tuple[int, int]) -> Mesh:
     """A mesh over the described devices of a slice.
 
-    Raises: ValueError where libtpu is missing, or does not know the topology.
+    Raises: ValueError where libtpu is missing, does not know the topology, or describes the two
+        cores of its chips one by one (v4), which share memory and run as one device.
     """
-    return axes.make_mesh(shape, _devices(topology))
+    devices = _devices(topology)
+    if any(device.core_on_chip for device in devices):
+        raise ValueError(
+            f"topology {topology} is described core by core by libtpu, which no plan can be made "
+            "of; v5e, v5p and v6e can be planned"
+        )
+    return axes.make_mesh(shape, devices)
 
 
 def _devices(topology: Topology) -> Sequence[Any]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from prompteol_jax import fused_attention, fused_update, norm
+from prompteol_jax import fused_attention, fused_update, norm, update_program
 from tpu.chips import Chip
 from tpu.hlo import Array, Instruction, arrays
 
@@ -32,11 +32,11 @@ def seconds(instruction: Instruction, operand_bytes: int, chip: Chip) -> float |
     return max(flops / chip.peak, moved / chip.bandwidth) / EFFICIENCY
 
 
-Count = Callable[[tuple[Array, ...], tuple[Array, ...]], float]  # of operands and results
+Count = Callable[[tuple[Array, ...], tuple[Array, ...]], int]  # FLOPs, of operands and results
 
 
 def _attention(products: int) -> Count:
-    def count(operands: tuple[Array, ...], results: tuple[Array, ...]) -> float:
+    def count(operands: tuple[Array, ...], results: tuple[Array, ...]) -> int:
         B, width, T = results[0].shape
         return fused_attention.flops(B, T, width, products=products)
 
@@ -44,16 +44,16 @@ def _attention(products: int) -> Count:
 
 
 def _update(backward: bool) -> Count:
-    def count(operands: tuple[Array, ...], results: tuple[Array, ...]) -> float:
+    def count(operands: tuple[Array, ...], results: tuple[Array, ...]) -> int:
         words, (R, inputs), (_, outputs) = (array.shape for array in operands[-3:])
         tokens = words[0] * words[2]
-        return fused_update.flops(tokens, R, inputs, outputs, backward=backward)
+        return update_program.flops(tokens, R, inputs, outputs, backward=backward)
 
     return count
 
 
-def _none(operands: tuple[Array, ...], results: tuple[Array, ...]) -> float:
-    return 0.0
+def _none(operands: tuple[Array, ...], results: tuple[Array, ...]) -> int:
+    return 0
 
 
 # Attention forward: scores and values; backward: scores again and four gradients.

@@ -78,6 +78,13 @@ def test_plans_keep_within_their_bounds(case):
         assert "all-gather" not in now["collectives"], "frozen weights are gathered"
 
 
+@needs_libtpu
+def test_chips_described_core_by_core_are_refused():
+    options = plan.PlanOptions(model="opt-125m", job="encode", topology="v4:2x2x1", mesh="4x1")
+    with pytest.raises(ValueError, match="v4:2x2x1 is described core by core .* can be planned"):
+        search.ranking(options.model, plan.make_job(options), options.topology, options.mesh)
+
+
 def test_a_difference_is_readable():
     stored = {
         "needed_bytes": 1000,
