@@ -150,18 +150,22 @@ def sharding(
 
 
 def spread(
-    dims: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh, rules: Mapping[str, str] = RULES
+    dims: str,
+    shape: tuple[int, ...],
+    mesh: Mesh | AbstractMesh,
+    rules: Mapping[str, str] = RULES,
+    over: Sequence[str] = AXES,
 ) -> NamedSharding:
     """Where an array lies that is only gathered to the layout of `sharding` when it is used.
 
-    Mesh axes that this leaves free cut its first axis that they divide, a rank comes last; layers
-    are not cut.
+    Mesh axes of `over` that this leaves free cut its first axis that they divide, a rank comes
+    last; layers are not cut.
     """
     taken = [axis if axis else () for axis in spec(dims, shape, mesh, rules)]
     cut = dict(
         zip(dims, ((axis,) if isinstance(axis, str) else axis for axis in taken), strict=True)
     )
-    for axis in AXES:
+    for axis in over:
         if axis in (used for axes in cut.values() for used in axes):
             continue
         for letter in sorted(dims.lstrip("L"), key=lambda c: c == "R"):
@@ -198,7 +202,8 @@ def constrain(x: jax.Array, dims: str) -> jax.Array:
 def whole(x: jax.Array, dims: str) -> jax.Array:
     """A parameter that `spread` lays out, in the layout of the table: gathered.
 
-    Its gradient goes the other way: devices add up each only the part that it holds.
+    Its gradient goes the other way: along data, devices add up each only the part that it holds.
+    Over the model axis too, activations would be cut after its example, and gathered everywhere.
     """
     return constrain(x, dims)
 
@@ -207,7 +212,8 @@ def _whole_backward(dims: str, _: None, dy: jax.Array) -> tuple[jax.Array]:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return (dy,)
-    return (jax.lax.with_sharding_constraint(dy, spread(dims, dy.shape, mesh).spec),)
+    place = spread(dims, dy.shape, mesh, over=("data",))
+    return (jax.lax.with_sharding_constraint(dy, place.spec),)
 
 
 whole.defvjp(lambda x, dims: (whole(x, dims), None), _whole_backward)
