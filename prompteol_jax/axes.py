@@ -21,10 +21,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -185,6 +185,33 @@ def platform() -> str:
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
+
+
+def over_rows(call: Callable[..., Any], rows: int, outs: Any) -> Callable[..., Any]:
+    """Let every device run a call, a kernel for one, over its own rows.
+
+    Args:
+        rows: arguments that are cut along data; those behind them are whole.
+        outs: how the results are cut, one specification or a tuple of them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return call
+
+    def mapped(*operands: jax.Array) -> Any:
+        places = [
+            PartitionSpec("data") if n < rows else PartitionSpec() for n in range(len(operands))
+        ]
+        run = jax.shard_map(call, in_specs=tuple(places), out_specs=outs, check_vma=False)
+        return run(*operands)
+
+    return mapped
+
+
+def data_parts() -> int:
+    """Parts that rows are cut into under the mesh in context."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape["data"]
 
 
 def constrain(x: jax.Array, dims: str) -> jax.Array:

@@ -25,7 +25,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from prompteol_jax import dropout, update_program
+from prompteol_jax import axes, dropout, update_program
 from prompteol_jax.update_program import CHUNK, TOKENS, Shape
 
 FORWARD: Final = "low_rank_update_forward"
@@ -38,6 +38,7 @@ def applies(x: jax.Array, a: jax.Array, b: jax.Array) -> bool:
     mesh = jax.sharding.get_abstract_mesh()
     inputs, outputs = math.prod(a.shape[1:]), math.prod(b.shape[:-1])
     whole = x.shape[1] % TOKENS == inputs % TOKENS == outputs % TOKENS == 0
+    whole &= len(x) % axes.data_parts() == 0
     fits = _memory(inputs, outputs, len(a), x.dtype.itemsize) <= _MEMORY
     return whole and fits and (mesh.empty or mesh.shape["model"] == 1)
 
@@ -70,9 +71,7 @@ def update(
     x_last, y_last = x.ndim > 3, b.ndim > 2
     rate = 0.0 if keys is None else rate
     R, inputs, outputs = len(a), math.prod(a.shape[1:]), math.prod(b.shape[:-1])
-    mesh = jax.sharding.get_abstract_mesh()
-    data = 1 if mesh.empty else mesh.shape["data"]
-    cuts = a.shape[1] % data == 0, b.shape[0] % data == 0
+    cuts = a.shape[1] % axes.data_parts() == 0, b.shape[0] % axes.data_parts() == 0
     shape = Shape(inputs, outputs, R, x_last, y_last, rate, scale, *cuts, interpret)
     rows = x.transpose(0, 2, 3, 1).reshape(B, inputs, T) if x_last else x
     words = jnp.zeros((B, 2, T), jnp.uint32) if keys is None else jnp.stack(keys, axis=1)
@@ -83,7 +82,7 @@ def update(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _update(shape: Shape, x: Any, words: Any, a: Any, b: Any) -> jax.Array:
     call = functools.partial(_call_forward, shape)
-    return _over_rows(call, 2, PartitionSpec("data"))(x, words, a, b)
+    return axes.over_rows(call, 2, PartitionSpec("data"))(x, words, a, b)
 
 
 def _update_forward(shape: Shape, *operands: jax.Array) -> tuple[jax.Array, tuple]:
@@ -92,16 +91,13 @@ def _update_forward(shape: Shape, *operands: jax.Array) -> tuple[jax.Array, tupl
 
 def _update_backward(shape: Shape, operands: tuple, dy: jax.Array) -> tuple:
     x, words, a, b = operands
-    mesh = jax.sharding.get_abstract_mesh()
 
     def call(*operands: jax.Array) -> tuple:
         dx, da, db = _call_backward(shape, *operands)
-        if mesh.empty or mesh.size == 1:
-            return dx, da, db
         return dx, _summed(da, shape.a_cut), _summed(db, shape.b_cut)
 
     parts = [PartitionSpec(None, "data" if cut else None) for cut in (shape.a_cut, shape.b_cut)]
-    dx, da, db = _over_rows(call, 3, (PartitionSpec("data"), *parts))(x, dy, words, a, b)
+    dx, da, db = axes.over_rows(call, 3, (PartitionSpec("data"), *parts))(x, dy, words, a, b)
     return dx, None, da.astype(a.dtype), db.astype(b.dtype)
 
 
@@ -110,22 +106,11 @@ _update.defvjp(_update_forward, _update_backward)
 
 def _summed(gradient: jax.Array, cut: bool) -> jax.Array:
     """The sum over all devices, or the part of it that belongs to this one."""
+    if axes.data_parts() == 1:
+        return gradient
     if cut:
         return jax.lax.psum_scatter(gradient, "data", scatter_dimension=1, tiled=True)
     return jax.lax.psum(gradient, "data")
-
-
-def _over_rows(call: Any, rows: int, out_specs: Any) -> Any:
-    """Run a call over every device's own rows.
-
-    Args:
-        rows: operands that are cut along data, before the two factors, which are whole.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return call
-    places = (PartitionSpec("data"),) * rows + (PartitionSpec(),) * 2
-    return jax.shard_map(call, in_specs=places, out_specs=out_specs, check_vma=False)
 
 
 def _call_forward(shape: Shape, x: Any, words: Any, a: Any, b: Any) -> jax.Array:

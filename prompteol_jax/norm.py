@@ -54,7 +54,7 @@ def beside(
     norm: Norm, x: Float[Array, "B T D"], scale: Float[Array, "D"], bias: Float[Array, "D"] | None
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
     """The norm of x, and x for the residual connection: here their gradients meet."""
-    tiles = x.ndim == 3 and x.shape[1] % 128 == x.shape[2] % 128 == 0
+    tiles = x.ndim == 3 and x.shape[1] % 128 == x.shape[2] % 128 == len(x) % axes.data_parts() == 0
     if norm.interpret or (tiles and axes.platform() == "tpu"):
         return _beside(norm, x, scale, bias)
     return plain(norm, x, scale, bias), x
@@ -67,14 +67,14 @@ def _beside(norm: Norm, x: Any, scale: Any, bias: Any) -> tuple[jax.Array, jax.A
 
 def _beside_forward(norm: Norm, x: Any, scale: Any, bias: Any) -> tuple[tuple, tuple]:
     added = jnp.zeros_like(scale) if bias is None else bias
-    y = _over_rows(norm, FORWARD, _forward, [x], [scale, added])
+    y = _run(norm, FORWARD, _forward, [x], [scale, added])
     return (y, x), (x, scale, bias)
 
 
 def _beside_backward(norm: Norm, operands: tuple, gradients: tuple) -> tuple:
     x, scale, bias = operands
     dy, passed = gradients
-    dx = _over_rows(norm, BACKWARD, _backward, [x, dy, passed], [scale])
+    dx = _run(norm, BACKWARD, _backward, [x, dy, passed], [scale])
     hat, _ = _normed(norm, x.astype(jnp.float32))  # used only where scale and bias train
     dscale = (dy * hat).sum((0, 1))
     return dx, dscale, None if bias is None else dy.astype(jnp.float32).sum((0, 1))
@@ -83,16 +83,11 @@ def _beside_backward(norm: Norm, operands: tuple, gradients: tuple) -> tuple:
 _beside.defvjp(_beside_forward, _beside_backward)
 
 
-def _over_rows(norm: Norm, name: str, kernel: Any, tokens: list, vectors: list) -> jax.Array:
+def _run(norm: Norm, name: str, kernel: Any, tokens: list, vectors: list) -> jax.Array:
     """Run a kernel over every device's own rows."""
-    mesh = jax.sharding.get_abstract_mesh()
-    vectors = [vector[None] for vector in vectors]
     call = functools.partial(_call, norm, name, kernel, len(tokens))
-    if mesh.empty or mesh.size == 1:
-        return call(*tokens, *vectors)
-    rows = PartitionSpec("data")
-    places = (rows,) * len(tokens) + (PartitionSpec(),) * len(vectors)
-    return jax.shard_map(call, in_specs=places, out_specs=rows, check_vma=False)(*tokens, *vectors)
+    run = axes.over_rows(call, len(tokens), PartitionSpec("data"))
+    return run(*tokens, *[vector[None] for vector in vectors])
 
 
 def _call(norm: Norm, name: str, kernel: Any, tokens: int, *operands: jax.Array) -> jax.Array:
