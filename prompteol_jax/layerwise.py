@@ -8,6 +8,8 @@ slice is read in place, and a call costs more than a block.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -66,16 +68,36 @@ class LayerByLayer:
         return _end_in_mean(self._ends, rows, x_BTD, view)
 
 
+def _in_turn(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A call that several devices have finished before the next one begins.
+
+    Simulated devices share the machine's threads: with many calls under way that exchange data,
+    each can hold threads that another one waits for.
+    """
+
+    @functools.wraps(call)
+    def run(*arguments: Any) -> Any:
+        results = call(*arguments)
+        if len(jax.tree.leaves(results)[0].devices()) > 1:
+            jax.block_until_ready(results)
+        return results
+
+    return run
+
+
+@_in_turn
 @jax.jit
 def _begin(ends: Decoder, rows: Rows, offset: jax.Array) -> tuple[jax.Array, View]:
     return ends.begin(rows, offset)
 
 
+@_in_turn
 @jax.jit
 def _block(block: nnx.Module, x_BTD: jax.Array, view: View, prefix: Any) -> jax.Array:
     return block(x_BTD, view, prefix, None)[0]
 
 
+@_in_turn
 @jax.jit
 @jax.named_scope("prefix")
 def _block_with_keys(block: nnx.Module, x_BTD: jax.Array, view: View) -> tuple:
@@ -83,6 +105,7 @@ def _block_with_keys(block: nnx.Module, x_BTD: jax.Array, view: View) -> tuple:
     return x_BTD, (k_BTKH[0], v_BTKH[0])
 
 
+@_in_turn
 @jax.jit
 @jax.named_scope("prefix")
 def _last_keys(ends: Decoder, x_BTD: jax.Array, view: View) -> KeysValues:
@@ -90,16 +113,19 @@ def _last_keys(ends: Decoder, x_BTD: jax.Array, view: View) -> KeysValues:
     return k_BTKH[0], v_BTKH[0]
 
 
+@_in_turn
 @jax.jit
 def _last_tokens(rows: Rows, x_BTD: jax.Array, view: View) -> jax.Array:
     return view._replace(query_BQ=rows.last_BS).queries(x_BTD).astype(jnp.float32)
 
 
+@_in_turn
 @jax.jit
 def _end(ends: Decoder, rows: Rows, x_BTD: jax.Array, view: View, prefix: Any) -> jax.Array:
     return ends.end(rows, x_BTD, view, prefix)
 
 
+@_in_turn
 @jax.jit
 def _end_in_mean(ends: Decoder, rows: Rows, x_BTD: jax.Array, view: View) -> jax.Array:
     return ends.end_in_mean(rows, x_BTD, view)
