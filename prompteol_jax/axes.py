@@ -187,25 +187,16 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
-def over_rows(call: Callable[..., Any], rows: int, outs: Any) -> Callable[..., Any]:
-    """Let every device run a call, a kernel for one, over its own rows.
+def on_every_device(call: Callable[..., Any], places: Any, outs: Any) -> Callable[..., Any]:
+    """Let every device of the mesh in context run a call, a kernel for one, over its own part.
 
     Args:
-        rows: arguments that are cut along data; those behind them are whole.
-        outs: how the results are cut, one specification or a tuple of them.
+        places: how the arguments are cut; outs: how the results are.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return call
-
-    def mapped(*operands: jax.Array) -> Any:
-        places = [
-            PartitionSpec("data") if n < rows else PartitionSpec() for n in range(len(operands))
-        ]
-        run = jax.shard_map(call, in_specs=tuple(places), out_specs=outs, check_vma=False)
-        return run(*operands)
-
-    return mapped
+    return jax.shard_map(call, in_specs=places, out_specs=outs, check_vma=False)
 
 
 def data_parts() -> int:

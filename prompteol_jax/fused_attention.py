@@ -19,6 +19,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from prompteol_jax import axes
+from prompteol_jax.products import matrix_product
+
 FORWARD: Final = "packed_attention_forward"
 BACKWARD: Final = "packed_attention_backward"
 _LANES: Final = 128
@@ -69,14 +72,11 @@ def attend(
         head: tokens at the head of every row that all its sentences see too.
         interpret: run the kernel's program step by step, on any device.
     """
-    mesh = jax.sharding.get_abstract_mesh()
     call = functools.partial(_local, head=head, interpret=interpret)
-    if mesh.empty or mesh.size == 1:
-        return call(q_BTNH, k_BTKH, v_BTKH, start_BT, prefix)
     rows, heads = PartitionSpec("data", None, "model"), PartitionSpec(None, "model")
     places = (rows, rows, rows, PartitionSpec("data"), None if prefix is None else (heads, heads))
-    mapped = jax.shard_map(call, in_specs=places, out_specs=rows, check_vma=False)
-    return mapped(q_BTNH, k_BTKH, v_BTKH, start_BT, prefix)
+    run = axes.on_every_device(call, places, rows)
+    return run(q_BTNH, k_BTKH, v_BTKH, start_BT, prefix)
 
 
 def _local(
@@ -108,7 +108,7 @@ def _attend(shape: Shape, q: Any, k: Any, v: Any, start: Any, k_C: Any, v_C: Any
         out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
         in_specs=_specs(shape, k_C.shape[1]),
         out_specs=_specs(shape, k_C.shape[1])[0],
-        **_call(shape, q, FORWARD, 2),
+        **_call(shape, q, FORWARD),
     )(q, k, v, start, k_C, v_C)
 
 
@@ -126,7 +126,7 @@ def _attend_backward(shape: Shape, operands: tuple, dy: jax.Array) -> tuple:
         out_shape=(*like, wide, wide),
         in_specs=[*specs, specs[0]],
         out_specs=[*specs[:3], *specs[4:]],
-        **_call(shape, q, BACKWARD, 5),
+        **_call(shape, q, BACKWARD),
     )(*operands, dy)
     return dq, dk, dv, None, dk_C.astype(k_C.dtype), dv_C.astype(v_C.dtype)
 
@@ -134,7 +134,7 @@ def _attend_backward(shape: Shape, operands: tuple, dy: jax.Array) -> tuple:
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _call(shape: Shape, q: jax.Array, name: str, products: int) -> dict[str, Any]:
+def _call(shape: Shape, q: jax.Array, name: str) -> dict[str, Any]:
     """What both kernels are called with: blocks of heads outside, rows inside.
 
     The gradient of the prefix is summed over the rows, which then follow one another. What a call
@@ -148,7 +148,7 @@ def _call(shape: Shape, q: jax.Array, name: str, products: int) -> dict[str, Any
         name=name,
         interpret=shape.interpret,
         cost_estimate=pl.CostEstimate(
-            flops=flops(B, shape.T, shape.N * shape.H, products=products),
+            flops=flops(B, shape.T, shape.N * shape.H, backward=backward),
             bytes_accessed=q.dtype.itemsize * B * shape.T * shape.H * heads,
             transcendentals=B * shape.N * shape.T * shape.T,
         ),
@@ -177,7 +177,7 @@ def _specs(shape: Shape, C: int) -> list[pl.BlockSpec]:
 def _probabilities(shape: Shape, q: Any, k: Any, k_C: Any, start: Any) -> tuple[Any, Any]:
     """Softmax of one head over its row `[T, Q]` and the prefix `[C, Q]`, float32."""
     scale = shape.H**-0.5
-    scores, scores_C = _dot(k, q, 0, 0) * scale, _dot(k_C, q, 0, 0) * scale
+    scores, scores_C = matrix_product(k, q, 0, 0) * scale, matrix_product(k_C, q, 0, 0) * scale
     key = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
     query = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
     own = (key >= start) | (key < shape.head)
@@ -188,18 +188,6 @@ def _probabilities(shape: Shape, q: Any, k: Any, k_C: Any, start: Any) -> tuple[
     p, p_C = jnp.exp(scores - most), jnp.exp(scores_C - most)
     total = p.sum(0, keepdims=True) + p_C.sum(0, keepdims=True)
     return p / total, p_C / total
-
-
-def _dot(a: Any, b: Any, axis_a: int, axis_b: int) -> Any:
-    """A product of two matrices in their dtype, accumulated in float32."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return jax.lax.dot_general(
-        a,
-        b,
-        (((axis_a,), (axis_b,)), ((), ())),
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    )
 
 
 def _rows(head: Any, H: int) -> Any:
@@ -215,7 +203,9 @@ def _forward(shape: Shape, *refs: Any) -> None:
         rows, own = _rows(query, shape.H), _rows(head, shape.H)
         k, v, k_C, v_C = k_ref[0, own], v_ref[0, own], kc_ref[own], vc_ref[own]
         p, p_C = _probabilities(shape, q_ref[0, rows], k, k_C, start_ref[0])
-        y = _dot(v, p.astype(v.dtype), 1, 0) + _dot(v_C, p_C.astype(v.dtype), 1, 0)
+        y = matrix_product(v, p.astype(v.dtype), 1, 0) + matrix_product(
+            v_C, p_C.astype(v.dtype), 1, 0
+        )
         y_ref[0, rows] = y.astype(y_ref.dtype)
 
     jax.lax.fori_loop(0, shape.heads * group, attend, None)
@@ -239,14 +229,19 @@ def _backward(shape: Shape, *refs: Any) -> None:
             rows = _rows(query, shape.H)
             q, dy = q_ref[0, rows], dy_ref[0, rows]
             p, p_C = _probabilities(shape, q, k, k_C, start_ref[0])
-            dp, dp_C = _dot(v, dy, 0, 0), _dot(v_C, dy, 0, 0)
+            dp, dp_C = matrix_product(v, dy, 0, 0), matrix_product(v_C, dy, 0, 0)
             mean = (p * dp).sum(0, keepdims=True) + (p_C * dp_C).sum(0, keepdims=True)
             ds = (p * (dp - mean) * scale).astype(q.dtype)
             ds_C = (p_C * (dp_C - mean) * scale).astype(q.dtype)
-            dq = _dot(k, ds, 1, 0) + _dot(k_C, ds_C, 1, 0)
+            dq = matrix_product(k, ds, 1, 0) + matrix_product(k_C, ds_C, 1, 0)
             dq_ref[0, rows] = dq.astype(dq_ref.dtype)
             p, p_C = p.astype(dy.dtype), p_C.astype(dy.dtype)
-            parts = (_dot(q, ds, 1, 1), _dot(dy, p, 1, 1), _dot(q, ds_C, 1, 1), _dot(dy, p_C, 1, 1))
+            parts = (
+                matrix_product(q, ds, 1, 1),
+                matrix_product(dy, p, 1, 1),
+                matrix_product(q, ds_C, 1, 1),
+                matrix_product(dy, p_C, 1, 1),
+            )
             return tuple(total + part for total, part in zip(sums, parts, strict=True))
 
         none = tuple(jnp.zeros(x.shape, jnp.float32) for x in (k, v, k_C, v_C))
@@ -259,6 +254,10 @@ def _backward(shape: Shape, *refs: Any) -> None:
     jax.lax.fori_loop(0, shape.heads, one_head, None)
 
 
-def flops(B: int, T: int, width: int, *, products: int) -> int:
-    """FLOPs of a call over `width` rows of queries; products span the row and the prefix."""
+def flops(B: int, T: int, width: int, *, backward: bool) -> int:
+    """FLOPs of a call over `width` rows of queries; products span the row and the prefix.
+
+    Forward: scores and values; backward: scores again and four gradients.
+    """
+    products = 5 if backward else 2
     return 2 * products * B * T * (T + _LANES) * width

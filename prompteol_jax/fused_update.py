@@ -30,6 +30,8 @@ from prompteol_jax.update_program import CHUNK, TOKENS, Shape
 
 FORWARD: Final = "low_rank_update_forward"
 BACKWARD: Final = "low_rank_update_backward"
+_ROWS: Final = PartitionSpec("data")
+_WHOLE: Final = PartitionSpec()
 _MEMORY: Final = 64 * 2**20  # of the core's own, at most: what a kernel takes, XLA cannot use
 
 
@@ -82,7 +84,7 @@ def update(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _update(shape: Shape, x: Any, words: Any, a: Any, b: Any) -> jax.Array:
     call = functools.partial(_call_forward, shape)
-    return axes.over_rows(call, 2, PartitionSpec("data"))(x, words, a, b)
+    return axes.on_every_device(call, (_ROWS, _ROWS, _WHOLE, _WHOLE), _ROWS)(x, words, a, b)
 
 
 def _update_forward(shape: Shape, *operands: jax.Array) -> tuple[jax.Array, tuple]:
@@ -97,7 +99,8 @@ def _update_backward(shape: Shape, operands: tuple, dy: jax.Array) -> tuple:
         return dx, _summed(da, shape.a_cut), _summed(db, shape.b_cut)
 
     parts = [PartitionSpec(None, "data" if cut else None) for cut in (shape.a_cut, shape.b_cut)]
-    dx, da, db = axes.over_rows(call, 3, (PartitionSpec("data"), *parts))(x, dy, words, a, b)
+    places = (_ROWS, _ROWS, _ROWS, _WHOLE, _WHOLE)
+    dx, da, db = axes.on_every_device(call, places, (_ROWS, *parts))(x, dy, words, a, b)
     return dx, None, da.astype(a.dtype), db.astype(b.dtype)
 
 

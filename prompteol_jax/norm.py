@@ -86,7 +86,9 @@ _beside.defvjp(_beside_forward, _beside_backward)
 def _run(norm: Norm, name: str, kernel: Any, tokens: list, vectors: list) -> jax.Array:
     """Run a kernel over every device's own rows."""
     call = functools.partial(_call, norm, name, kernel, len(tokens))
-    run = axes.over_rows(call, len(tokens), PartitionSpec("data"))
+    rows, whole = PartitionSpec("data"), PartitionSpec()
+    places = (rows,) * len(tokens) + (whole,) * len(vectors)
+    run = axes.on_every_device(call, places, rows)
     return run(*tokens, *[vector[None] for vector in vectors])
 
 

@@ -45,6 +45,15 @@ def product(equation: str, x: jax.Array, w: jax.Array, result: Any) -> jax.Array
     return y.reshape([sizes[c] for c in y_dims])
 
 
+def matrix_product(one: Any, other: Any, axis: int, other_axis: int) -> Any:
+    """Contract an axis each of two matrices of one dtype to float32, as a kernel's program may."""
+    precision = jax.lax.Precision.HIGHEST if one.dtype == jnp.float32 else None
+    contracted = (((axis,), (other_axis,)), ((), ()))
+    return jax.lax.dot_general(
+        one, other, contracted, precision=precision, preferred_element_type=jnp.float32
+    )
+
+
 def matrix_flops(jaxpr: Any) -> int:
     """FLOPs of all matrix products of a traced program, 2 a multiply-add, loops by their trips."""
     total = 0

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from prompteol_jax import dropout
+from prompteol_jax.products import matrix_product
 
 TOKENS: Final = 128  # of a program
 CHUNK: Final = 1024  # features that a program works on at a time, at most
@@ -52,32 +53,23 @@ class _Block:
         return (0, chunk, slice(None)) if self.last else (0, slice(None), chunk)
 
 
-def _dot(one: Any, other: Any, axis: int, other_axis: int) -> Any:
-    """A product of two matrices in their dtype, accumulated in float32."""
-    precision = jax.lax.Precision.HIGHEST if one.dtype == jnp.float32 else None
-    axes = (((axis,), (other_axis,)), ((), ()))
-    return jax.lax.dot_general(
-        one, other, axes, precision=precision, preferred_element_type=jnp.float32
-    )
-
-
 def _joined(h_last: bool, block: _Block, part: Any, factor: Any) -> Any:
     """What `part [tokens, features]` and `factor [R, features]` have in common, tokens by R."""
     if h_last:
-        return _dot(factor, part, 1, block.features)
-    return _dot(part, factor, block.features, 1)
+        return matrix_product(factor, part, 1, block.features)
+    return matrix_product(part, factor, block.features, 1)
 
 
 def _spread(h_last: bool, block: _Block, h: Any, factor: Any) -> Any:
     """Features of a block from `h`, tokens by R."""
     if block.last:
-        return _dot(factor, h, 0, 0)  # only where h has its tokens last, too
-    return _dot(h, factor, 0 if h_last else 1, 0)
+        return matrix_product(factor, h, 0, 0)  # only where h has its tokens last, too
+    return matrix_product(h, factor, 0 if h_last else 1, 0)
 
 
 def _over_tokens(h_last: bool, block: _Block, h: Any, part: Any) -> Any:
     """`[R, features]`, summed over tokens."""
-    return _dot(h, part, 1 if h_last else 0, block.tokens)
+    return matrix_product(h, part, 1 if h_last else 0, block.tokens)
 
 
 def _masks(shape: Shape, block: _Block, words: Any) -> Any:

@@ -35,10 +35,10 @@ def seconds(instruction: Instruction, operand_bytes: int, chip: Chip) -> float |
 Count = Callable[[tuple[Array, ...], tuple[Array, ...]], int]  # FLOPs, of operands and results
 
 
-def _attention(products: int) -> Count:
+def _attention(backward: bool) -> Count:
     def count(operands: tuple[Array, ...], results: tuple[Array, ...]) -> int:
         B, width, T = results[0].shape
-        return fused_attention.flops(B, T, width, products=products)
+        return fused_attention.flops(B, T, width, backward=backward)
 
     return count
 
@@ -56,10 +56,9 @@ def _none(operands: tuple[Array, ...], results: tuple[Array, ...]) -> int:
     return 0
 
 
-# Attention forward: scores and values; backward: scores again and four gradients.
 FLOPS: Final[Mapping[str, Count]] = {
-    fused_attention.FORWARD: _attention(2),
-    fused_attention.BACKWARD: _attention(5),
+    fused_attention.FORWARD: _attention(backward=False),
+    fused_attention.BACKWARD: _attention(backward=True),
     fused_update.FORWARD: _update(backward=False),
     fused_update.BACKWARD: _update(backward=True),
     norm.FORWARD: _none,
