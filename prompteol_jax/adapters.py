@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,18 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from prompteol_jax import axes, distributed, dropout, fused_update, hf, models, nn, quant, remat
+from prompteol_jax import (
+    axes,
+    distributed,
+    dropout,
+    fused_update,
+    hf,
+    models,
+    nn,
+    products,
+    quant,
+    remat,
+)
 from prompteol_jax.models import initial
 from prompteol_jax.models.decoder import Decoder
 
@@ -73,8 +85,13 @@ class Update(nnx.Module):
         """
         a, b = (axes.whole(f[...], f.dims.lstrip("L")) for f in (self.a, self.b))
         if axes.platform() == "tpu" and fused_update.applies(x, a, b):
-            return fused_update.update(x, keys, a, b, rate=self.rate, scale=self.scale)
+            y = fused_update.update(x, keys, a, b, rate=self.rate, scale=self.scale)
+            return products.settled(y)
+        return products.apart(partial(self._by_products, keys, a, b), x)
 
+    def _by_products(
+        self, keys: dropout.Keys | None, a: jax.Array, b: jax.Array, x: jax.Array
+    ) -> jax.Array:
         @jax.checkpoint
         def shrink(x: jax.Array, keys: dropout.Keys | None, a: jax.Array) -> jax.Array:
             return nn.dot(self.down, dropout.drop(x, keys, self.rate), a)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from prompteol_jax import axes, dropout, norm, quant, remat
+from prompteol_jax import axes, dropout, norm, quant
 from prompteol_jax.products import product, split_equation
 
 
@@ -101,7 +101,7 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array, keys: dropout.Keys | None = None) -> jax.Array:
         """Apply the map in `x.dtype`; `keys` of dropout, one a token."""
         w = self.w.get_value()
-        update = None if self.lora is None else remat.apart(self.lora, x, keys)
+        update = None if self.lora is None else self.lora(x, keys)
         if isinstance(w, quant.Quantised):
             y = frozen_dot(self.equation, x, w)
         else:
@@ -110,7 +110,7 @@ class Linear(nnx.Module):
             y = y + self.b[...]
         if update is not None:
             y = y + update
-        return remat.keep(y.astype(x.dtype))
+        return y.astype(x.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3))

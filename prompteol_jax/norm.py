@@ -37,16 +37,29 @@ class Norm(NamedTuple):
 
 def plain(norm: Norm, x: jax.Array, scale: jax.Array, bias: jax.Array | None) -> jax.Array:
     """The norm of x over its last axis in its dtype, statistics in float32."""
+    return _scaled(x, [remat.keep(moment) for moment in _moments(norm, x)], scale, bias)
+
+
+def _moments(norm: Norm, x: jax.Array) -> list[jax.Array]:
+    """What x is multiplied by, and before it, where centred, the mean that is taken off."""
     wide = x.astype(jnp.float32)
-    if norm.centred:
-        mean = wide.mean(-1, keepdims=True)
-        variance = jnp.square(wide - mean).mean(-1, keepdims=True)
-        if axes.platform() == "tpu":  # both moments in one pass, joined to the product that made x
-            variance = jnp.maximum(jnp.square(wide).mean(-1, keepdims=True) - jnp.square(mean), 0.0)
-        wide = wide - remat.keep(mean)
+    square = jnp.square(wide).mean(-1, keepdims=True)
+    if not norm.centred:
+        return [jax.lax.rsqrt(square + norm.eps)]
+    mean = wide.mean(-1, keepdims=True)
+    if axes.platform() == "tpu":  # both moments in one pass, joined to the product that made x
+        variance = jnp.maximum(square - jnp.square(mean), 0.0)
     else:
-        variance = jnp.square(wide).mean(-1, keepdims=True)
-    y = wide * remat.keep(jax.lax.rsqrt(variance + norm.eps)) * scale
+        variance = jnp.square(wide - mean).mean(-1, keepdims=True)
+    return [mean, jax.lax.rsqrt(variance + norm.eps)]
+
+
+def _scaled(
+    x: jax.Array, moments: list[jax.Array], scale: jax.Array, bias: jax.Array | None
+) -> jax.Array:
+    *mean, inverse = moments
+    wide = x.astype(jnp.float32)
+    y = (wide - mean[0] if mean else wide) * inverse * scale
     return (y if bias is None else y + bias).astype(x.dtype)
 
 
@@ -55,23 +68,25 @@ def beside(
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
     """The norm of x, and x for the residual connection: here their gradients meet."""
     tiles = x.ndim == 3 and x.shape[1] % 128 == x.shape[2] % 128 == len(x) % axes.data_parts() == 0
-    if norm.interpret or (tiles and axes.platform() == "tpu"):
-        return _beside(norm, x, scale, bias)
-    return plain(norm, x, scale, bias), x
+    if not norm.interpret and not (tiles and axes.platform() == "tpu"):
+        return plain(norm, x, scale, bias), x
+    return _beside(norm, remat.differentiates(), x, scale, bias)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _beside(norm: Norm, x: Any, scale: Any, bias: Any) -> tuple[jax.Array, jax.Array]:
-    return plain(norm, x, scale, bias), x
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _beside(norm: Norm, fused: bool, x: Any, scale: Any, bias: Any) -> tuple[jax.Array, jax.Array]:
+    if fused:
+        return _beside_forward(norm, fused, x, scale, bias)[0]
+    return _scaled(x, _moments(norm, x), scale, bias), x
 
 
-def _beside_forward(norm: Norm, x: Any, scale: Any, bias: Any) -> tuple[tuple, tuple]:
+def _beside_forward(norm: Norm, fused: bool, x: Any, scale: Any, bias: Any) -> tuple[tuple, tuple]:
     added = jnp.zeros_like(scale) if bias is None else bias
     y = _run(norm, FORWARD, _forward, [x], [scale, added])
     return (y, x), (x, scale, bias)
 
 
-def _beside_backward(norm: Norm, operands: tuple, gradients: tuple) -> tuple:
+def _beside_backward(norm: Norm, fused: bool, operands: tuple, gradients: tuple) -> tuple:
     x, scale, bias = operands
     dy, passed = gradients
     dx = _run(norm, BACKWARD, _backward, [x, dy, passed], [scale])

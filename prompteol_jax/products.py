@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -52,6 +53,32 @@ def matrix_product(one: Any, other: Any, axis: int, other_axis: int) -> Any:
     return jax.lax.dot_general(
         one, other, contracted, precision=precision, preferred_element_type=jnp.float32
     )
+
+
+def apart(update: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """Compute an update of `x` before what it is added to, forward and backward, on a TPU.
+
+    XLA adds one of two products within the other one; left to itself it writes the large one to HBM
+    in float32 and adds it within the small one.
+    """
+    if axes.platform() != "tpu":
+        return update(x)
+    return settled(update(_settled_back(x)).astype(x.dtype))
+
+
+@jax.custom_vjp
+def settled(x: jax.Array) -> jax.Array:
+    """Compute x by itself, before what follows; its gradient is free of that."""
+    return jax.lax.optimization_barrier(x)
+
+
+@jax.custom_vjp
+def _settled_back(x: jax.Array) -> jax.Array:
+    return x
+
+
+settled.defvjp(lambda x: (settled(x), None), lambda _, dy: (dy,))
+_settled_back.defvjp(lambda x: (x, None), lambda _, dy: (jax.lax.optimization_barrier(dy),))
 
 
 def matrix_flops(jaxpr: Any) -> int:

@@ -8,7 +8,6 @@ are computed for every token, queries and all that follows for one. No language-
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from prompteol_jax import attention, axes, dropout, nn
-from prompteol_jax.remat import Remat, rematerialised
+from prompteol_jax.remat import Remat, scan_layers
 
 
 class Rows(NamedTuple):
@@ -249,15 +248,16 @@ class Decoder(nnx.Module):
         offset, real_C = (head, None) if cache is None else (cache.length, cache.real)
         stem_keys = dropout.fold_keys(keys, self._scanned + 1)
         x_BTD, view = self.begin(rows, offset, stem_keys, real_C, head)
-        watched = view._replace(query_BQ=watched_BS)
 
-        @partial(rematerialised, remat)
-        def layer(x_BTD: jax.Array, xs: tuple) -> tuple[jax.Array, tuple]:
-            block, prefix, index = nn.from_bits(xs)
+        def layer(x_BTD: jax.Array, xs: tuple, beside: tuple) -> tuple[jax.Array, tuple]:
+            (block, prefix, index), (view, watched_BS, keys) = nn.from_bits(xs), beside
+            view = view._replace(head=head or None)
             x_BTD, kv = block(x_BTD, view, prefix, dropout.fold_keys(keys, index))
+            watched = view._replace(query_BQ=watched_BS)
             return x_BTD, (kv, None if watched_BS is None else watched.queries(x_BTD))
 
         prefixes = None if cache is None else cache.blocks
         xs = nn.to_bits((self.blocks, prefixes, jnp.arange(self._scanned)))
-        x_BTD, noted = jax.lax.scan(layer, x_BTD, xs)
+        beside = view._replace(head=None), watched_BS, keys
+        x_BTD, noted = scan_layers(layer, x_BTD, xs, beside, remat)
         return x_BTD, noted, view

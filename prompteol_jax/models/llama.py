@@ -228,15 +228,16 @@ class Block(nnx.Module):
             kv = self._keys_values(y_BTD, view, own)
             x_BQD, y_BQD = view.queries(x_BTD), view.queries(y_BTD)
             q_BQNH = attention.rotate(self.q(y_BQD, query_keys[0]), view.query_angles())
-            q_BQNH = axes.constrain(q_BQNH, "BQNH")
+            q_BQNH = remat.keep(axes.constrain(q_BQNH, "BQNH"))
             y_BQNH = attention.attend(
                 q_BQNH, *kv, view.mask_BQT, prefix, view.real_C, view.start_BT, view.head or 0
             )
             x_BQD = remat.keep(axes.constrain(x_BQD + self.o(y_BQNH, query_keys[1]), "BQD"))
         with jax.named_scope("mlp"):
             y_BQD, x_BQD = self.mlp_norm.beside(x_BQD)
-            y_BQF = jax.nn.silu(self.gate(y_BQD, query_keys[2])) * self.up(y_BQD, query_keys[3])
-            y_BQF = axes.constrain(y_BQF, "BQF")
+            gate_BQF = remat.keep(axes.constrain(self.gate(y_BQD, query_keys[2]), "BQF"))
+            up_BQF = remat.keep(axes.constrain(self.up(y_BQD, query_keys[3]), "BQF"))
+            y_BQF = jax.nn.silu(gate_BQF) * up_BQF
             x_BQD = axes.constrain(x_BQD + self.down(y_BQF, query_keys[4]), "BQD")
         return x_BQD, kv
 
@@ -250,7 +251,8 @@ class Block(nnx.Module):
     def _keys_values(self, y_BTD: jax.Array, view: View, keys: list) -> tuple[jax.Array, jax.Array]:
         k_BTKH = attention.rotate(self.k(y_BTD, keys[0]), view.angles)
         v_BTKH = self.v(y_BTD, keys[1])
-        return axes.constrain(k_BTKH, "BTKH"), axes.constrain(v_BTKH, "BTKH")
+        k_BTKH, v_BTKH = axes.constrain(k_BTKH, "BTKH"), axes.constrain(v_BTKH, "BTKH")
+        return remat.keep(k_BTKH), remat.keep(v_BTKH)
 
 
 class Finish(nnx.Module):

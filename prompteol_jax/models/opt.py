@@ -163,7 +163,7 @@ class Block(nnx.Module):
                 y_BTD, x_BTD = self.attention_norm.beside(x_BTD)
             kv = self._keys_values(y_BTD, own)
             x_BQD, y_BQD = view.queries(x_BTD), view.queries(y_BTD)
-            q_BQNH = axes.constrain(self.q(y_BQD, query_keys[0]), "BQNH")
+            q_BQNH = remat.keep(axes.constrain(self.q(y_BQD, query_keys[0]), "BQNH"))
             y_BQNH = attention.attend(
                 q_BQNH, *kv, view.mask_BQT, prefix, view.real_C, view.start_BT, view.head or 0
             )
@@ -175,10 +175,10 @@ class Block(nnx.Module):
             y_BQD = x_BQD
             if self.pre_norm:
                 y_BQD, x_BQD = self.mlp_norm.beside(x_BQD)
-            y_BQF = axes.constrain(remat.relu(self.up(y_BQD, query_keys[3])), "BQF")
+            y_BQF = remat.relu(axes.constrain(self.up(y_BQD, query_keys[3]), "BQF"))
             x_BQD = x_BQD + dropout.drop(self.down(y_BQF, query_keys[4]), query_keys[5], self.rate)
             x_BQD = axes.constrain(x_BQD, "BQD")
-            x_BQD = x_BQD if self.pre_norm else self.mlp_norm(x_BQD)
+            x_BQD = x_BQD if self.pre_norm else self.mlp_norm(remat.keep(x_BQD))
         return x_BQD, kv
 
     def keys_values(
@@ -191,7 +191,7 @@ class Block(nnx.Module):
     def _keys_values(self, y_BTD: jax.Array, keys: list) -> tuple[jax.Array, jax.Array]:
         k_BTKH = axes.constrain(self.k(y_BTD, keys[0]), "BTKH")
         v_BTKH = axes.constrain(self.v(y_BTD, keys[1]), "BTKH")
-        return k_BTKH, v_BTKH
+        return remat.keep(k_BTKH), remat.keep(v_BTKH)
 
 
 class Finish(nnx.Module):
