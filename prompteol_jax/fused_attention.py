@@ -19,8 +19,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from prompteol_jax import axes
+from prompteol_jax import axes, remat
 from prompteol_jax.products import matrix_product
+from prompteol_jax.stacks import Part, alone, kernel_call
 
 FORWARD: Final = "packed_attention_forward"
 BACKWARD: Final = "packed_attention_backward"
@@ -74,15 +75,22 @@ def attend(
     """
     call = functools.partial(_local, head=head, interpret=interpret)
     rows, heads = PartitionSpec("data", None, "model"), PartitionSpec(None, "model")
-    places = (rows, rows, rows, PartitionSpec("data"), None if prefix is None else (heads, heads))
+    part = Part(PartitionSpec(None, *rows), PartitionSpec())
+    own = [q_BTNH, k_BTKH, v_BTKH]
+    kept = [remat.kept_in(x) for x in own]
+    places = (
+        [rows] * 3,
+        [p and part for p in kept],
+        PartitionSpec("data"),
+        None if prefix is None else (heads, heads),
+    )
     run = axes.on_every_device(call, places, rows)
-    return run(q_BTNH, k_BTKH, v_BTKH, start_BT, prefix)
+    return run(own, kept, start_BT, prefix)
 
 
 def _local(
-    q_BTNH: jax.Array,
-    k_BTKH: jax.Array,
-    v_BTKH: jax.Array,
+    own: list[jax.Array],
+    kept: list[Part | None],
     start_BT: jax.Array,
     prefix: Prefix | None,
     *,
@@ -90,57 +98,75 @@ def _local(
     interpret: bool,
 ) -> jax.Array:
     """The kernel over one device's arrays, as `[B, N * H, T]`."""
+    q_BTNH, k_BTKH, _ = own
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
     C = 0 if prefix is None else prefix[0].shape[0]
     k_CKH, v_CKH = prefix or (jnp.zeros((0, K, H), k_BTKH.dtype),) * 2
     padding = ((0, 0), (0, _LANES - C % _LANES))
-    rows = [x.transpose(0, 2, 3, 1).reshape(B, -1, T) for x in (q_BTNH, k_BTKH, v_BTKH)]
+
+    def in_rows(x: jax.Array) -> jax.Array:
+        return x.transpose(0, 2, 3, 1).reshape(B, -1, T)
+
+    kept = [part and part.each(in_rows) for part in kept]
     shared = [jnp.pad(x.reshape(C, K * H).T, padding) for x in (k_CKH, v_CKH)]
-    y = _attend(Shape(N, K, H, T, C, head, interpret), *rows, start_BT[:, None], *shared)
+    shape = Shape(N, K, H, T, C, head, interpret)
+    y = _attend(shape, [in_rows(x) for x in own], kept, start_BT[:, None], *shared)
     return y.reshape(B, N, H, T).transpose(0, 3, 1, 2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(shape: Shape, q: Any, k: Any, v: Any, start: Any, k_C: Any, v_C: Any) -> jax.Array:
-    return pl.pallas_call(
+def _attend(
+    shape: Shape, own: list, kept: list[Part | None], start: Any, k_C: Any, v_C: Any
+) -> jax.Array:
+    return kernel_call(
         functools.partial(_forward, shape),
-        out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        _parts(own, kept),
+        [start, k_C, v_C],
+        out_shape=jax.ShapeDtypeStruct(own[0].shape, own[0].dtype),
         in_specs=_specs(shape, k_C.shape[1]),
         out_specs=_specs(shape, k_C.shape[1])[0],
-        **_call(shape, q, FORWARD),
-    )(q, k, v, start, k_C, v_C)
+        **_call(shape, own[0], FORWARD),
+    )
 
 
-def _attend_forward(shape: Shape, *operands: jax.Array) -> tuple[jax.Array, tuple]:
-    return _attend(shape, *operands), operands
+def _parts(own: list[jax.Array], kept: list[Part | None]) -> list[Part]:
+    return [part or alone(x) for x, part in zip(own, kept, strict=True)]
+
+
+def _attend_forward(
+    shape: Shape, own: list, kept: list[Part | None], *operands: jax.Array
+) -> tuple[jax.Array, tuple]:
+    return _attend(shape, own, kept, *operands), (_parts(own, kept), *operands)
 
 
 def _attend_backward(shape: Shape, operands: tuple, dy: jax.Array) -> tuple:
-    q, k, v, _, k_C, v_C = operands
+    parts, start, k_C, v_C = operands
     specs = _specs(shape, k_C.shape[1])
     wide = jax.ShapeDtypeStruct(k_C.shape, jnp.float32)
-    like = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)]
-    dq, dk, dv, dk_C, dv_C = pl.pallas_call(
+    like = [jax.ShapeDtypeStruct(part.stack.shape[1:], part.stack.dtype) for part in parts]
+    *own, dk_C, dv_C = kernel_call(
         functools.partial(_backward, shape),
+        parts,
+        [start, k_C, v_C, dy],
         out_shape=(*like, wide, wide),
         in_specs=[*specs, specs[0]],
-        out_specs=[*specs[:3], *specs[4:]],
-        **_call(shape, q, BACKWARD),
-    )(*operands, dy)
-    return dq, dk, dv, None, dk_C.astype(k_C.dtype), dv_C.astype(v_C.dtype)
+        out_specs=(*specs[:3], *specs[4:]),
+        **_call(shape, like[0], BACKWARD),
+    )
+    return own, None, None, dk_C.astype(k_C.dtype), dv_C.astype(v_C.dtype)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _call(shape: Shape, q: jax.Array, name: str) -> dict[str, Any]:
+def _call(shape: Shape, q: Any, name: str) -> dict[str, Any]:
     """What both kernels are called with: blocks of heads outside, rows inside.
 
     The gradient of the prefix is summed over the rows, which then follow one another. What a call
     costs tells XLA which of its arrays to keep in the core's memory.
     """
-    B, backward = len(q), name == BACKWARD
+    B, backward = q.shape[0], name == BACKWARD
     order = ("parallel", "arbitrary" if backward else "parallel")
     heads = (3 * shape.N + 4 * shape.K) if backward else (2 * shape.N + 2 * shape.K)
     return dict(

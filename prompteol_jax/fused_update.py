@@ -25,13 +25,15 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from prompteol_jax import axes, dropout, update_program
+from prompteol_jax import axes, dropout, remat, update_program
+from prompteol_jax.stacks import Part, alone, kernel_call
 from prompteol_jax.update_program import CHUNK, TOKENS, Shape
 
 FORWARD: Final = "low_rank_update_forward"
 BACKWARD: Final = "low_rank_update_backward"
 _ROWS: Final = PartitionSpec("data")
 _WHOLE: Final = PartitionSpec()
+_PART: Final = Part(PartitionSpec(None, "data"), _WHOLE)
 _MEMORY: Final = 64 * 2**20  # of the core's own, at most: what a kernel takes, XLA cannot use
 
 
@@ -49,7 +51,7 @@ def _memory(inputs: int, outputs: int, R: int, width: int) -> int:
     """Bytes that the backward kernel holds: blocks of tokens twice, factors, working space."""
     tokens = (2 * inputs + outputs) * TOKENS * width
     factors = (inputs + outputs) * R * (width + 4)
-    return 2 * tokens + factors + 6 * CHUNK * TOKENS * 4
+    return 2 * tokens + factors + 8 * CHUNK * TOKENS * 4
 
 
 def update(
@@ -75,33 +77,41 @@ def update(
     R, inputs, outputs = len(a), math.prod(a.shape[1:]), math.prod(b.shape[:-1])
     cuts = a.shape[1] % axes.data_parts() == 0, b.shape[0] % axes.data_parts() == 0
     shape = Shape(inputs, outputs, R, x_last, y_last, rate, scale, *cuts, interpret)
-    rows = x.transpose(0, 2, 3, 1).reshape(B, inputs, T) if x_last else x
+
+    def in_rows(x: jax.Array) -> jax.Array:
+        return x.transpose(0, 2, 3, 1).reshape(B, inputs, T) if x_last else x
+
+    kept = remat.kept_in(x)
+    kept = kept and kept.each(in_rows)
     words = jnp.zeros((B, 2, T), jnp.uint32) if keys is None else jnp.stack(keys, axis=1)
-    y = _update(shape, rows, words, a.reshape(R, inputs), b.reshape(outputs, R).T)
+    y = _update(shape, in_rows(x), kept, words, a.reshape(R, inputs), b.reshape(outputs, R).T)
     return y.reshape(B, *b.shape[:-1], T).transpose(0, 3, 1, 2) if y_last else y
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _update(shape: Shape, x: Any, words: Any, a: Any, b: Any) -> jax.Array:
+def _update(shape: Shape, x: Any, kept: Part | None, words: Any, a: Any, b: Any) -> jax.Array:
     call = functools.partial(_call_forward, shape)
-    return axes.on_every_device(call, (_ROWS, _ROWS, _WHOLE, _WHOLE), _ROWS)(x, words, a, b)
+    run = axes.on_every_device(call, (_PART, _ROWS, _WHOLE, _WHOLE), _ROWS)
+    return run(kept or alone(x), words, a, b)
 
 
-def _update_forward(shape: Shape, *operands: jax.Array) -> tuple[jax.Array, tuple]:
-    return _update(shape, *operands), operands
+def _update_forward(
+    shape: Shape, x: Any, kept: Part | None, *operands: jax.Array
+) -> tuple[jax.Array, tuple]:
+    return _update(shape, x, kept, *operands), (kept or alone(x), *operands)
 
 
 def _update_backward(shape: Shape, operands: tuple, dy: jax.Array) -> tuple:
     x, words, a, b = operands
 
-    def call(*operands: jax.Array) -> tuple:
+    def call(*operands: Any) -> tuple:
         dx, da, db = _call_backward(shape, *operands)
         return dx, _summed(da, shape.a_cut), _summed(db, shape.b_cut)
 
     parts = [PartitionSpec(None, "data" if cut else None) for cut in (shape.a_cut, shape.b_cut)]
-    places = (_ROWS, _ROWS, _ROWS, _WHOLE, _WHOLE)
+    places = (_PART, _ROWS, _ROWS, _WHOLE, _WHOLE)
     dx, da, db = axes.on_every_device(call, places, (_ROWS, *parts))(x, dy, words, a, b)
-    return dx, None, da.astype(a.dtype), db.astype(b.dtype)
+    return dx, None, None, da.astype(a.dtype), db.astype(b.dtype)
 
 
 _update.defvjp(_update_forward, _update_backward)
@@ -116,30 +126,36 @@ def _summed(gradient: jax.Array, cut: bool) -> jax.Array:
     return jax.lax.psum(gradient, "data")
 
 
-def _call_forward(shape: Shape, x: Any, words: Any, a: Any, b: Any) -> jax.Array:
+def _call_forward(shape: Shape, x: Part, words: Any, a: Any, b: Any) -> jax.Array:
     B, T = words.shape[::2]
+    dtype = x.stack.dtype
     x_spec, y_spec, word_spec, a_spec, b_spec = _specs(shape)
-    return pl.pallas_call(
+    return kernel_call(
         functools.partial(update_program.forward, shape),
-        out_shape=jax.ShapeDtypeStruct(_dims(B, T, shape.outputs, shape.y_last), x.dtype),
+        [x],
+        [words, a.astype(dtype), b.astype(dtype)],
+        out_shape=jax.ShapeDtypeStruct(_dims(B, T, shape.outputs, shape.y_last), dtype),
         in_specs=[x_spec, word_spec, a_spec, b_spec],
         out_specs=y_spec,
-        **_call(shape, B, T, x.dtype.itemsize, FORWARD),
-    )(x, words, a.astype(x.dtype), b.astype(x.dtype))
+        **_call(shape, B, T, dtype.itemsize, FORWARD),
+    )
 
 
-def _call_backward(shape: Shape, x: Any, dy: Any, words: Any, a: Any, b: Any) -> tuple:
+def _call_backward(shape: Shape, x: Part, dy: Any, words: Any, a: Any, b: Any) -> tuple:
     """The gradients of one device's rows; those of the factors are float32."""
     B, T = words.shape[::2]
+    dtype = x.stack.dtype
     x_spec, y_spec, word_spec, a_spec, b_spec = _specs(shape)
     wide = [jax.ShapeDtypeStruct(factor.shape, jnp.float32) for factor in (a, b)]
-    return pl.pallas_call(
+    return kernel_call(
         functools.partial(update_program.backward, shape),
-        out_shape=(jax.ShapeDtypeStruct(x.shape, x.dtype), *wide),
+        [x],
+        [dy, words, a.astype(dtype), b.astype(dtype)],
+        out_shape=(jax.ShapeDtypeStruct(x.stack.shape[1:], dtype), *wide),
         in_specs=[x_spec, y_spec, word_spec, a_spec, b_spec],
-        out_specs=[x_spec, a_spec, b_spec],
-        **_call(shape, B, T, x.dtype.itemsize, BACKWARD),
-    )(x, dy, words, a.astype(x.dtype), b.astype(x.dtype))
+        out_specs=(x_spec, a_spec, b_spec),
+        **_call(shape, B, T, dtype.itemsize, BACKWARD),
+    )
 
 
 def _dims(B: int, T: int, features: int, last: bool) -> tuple[int, int, int]:

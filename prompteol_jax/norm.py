@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from prompteol_jax import axes, remat
+from prompteol_jax.stacks import Part, alone, kernel_call
 
 FORWARD: Final = "norm_forward"
 BACKWARD: Final = "norm_backward"
@@ -70,65 +71,77 @@ def beside(
     tiles = x.ndim == 3 and x.shape[1] % 128 == x.shape[2] % 128 == len(x) % axes.data_parts() == 0
     if not norm.interpret and not (tiles and axes.platform() == "tpu"):
         return plain(norm, x, scale, bias), x
-    return _beside(norm, remat.differentiates(), x, scale, bias)
+    return _beside(norm, remat.differentiates(), x, remat.kept_in(x), scale, bias)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _beside(norm: Norm, fused: bool, x: Any, scale: Any, bias: Any) -> tuple[jax.Array, jax.Array]:
+def _beside(
+    norm: Norm, fused: bool, x: Any, kept: Part | None, scale: Any, bias: Any
+) -> tuple[jax.Array, jax.Array]:
     if fused:
-        return _beside_forward(norm, fused, x, scale, bias)[0]
+        return _beside_forward(norm, fused, x, kept, scale, bias)[0]
     return _scaled(x, _moments(norm, x), scale, bias), x
 
 
-def _beside_forward(norm: Norm, fused: bool, x: Any, scale: Any, bias: Any) -> tuple[tuple, tuple]:
+def _beside_forward(
+    norm: Norm, fused: bool, x: Any, kept: Part | None, scale: Any, bias: Any
+) -> tuple[tuple, tuple]:
     added = jnp.zeros_like(scale) if bias is None else bias
-    y = _run(norm, FORWARD, _forward, [x], [scale, added])
-    return (y, x), (x, scale, bias)
+    part = kept or alone(x)
+    y = _run(norm, FORWARD, _forward, part, [], [scale, added])
+    return (y, x), (part, scale, bias)
 
 
 def _beside_backward(norm: Norm, fused: bool, operands: tuple, gradients: tuple) -> tuple:
-    x, scale, bias = operands
+    part, scale, bias = operands
     dy, passed = gradients
-    dx = _run(norm, BACKWARD, _backward, [x, dy, passed], [scale])
-    hat, _ = _normed(norm, x.astype(jnp.float32))  # used only where scale and bias train
+    dx = _run(norm, BACKWARD, _backward, part, [dy, passed], [scale])
+    hat, _ = _normed(norm, part.value().astype(jnp.float32))  # used where scale and bias train
     dscale = (dy * hat).sum((0, 1))
-    return dx, dscale, None if bias is None else dy.astype(jnp.float32).sum((0, 1))
+    return dx, None, dscale, None if bias is None else dy.astype(jnp.float32).sum((0, 1))
 
 
 _beside.defvjp(_beside_forward, _beside_backward)
 
 
-def _run(norm: Norm, name: str, kernel: Any, tokens: list, vectors: list) -> jax.Array:
+def _run(
+    norm: Norm, name: str, kernel: Any, x: Part, tokens: list, vectors: list
+) -> jax.Array:
     """Run a kernel over every device's own rows."""
-    call = functools.partial(_call, norm, name, kernel, len(tokens))
+    call = functools.partial(_call, norm, name, kernel)
     rows, whole = PartitionSpec("data"), PartitionSpec()
-    places = (rows,) * len(tokens) + (whole,) * len(vectors)
+    part = Part(PartitionSpec(None, "data"), whole)
+    places = (part, [rows] * len(tokens), [whole] * len(vectors))
     run = axes.on_every_device(call, places, rows)
-    return run(*tokens, *[vector[None] for vector in vectors])
+    return run(x, tokens, [vector[None] for vector in vectors])
 
 
-def _call(norm: Norm, name: str, kernel: Any, tokens: int, *operands: jax.Array) -> jax.Array:
-    B, T, D = operands[0].shape
+def _call(
+    norm: Norm, name: str, kernel: Any, x: Part, tokens: list, vectors: list
+) -> jax.Array:
+    _, B, T, D = x.stack.shape
     own = T
     while own * D > _BLOCK and own % 16 == 0:
         own //= 2
     block = pl.BlockSpec((1, own, D), lambda b, t: (b, t, 0))
     vector = pl.BlockSpec((1, D), lambda b, t: (0, 0))
-    return pl.pallas_call(
+    return kernel_call(
         functools.partial(kernel, norm),
-        out_shape=jax.ShapeDtypeStruct(operands[0].shape, operands[0].dtype),
+        [x],
+        [*tokens, *vectors],
+        out_shape=jax.ShapeDtypeStruct((B, T, D), x.stack.dtype),
         grid=(B, T // own),
-        in_specs=[block] * tokens + [vector] * (len(operands) - tokens),
+        in_specs=[block] * (1 + len(tokens)) + [vector] * len(vectors),
         out_specs=block,
         name=name,
         interpret=norm.interpret,
         cost_estimate=pl.CostEstimate(
             flops=10 * B * T * D,
-            bytes_accessed=(tokens + 1) * operands[0].nbytes,
+            bytes_accessed=(len(tokens) + 2) * B * T * D * x.stack.dtype.itemsize,
             transcendentals=0,
         ),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
-    )(*operands)
+    )
 
 
 def _normed(norm: Norm, x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -16,31 +16,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from prompteol_jax.stacks import Part
+
 Remat = Literal["none", "dots", "full"]
 # layer(x, xs, beside) -> (x, noted), as a scan's body; `beside` is the same for every layer.
 Layer = Callable[[jax.Array, Any, Any], tuple[jax.Array, Any]]
-
-
-class Part(NamedTuple):
-    """One layer's part of an array `[L, ...]`."""
-
-    stack: jax.Array
-    layer: jax.Array
-
-    def value(self) -> jax.Array:
-        """The part by itself."""
-        return jax.lax.dynamic_index_in_dim(self.stack, self.layer, keepdims=False)
-
-
-def whole(x: jax.Array) -> Part:
-    """An array as the one part of a stack."""
-    return Part(x[None], jnp.int32(0))
 
 
 class _Recording:

@@ -154,7 +154,7 @@ class _Walk:
         elif opcode == "call":
             total.add(self.cost(called["to_apply"]))
         elif opcode == "custom-call":
-            seconds = kernels.seconds(instruction, operands, self.topology.chip)
+            seconds = kernels.seconds(instruction, self.topology.chip)
             if seconds is None:
                 total.unpriced[f"custom-call {instruction.target}"] += 1
             else:

@@ -19,7 +19,7 @@ EFFICIENCY: Final = 0.7
 IDLE: Final = frozenset(("ConcatBitcast", "AllocateBuffer", "AssumeGatherIndicesInBound"))
 
 
-def seconds(instruction: Instruction, operand_bytes: int, chip: Chip) -> float | None:
+def seconds(instruction: Instruction, chip: Chip) -> float | None:
     """Seconds of a custom call; None for one that nobody here can count."""
     if instruction.target in IDLE:
         return 0.0
@@ -28,8 +28,13 @@ def seconds(instruction: Instruction, operand_bytes: int, chip: Chip) -> float |
         return None
     operands = arrays(re.search(r"operand_layout_constraints=\{(.*?\})\}", instruction.text)[1])
     flops = counted(operands, instruction.results)
-    moved = operand_bytes + instruction.bytes
+    moved = sum(map(_read, operands)) + instruction.bytes
     return max(flops / chip.peak, moved / chip.bandwidth) / EFFICIENCY
+
+
+def _read(operand: Array) -> int:
+    """Bytes that a kernel reads of an operand: of a stack of layers (four axes), one layer."""
+    return operand.bytes // (operand.shape[0] if len(operand.shape) == 4 else 1)
 
 
 Count = Callable[[tuple[Array, ...], tuple[Array, ...]], int]  # FLOPs, of operands and results
