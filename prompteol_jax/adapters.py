@@ -1,12 +1,12 @@
 """Low-rank adapters (Hu et al. 2021) on every linear layer.
 
 An update of a layer is read off its equation. The weight `NHD` of `"BTD,NHD->BTNH"` is factored
-over its contracted axes and the others:
+over its contracted axes and the others, heads joined:
 
-    x_BTD -> a: "BTD,RD->BTR" -> b: "BTR,NHR->BTNH" -> times alpha / rank, added to the output
+    x_BTD -> a: "BTD,RD->BTR" -> b: "BTR,RI->BTI" -> times alpha / rank, added to the output
 
-`a` and `b` keep the axis order of PEFT's `lora_A.weight` and `lora_B.weight`, so files are read and
-written through the family's own weight table, one row of it giving two.
+Both factors are matrices with the rank first. Files are read and written through the family's own
+weight table, one row of it giving two.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Final
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +62,9 @@ class LoraConfig:
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
 
+_JOINED: Final = {"NH": "I", "KH": "J"}
+
+
 class Update(nnx.Module):
     """The low-rank update of one linear layer."""
 
@@ -68,12 +72,15 @@ class Update(nnx.Module):
         x_dims, w_dims, y_dims = nn.split_equation(equation)
         contracted = "".join(c for c in w_dims if c in x_dims)
         outer = "".join(c for c in w_dims if c in y_dims)
+        self.heads = tuple(make.sizes[c] for c in outer)
+        outer = _JOINED.get(outer, outer)
         self.a = make.lora("R" + contracted, config.rank)
-        self.b = make.lora(outer + "R", config.rank)
+        self.b = make.lora("R" + outer, config.rank)
         batch = "".join(c for c in x_dims if c not in contracted)
         self.down = f"{x_dims},R{contracted}->{batch}R"
-        self.up = f"{batch}R,{outer}R->{y_dims}"
-        self.merge = f"{outer}R,R{contracted}->{outer}{contracted}"
+        self.up = f"{batch}R,R{outer}->{batch}{outer}"
+        self.merge = f"R{outer},R{contracted}->{outer}{contracted}"
+        self.last = fused_update.Last(contracted == "I", outer in "IJ")
         self.scale = config.scale
         self.rate = config.dropout
 
@@ -83,26 +90,43 @@ class Update(nnx.Module):
         The backward pass drops the input out again: kept, the dropped copies would be the largest
         part of its memory.
         """
-        a, b = (axes.whole(f[...], f.dims.lstrip("L")) for f in (self.a, self.b))
-        if axes.platform() == "tpu" and fused_update.applies(x, a, b):
-            y = fused_update.update(x, keys, a, b, rate=self.rate, scale=self.scale)
-            return products.settled(y)
-        return products.apart(partial(self._by_products, keys, a, b), x)
+        return self.together([self], x, [keys])[0]
 
-    def _by_products(
-        self, keys: dropout.Keys | None, a: jax.Array, b: jax.Array, x: jax.Array
-    ) -> jax.Array:
+    @staticmethod
+    def together(
+        updates: Sequence[Update], x: jax.Array, keys: Sequence[dropout.Keys | None]
+    ) -> list[jax.Array]:
+        """The updates of several layers with one input."""
+        one = updates[0]
+        factors = [fused_update.Factors(u.a.get_value(), u.b.get_value()) for u in updates]
+        if axes.platform() == "tpu" and fused_update.applies(x, factors):
+            rest = dict(rate=one.rate, scale=one.scale)
+            ys = fused_update.updates(x, keys, factors, one.last, **rest)
+            return [products.settled(u._apart(y)) for u, y in zip(updates, ys, strict=True)]
+        return [
+            products.apart(partial(update.by_products, keys_of), x)
+            for update, keys_of in zip(updates, keys, strict=True)
+        ]
+
+    def by_products(self, keys: dropout.Keys | None, x: jax.Array) -> jax.Array:
+        """The update as two products."""
+        a, b = (axes.whole(f[...], f.dims.lstrip("L")) for f in (self.a, self.b))
+
         @jax.checkpoint
         def shrink(x: jax.Array, keys: dropout.Keys | None, a: jax.Array) -> jax.Array:
             return nn.dot(self.down, dropout.drop(x, keys, self.rate), a)
 
         h = remat.keep(shrink(x, keys, a.astype(x.dtype)).astype(x.dtype))
-        return nn.dot(self.up, h, b.astype(x.dtype)) * self.scale
+        return self._apart(nn.dot(self.up, h, b.astype(x.dtype)) * self.scale)
+
+    def _apart(self, y: jax.Array) -> jax.Array:
+        """Heads by themselves again."""
+        return y.reshape(*y.shape[:-1], *self.heads)
 
     def product(self) -> jax.Array:
-        """The update as a weight, `scale * b a`, float32."""
+        """The update as a weight, `scale * b a`, heads joined, float32."""
         equation = self.merge
-        if self.a.ndim > 1 + len(equation.split(",")[1].split("->")[0].strip("R")):
+        if self.a.ndim > 2:
             equation = "L" + equation.replace(",", ",L").replace("->", "->L")
         precision = jax.lax.Precision.HIGHEST
         return self.scale * jnp.einsum(equation, self.b[...], self.a[...], precision=precision)
@@ -164,8 +188,8 @@ def factor_table(
             continue
         outer, inner = _split_pair(dims.split(" -> ")[0])
         lora = target.removesuffix(".w") + ".lora"
-        rows.append(hf.Move(f"{stem}.lora_A.weight", f"{lora}.a", f"R {inner} -> R {_bare(inner)}"))
-        rows.append(hf.Move(f"{stem}.lora_B.weight", f"{lora}.b", f"{outer} R -> {_bare(outer)} R"))
+        rows.append(hf.Move(f"{stem}.lora_A.weight", f"{lora}.a", f"R {inner} -> R {inner}"))
+        rows.append(hf.Move(f"{stem}.lora_B.weight", f"{lora}.b", f"{outer} R -> R {outer}"))
     return tuple(rows)
 
 
@@ -176,10 +200,6 @@ def _split_pair(dims: str) -> tuple[str, str]:
         return f"{outer})", inner
     outer, inner = dims.split(" ", 1)
     return outer, inner
-
-
-def _bare(group: str) -> str:
-    return group.strip("()")
 
 
 def merge_lora(model: Decoder) -> Decoder:
@@ -195,7 +215,8 @@ def merge_lora(model: Decoder) -> Decoder:
         if isinstance(w, quant.Quantised):
             w = w.dequantise_layers()
         if linear.lora is not None:
-            w = (w.astype(jnp.float32) + linear.lora.product()).astype(w.dtype)
+            update = linear.lora.product().reshape(w.shape)
+            w = (w.astype(jnp.float32) + update).astype(w.dtype)
         # The variable itself belongs to the other model too.
         linear.w = linear.w.replace(w)
         linear.lora = nnx.data(None)

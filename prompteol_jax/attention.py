@@ -84,6 +84,12 @@ def attend(
     return remat.keep(y_BQNH)
 
 
+def join_heads(y_BQNH: Float[Array, "B Q N H"]) -> Float[Array, "B Q I"]:
+    """Let all heads be one axis, as the output projection takes them."""
+    B, Q, N, H = y_BQNH.shape
+    return axes.constrain(y_BQNH.reshape(B, Q, N * H), "BQI")
+
+
 def rotary_angles(
     place: Int[Array, "..."], inverse_frequency: Float[Array, "h"]
 ) -> tuple[Float[Array, "... h"], Float[Array, "... h"]]:

@@ -11,7 +11,7 @@ equations (`"BTD,NHD->BTNH"`), in annotations, in the weight tables and in the s
     K  key/value heads                     S  sentences that end in a row
     H  head width                          A  alternatives scored per anchor
     F  feed-forward width                  G  query heads per key/value head
-    Q  queries of one attention call
+    Q  queries of one attention call       I  query heads joined, N x H; J  key/value heads, K x H
 
 A mesh has two axes: `data` cuts the batch, `model` cuts heads, feed-forward width, vocabulary and
 alternatives.
@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 RULES: Final[Mapping[str, str]] = MappingProxyType(
-    {"B": "data", "N": "model", "K": "model", "F": "model", "V": "model", "A": "model"}
+    {"B": "data", **dict.fromkeys("NKIJFVA", "model")}
 )
 FSDP_RULES: Final[Mapping[str, str]] = MappingProxyType({**RULES, "D": "data"})
 AXES: Final = ("data", "model")

@@ -1,22 +1,23 @@
-"""A low-rank update of packed rows as one TPU kernel, forward and one more backward.
+"""Low-rank updates of one input, packed rows, as one TPU kernel, forward and one more backward.
 
     y = scale * drop(x) a b        x [tokens, inputs], a [R, inputs], b [R, outputs]
 
-The update does little arithmetic on much data, and XLA takes several passes over it: for the
+An update does little arithmetic on much data, and XLA takes several passes over it: for the
 input's mask, for each of two narrow products, and five more products for the gradients. Here a
-program of the grid holds 128 tokens and all of both factors; input, result and their gradients pass
-once. The masks are those of `dropout.drop`, so the update is that of `adapters.Update`, rounding
-apart.
+program of the grid holds 128 tokens and all of the factors; input, results and their gradients pass
+once, the input of queries, keys and values once for the three of them. The masks are those of
+`dropout.drop`, so an update is that of `adapters.Update`, rounding apart.
 
-Arrays with a heads axis have their tokens last, `[B, N * H, T]`, as the kernel of attention takes
-and gives them; others are `[B, T, D]`.
+Arrays of heads have their tokens last, `[B, N * H, T]`, as the kernel of attention takes and gives
+them; others are `[B, T, D]`.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,87 +35,125 @@ BACKWARD: Final = "low_rank_update_backward"
 _ROWS: Final = PartitionSpec("data")
 _WHOLE: Final = PartitionSpec()
 _PART: Final = Part(PartitionSpec(None, "data"), _WHOLE)
+_WIDE: Final = 40 * 2**20  # bytes of a result
 _MEMORY: Final = 64 * 2**20  # of the core's own, at most: what a kernel takes, XLA cannot use
 
 
-def applies(x: jax.Array, a: jax.Array, b: jax.Array) -> bool:
+class Factors(NamedTuple):
+    """The two factors of an update."""
+
+    a: Float[Array, "R inputs"]
+    b: Float[Array, "R outputs"]
+
+
+class Last(NamedTuple):
+    """Whether tokens are the last axis of what a kernel takes as x, and of what it gives as y."""
+
+    x: bool
+    y: bool
+
+
+def applies(x: jax.Array, factors: Sequence[Factors]) -> bool:
     """Say whether the kernel takes these operands: whole tiles, and no axis cut but the rows."""
     mesh = jax.sharding.get_abstract_mesh()
-    inputs, outputs = math.prod(a.shape[1:]), math.prod(b.shape[:-1])
-    whole = x.shape[1] % TOKENS == inputs % TOKENS == outputs % TOKENS == 0
+    inputs, outputs = _widths(factors)
+    whole = all(n % TOKENS == 0 for n in (x.shape[1], inputs, *outputs))
     whole &= len(x) % axes.data_parts() == 0
-    fits = _memory(inputs, outputs, len(a), x.dtype.itemsize) <= _MEMORY
+    fits = _memory(inputs, outputs, len(factors[0].a), x.dtype.itemsize) <= _MEMORY
     return whole and fits and (mesh.empty or mesh.shape["model"] == 1)
 
 
-def _memory(inputs: int, outputs: int, R: int, width: int) -> int:
+def _widths(factors: Sequence[Factors]) -> tuple[int, tuple[int, ...]]:
+    return factors[0].a.shape[1], tuple(f.b.shape[1] for f in factors)
+
+
+def _memory(inputs: int, outputs: tuple[int, ...], R: int, width: int) -> int:
     """Bytes that the backward kernel holds: blocks of tokens twice, factors, working space."""
-    tokens = (2 * inputs + outputs) * TOKENS * width
-    factors = (inputs + outputs) * R * (width + 4)
+    tokens = (2 * inputs + sum(outputs)) * TOKENS * width
+    factors = (len(outputs) * inputs + sum(outputs)) * R * (2 * width + 4)
     return 2 * tokens + factors + 8 * CHUNK * TOKENS * 4
 
 
-def update(
-    x: Float[Array, "B T ..."],
-    keys: dropout.Keys | None,
-    a: Float[Array, "R ..."],
-    b: Float[Array, "... R"],
+def updates(
+    x: Float[Array, "B T inputs"],
+    keys: Sequence[dropout.Keys | None],
+    factors: Sequence[Factors],
+    last: Last,
     *,
     rate: float,
     scale: float,
     interpret: bool = False,
-) -> Float[Array, "B T ..."]:
-    """The scaled update of every token in `x.dtype`, dropout on its input where there are keys.
+) -> list[Float[Array, "B T outputs"]]:
+    """The scaled updates of every token in `x.dtype`, dropout on their input where there are keys.
 
     On a mesh every device runs the kernel over its own rows; gradients of the factors are summed.
 
     Args:
+        keys: of every update; all of them, or none.
         interpret: run the kernel's program step by step, on any device.
     """
     B, T = x.shape[:2]
-    x_last, y_last = x.ndim > 3, b.ndim > 2
-    rate = 0.0 if keys is None else rate
-    R, inputs, outputs = len(a), math.prod(a.shape[1:]), math.prod(b.shape[:-1])
-    cuts = a.shape[1] % axes.data_parts() == 0, b.shape[0] % axes.data_parts() == 0
-    shape = Shape(inputs, outputs, R, x_last, y_last, rate, scale, *cuts, interpret)
+    dropped = all(k is not None for k in keys)
+    inputs, outputs = _widths(factors)
+    parts, R = axes.data_parts(), len(factors[0].a)
+    cuts = inputs % parts == 0, tuple(n % parts == 0 for n in outputs)
+    shape = Shape(inputs, outputs, R, *last, rate if dropped else 0.0, scale, *cuts, interpret)
 
     def in_rows(x: jax.Array) -> jax.Array:
-        return x.transpose(0, 2, 3, 1).reshape(B, inputs, T) if x_last else x
+        return x.swapaxes(1, 2) if last.x else x
 
     kept = remat.kept_in(x)
-    kept = kept and kept.each(in_rows)
-    words = jnp.zeros((B, 2, T), jnp.uint32) if keys is None else jnp.stack(keys, axis=1)
-    y = _update(shape, in_rows(x), kept, words, a.reshape(R, inputs), b.reshape(outputs, R).T)
-    return y.reshape(B, *b.shape[:-1], T).transpose(0, 3, 1, 2) if y_last else y
+    words = [word for k in keys for word in (k or [jnp.zeros((B, T), jnp.uint32)] * 2)]
+    ab = [f.a for f in factors] + [f.b for f in factors]
+    places = kept and kept.each(in_rows), [_kept_factor(f, x.dtype) for f in ab]
+    ys = _updates(shape, in_rows(x), ab, places, jnp.stack(words, axis=1))
+    return [y.swapaxes(1, 2) if last.y else y for y in ys]
+
+
+def _kept_factor(factor: jax.Array, dtype: Any) -> Part | None:
+    """Where a factor lies among those of all layers, if it lies there in the kernel's dtype."""
+    kept = remat.kept_in(factor)
+    return kept if kept and kept.stack.dtype == dtype else None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _update(shape: Shape, x: Any, kept: Part | None, words: Any, a: Any, b: Any) -> jax.Array:
+def _updates(
+    shape: Shape, x: jax.Array, ab: list[jax.Array], places: tuple, words: jax.Array
+) -> list[jax.Array]:
     call = functools.partial(_call_forward, shape)
-    run = axes.on_every_device(call, (_PART, _ROWS, _WHOLE, _WHOLE), _ROWS)
-    return run(kept or alone(x), words, a, b)
+    run = axes.on_every_device(call, (_PART, _WHOLE, _ROWS), _ROWS)
+    return run(*_parts(x, ab, places), words)
 
 
-def _update_forward(
-    shape: Shape, x: Any, kept: Part | None, *operands: jax.Array
-) -> tuple[jax.Array, tuple]:
-    return _update(shape, x, kept, *operands), (kept or alone(x), *operands)
+def _parts(x: jax.Array, ab: list[jax.Array], places: tuple) -> tuple[Part, list[Part]]:
+    """What the kernels read: the input, and the factors a of all updates, then b, in its dtype."""
+    kept, kept_ab = places
+    factors = zip(ab, kept_ab, strict=True)
+    return kept or alone(x), [part or alone(f.astype(x.dtype)) for f, part in factors]
 
 
-def _update_backward(shape: Shape, operands: tuple, dy: jax.Array) -> tuple:
-    x, words, a, b = operands
+def _updates_forward(
+    shape: Shape, x: jax.Array, ab: list[jax.Array], places: tuple, words: jax.Array
+) -> tuple[list[jax.Array], tuple]:
+    like = [jnp.empty(0, f.dtype) for f in ab]
+    return _updates(shape, x, ab, places, words), (*_parts(x, ab, places), words, like)
+
+
+def _updates_backward(shape: Shape, operands: tuple, dy: list[jax.Array]) -> tuple:
+    x, ab, words, like = operands
+    cuts = [shape.a_cut] * len(dy) + list(shape.b_cuts)
 
     def call(*operands: Any) -> tuple:
-        dx, da, db = _call_backward(shape, *operands)
-        return dx, _summed(da, shape.a_cut), _summed(db, shape.b_cut)
+        dx, *dab = _call_backward(shape, *operands)
+        return dx, [_summed(*of_one) for of_one in zip(dab, cuts, strict=True)]
 
-    parts = [PartitionSpec(None, "data" if cut else None) for cut in (shape.a_cut, shape.b_cut)]
-    places = (_PART, _ROWS, _ROWS, _WHOLE, _WHOLE)
-    dx, da, db = axes.on_every_device(call, places, (_ROWS, *parts))(x, dy, words, a, b)
-    return dx, None, None, da.astype(a.dtype), db.astype(b.dtype)
+    outs = _ROWS, [PartitionSpec(None, "data" if cut else None) for cut in cuts]
+    run = axes.on_every_device(call, (_PART, _ROWS, _WHOLE, _ROWS), outs)
+    dx, dab = run(x, dy, ab, words)
+    return dx, jax.tree.map(lambda g, f: g.astype(f.dtype), dab, like), None, None
 
 
-_update.defvjp(_update_forward, _update_backward)
+_updates.defvjp(_updates_forward, _updates_backward)
 
 
 def _summed(gradient: jax.Array, cut: bool) -> jax.Array:
@@ -126,40 +165,52 @@ def _summed(gradient: jax.Array, cut: bool) -> jax.Array:
     return jax.lax.psum(gradient, "data")
 
 
-def _call_forward(shape: Shape, x: Part, words: Any, a: Any, b: Any) -> jax.Array:
-    B, T = words.shape[::2]
-    dtype = x.stack.dtype
-    x_spec, y_spec, word_spec, a_spec, b_spec = _specs(shape)
-    return kernel_call(
+def _call_forward(shape: Shape, x: Part, ab: list[Part], words: jax.Array) -> list[jax.Array]:
+    B, T, dtype = len(words), words.shape[2], x.stack.dtype
+    x_spec, y_specs, factor_specs, word_spec = _specs(shape)
+    ys = kernel_call(
         functools.partial(update_program.forward, shape),
-        [x],
-        [words, a.astype(dtype), b.astype(dtype)],
-        out_shape=jax.ShapeDtypeStruct(_dims(B, T, shape.outputs, shape.y_last), dtype),
-        in_specs=[x_spec, word_spec, a_spec, b_spec],
-        out_specs=y_spec,
+        [x, *ab],
+        [words],
+        out_shape=[
+            _result((B, n, T) if shape.y_last else (B, T, n), dtype, shape) for n in shape.outputs
+        ],
+        in_specs=[x_spec, *factor_specs, word_spec],
+        out_specs=y_specs,
         **_call(shape, B, T, dtype.itemsize, FORWARD),
     )
+    return list(ys)
 
 
-def _call_backward(shape: Shape, x: Part, dy: Any, words: Any, a: Any, b: Any) -> tuple:
+def _result(dims: tuple[int, ...], dtype: Any, shape: Shape) -> Any:
+    """A result of the forward kernel: a wide one to HBM, since what it is added to wants the room.
+
+    XLA would keep it in the core's memory for the product that it is added to, and that product
+    then works on smaller blocks, for half as long again.
+    """
+    wide = math.prod(dims) * dtype.itemsize > _WIDE and not shape.interpret
+    return (pltpu.HBM if wide else jax.ShapeDtypeStruct)(dims, dtype)
+
+
+def _call_backward(
+    shape: Shape, x: Part, dy: list[jax.Array], ab: list[Part], words: jax.Array
+) -> list[jax.Array]:
     """The gradients of one device's rows; those of the factors are float32."""
-    B, T = words.shape[::2]
-    dtype = x.stack.dtype
-    x_spec, y_spec, word_spec, a_spec, b_spec = _specs(shape)
-    wide = [jax.ShapeDtypeStruct(factor.shape, jnp.float32) for factor in (a, b)]
-    return kernel_call(
+    B, T, dtype = len(words), words.shape[2], x.stack.dtype
+    x_spec, y_specs, factor_specs, word_spec = _specs(shape)
+    gradients = kernel_call(
         functools.partial(update_program.backward, shape),
-        [x],
-        [dy, words, a.astype(dtype), b.astype(dtype)],
-        out_shape=(jax.ShapeDtypeStruct(x.stack.shape[1:], dtype), *wide),
-        in_specs=[x_spec, y_spec, word_spec, a_spec, b_spec],
-        out_specs=(x_spec, a_spec, b_spec),
+        [x, *ab],
+        [*dy, words],
+        out_shape=[
+            jax.ShapeDtypeStruct(x.stack.shape[1:], dtype),
+            *(jax.ShapeDtypeStruct(f.stack.shape[1:], jnp.float32) for f in ab),
+        ],
+        in_specs=[x_spec, *factor_specs, *y_specs, word_spec],
+        out_specs=[x_spec, *factor_specs],
         **_call(shape, B, T, dtype.itemsize, BACKWARD),
     )
-
-
-def _dims(B: int, T: int, features: int, last: bool) -> tuple[int, int, int]:
-    return (B, features, T) if last else (B, T, features)
+    return list(gradients)
 
 
 def _call(shape: Shape, B: int, T: int, width: int, name: str) -> dict[str, Any]:
@@ -176,7 +227,7 @@ def _call(shape: Shape, B: int, T: int, width: int, name: str) -> dict[str, Any]
         interpret=shape.interpret,
         cost_estimate=pl.CostEstimate(
             flops=update_program.flops(B * T, shape.R, inputs, outputs, backward=backward),
-            bytes_accessed=B * T * width * ((1 + backward) * inputs + outputs),
+            bytes_accessed=B * T * width * ((1 + backward) * inputs + sum(outputs)),
             transcendentals=0,
         ),
         compiler_params=pltpu.CompilerParams(
@@ -186,8 +237,8 @@ def _call(shape: Shape, B: int, T: int, width: int, name: str) -> dict[str, Any]
     )
 
 
-def _specs(shape: Shape) -> list[pl.BlockSpec]:
-    """Blocks of x, y, the words of the keys, and both factors."""
+def _specs(shape: Shape) -> tuple:
+    """Blocks of x, the ys, the factors a and b, and the words of the keys."""
 
     def tokens(features: int, last: bool) -> pl.BlockSpec:
         if last:
@@ -198,10 +249,10 @@ def _specs(shape: Shape) -> list[pl.BlockSpec]:
         whole = shape.R, features
         return pl.BlockSpec(whole, lambda b, t: (0, 0), pipeline_mode=pl.Buffered(1))
 
-    return [
+    count = len(shape.outputs)
+    return (
         tokens(shape.inputs, shape.x_last),
-        tokens(shape.outputs, shape.y_last),
-        pl.BlockSpec((1, 2, TOKENS), lambda b, t: (b, 0, t)),
-        factor(shape.inputs),
-        factor(shape.outputs),
-    ]
+        [tokens(n, shape.y_last) for n in shape.outputs],
+        [factor(n) for n in (*[shape.inputs] * count, *shape.outputs)],
+        pl.BlockSpec((1, 2 * count, TOKENS), lambda b, t: (b, 0, t)),
+    )

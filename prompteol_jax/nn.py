@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -100,8 +100,11 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array, keys: dropout.Keys | None = None) -> jax.Array:
         """Apply the map in `x.dtype`; `keys` of dropout, one a token."""
+        return self.updated(x, None if self.lora is None else self.lora(x, keys))
+
+    def updated(self, x: jax.Array, update: jax.Array | None) -> jax.Array:
+        """Apply the map with a given update of its result."""
         w = self.w.get_value()
-        update = None if self.lora is None else self.lora(x, keys)
         if isinstance(w, quant.Quantised):
             y = frozen_dot(self.equation, x, w)
         else:
@@ -111,6 +114,17 @@ class Linear(nnx.Module):
         if update is not None:
             y = y + update
         return y.astype(x.dtype)
+
+
+def together(
+    layers: Sequence[Linear], x: jax.Array, keys: Sequence[dropout.Keys | None]
+) -> list[jax.Array]:
+    """Apply several maps to one input; their updates may share a pass over it."""
+    adapted = [layer.lora for layer in layers]
+    if None in adapted:
+        return [layer(x, keys_of) for layer, keys_of in zip(layers, keys, strict=True)]
+    updates = adapted[0].together(adapted, x, keys)
+    return [layer.updated(x, update) for layer, update in zip(layers, updates, strict=True)]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 3))

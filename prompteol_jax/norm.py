@@ -104,9 +104,7 @@ def _beside_backward(norm: Norm, fused: bool, operands: tuple, gradients: tuple)
 _beside.defvjp(_beside_forward, _beside_backward)
 
 
-def _run(
-    norm: Norm, name: str, kernel: Any, x: Part, tokens: list, vectors: list
-) -> jax.Array:
+def _run(norm: Norm, name: str, kernel: Any, x: Part, tokens: list, vectors: list) -> jax.Array:
     """Run a kernel over every device's own rows."""
     call = functools.partial(_call, norm, name, kernel)
     rows, whole = PartitionSpec("data"), PartitionSpec()
@@ -116,9 +114,7 @@ def _run(
     return run(x, tokens, [vector[None] for vector in vectors])
 
 
-def _call(
-    norm: Norm, name: str, kernel: Any, x: Part, tokens: list, vectors: list
-) -> jax.Array:
+def _call(norm: Norm, name: str, kernel: Any, x: Part, tokens: list, vectors: list) -> jax.Array:
     _, B, T, D = x.stack.shape
     own = T
     while own * D > _BLOCK and own % 16 == 0:

@@ -27,33 +27,19 @@ from prompteol_jax.stacks import Part
 Remat = Literal["none", "dots", "full"]
 # layer(x, xs, beside) -> (x, noted), as a scan's body; `beside` is the same for every layer.
 Layer = Callable[[jax.Array, Any, Any], tuple[jax.Array, Any]]
+# restore(x, kept) -> what was kept; gradients are those of x.
+Restore = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-class _Recording:
-    """A layer of the forward pass: notes what is to be kept."""
+class _Pass:
+    """A layer that is traced for the gradient of a scan; this one keeps nothing."""
 
-    def __init__(self, dots: bool):
-        self.dots = dots
-        self.kept: list[jax.Array] = []
-
-    def keep(self, x: jax.Array, replace: Callable) -> jax.Array:
-        if self.dots:
-            self.kept.append(x)
-        return x
-
-
-class _Replay:
-    """A layer of the backward pass: puts what was kept in its place again, in the same order."""
-
-    def __init__(self, stacks: list[jax.Array] | None, layer: jax.Array):
-        self.parts = None if stacks is None else iter([Part(stack, layer) for stack in stacks])
+    def __init__(self) -> None:
         self.places: dict[int, tuple[jax.Array, Part]] = {}  # by identity of the array
 
-    def keep(self, x: jax.Array, replace: Callable) -> jax.Array:
-        if self.parts is None:
-            return x
-        part = next(self.parts)
-        return self.place(replace(x, part.value()), part)
+    def keep(self, x: jax.Array, restore: Restore, *, aside: bool = False) -> jax.Array:
+        """What to go on with in the place of x; `aside`: it is only to be read where it is kept."""
+        return x
 
     def place(self, x: jax.Array, part: Part) -> jax.Array:
         """Note where an array lies."""
@@ -61,11 +47,49 @@ class _Replay:
         return x
 
 
-_PASS: Final[ContextVar[_Recording | _Replay | None]] = ContextVar("pass", default=None)
+class _List(_Pass):
+    """Lists what is to be kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[jax.Array] = []
+
+    def keep(self, x: jax.Array, restore: Restore, *, aside: bool = False) -> jax.Array:
+        self.kept.append(x)
+        return x
+
+
+class _Record(_Pass):
+    """Writes what is to be kept into stacks."""
+
+    def __init__(self, stacks: list[jax.Array], layer: jax.Array):
+        super().__init__()
+        self.layer, self.rest, self.written = layer, iter(stacks), []
+
+    def keep(self, x: jax.Array, restore: Restore, *, aside: bool = False) -> jax.Array:
+        stack = jax.lax.dynamic_update_index_in_dim(next(self.rest), x, self.layer, 0)
+        self.written.append(jax.lax.optimization_barrier(stack) if aside else stack)
+        part = Part(self.written[-1], self.layer)
+        return self.place(part.value(), part) if aside else x
+
+
+class _Replay(_Pass):
+    """Puts what was kept in its place again, in the same order."""
+
+    def __init__(self, stacks: list[jax.Array], layer: jax.Array):
+        super().__init__()
+        self.layer, self.rest = layer, iter(stacks)
+
+    def keep(self, x: jax.Array, restore: Restore, *, aside: bool = False) -> jax.Array:
+        part = Part(next(self.rest), self.layer)
+        return self.place(restore(x, part.value()), part)
+
+
+_PASS: Final[ContextVar[_Pass | None]] = ContextVar("pass", default=None)
 
 
 @contextmanager
-def _passing(kind: _Recording | _Replay | None) -> Iterator[None]:
+def _passing(kind: _Pass) -> Iterator[None]:
     token = _PASS.set(kind)
     try:
         yield
@@ -83,16 +107,19 @@ def keep(x: jax.Array) -> jax.Array:
 
 
 def relu(x: jax.Array) -> jax.Array:
-    """The positive part, of which `dots` keeps the result."""
+    """The positive part, of which `dots` keeps the result.
+
+    It is the widest there is in a layer: written once, it leaves room in a TPU core's memory.
+    """
     current = _PASS.get()
     y = _relu(x, None)
-    return y if current is None else current.keep(y, lambda _, kept: _relu(x, kept))
+    return y if current is None else current.keep(y, lambda _, kept: _relu(x, kept), aside=True)
 
 
 def kept_in(x: jax.Array) -> Part | None:
     """Where an array lies, if it was just put in its place; None for all others."""
     current = _PASS.get()
-    if not isinstance(current, _Replay) or id(x) not in current.places:
+    if current is None or id(x) not in current.places:
         return None
     return current.places[id(x)][1]
 
@@ -161,35 +188,61 @@ def _scan_forward(layer: Layer, dots: bool, x: Any, stacks: list, beside: Any) -
         raise ValueError("what is beside the layers of a scan gets no gradient")
     beside = jax.tree.map(lambda leaf: leaf.value, beside)
 
-    def run(x: jax.Array, own: list[jax.Array]) -> tuple[jax.Array, tuple]:
-        recording = _Recording(dots)
-        with _passing(recording):
-            after, noted = layer(x, own, beside)
-        return after, (noted, x, recording.kept)
+    stacks = [stack.value for stack in stacks]
+    depth = len(stacks[0])
+    kept = _kept(layer, x.value, [stack[0] for stack in stacks], beside) if dots else []
 
-    x, (noted, inputs, kept) = jax.lax.scan(run, x.value, [stack.value for stack in stacks])
-    return (x, noted), (varied, fixed, beside, inputs, kept)
+    def run(carry: tuple, own: list[jax.Array]) -> tuple[tuple, tuple]:
+        x, kept, at = carry  # XLA spares itself zeros in empty stacks where it sees that at counts
+        current = _Record(kept, at) if dots else _Pass()
+        own = [
+            current.place(part, Part(stack, at)) for part, stack in zip(own, stacks, strict=True)
+        ]
+        with _passing(current):
+            after, noted = layer(x, own, beside)
+        return (after, current.written if dots else [], at + 1), (noted, x)
+
+    empty = [jnp.empty((depth, *a.shape), a.dtype) for a in kept]
+    begin = x.value, empty, jnp.int32(0)
+    (after, kept, _), (noted, inputs) = jax.lax.scan(run, begin, stacks)
+    return (after, noted), (varied, fixed, beside, inputs, kept)
+
+
+def _kept(layer: Layer, *operands: Any) -> list[jax.ShapeDtypeStruct]:
+    """What a layer keeps."""
+
+    def run(*operands: Any) -> list[jax.Array]:
+        with _passing(listing := _List()):
+            layer(*operands)
+        return listing.kept
+
+    return jax.eval_shape(run, *operands)
 
 
 def _scan_backward(layer: Layer, dots: bool, kept_all: tuple, gradients: tuple) -> tuple:
     varied, fixed, beside, inputs, kept = kept_all
     dx, dnoted = gradients
-    wanted = {n: d for n, d in enumerate(jax.tree.leaves(dnoted)) if not isinstance(d, SymbolicZero)}
+    wanted = {
+        n: d for n, d in enumerate(jax.tree.leaves(dnoted)) if not isinstance(d, SymbolicZero)
+    }
 
     def back(dx: jax.Array, at: jax.Array) -> tuple[jax.Array, dict]:
         def own(stacks: dict) -> dict:
             return {n: Part(stack, at).value() for n, stack in stacks.items()}
 
         def run(x: jax.Array, trained: dict) -> tuple[jax.Array, dict]:
-            replay = _Replay(kept if dots else None, at)
+            current = _Replay(kept, at) if dots else _Pass()
             parts = own(fixed) | trained
-            with _passing(replay):
-                x = replay.place(x, Part(inputs, at))
+            for n, part in parts.items():
+                current.place(part, Part((fixed | varied)[n], at))
+            with _passing(current):
+                x = current.place(x, before)
                 x, noted = layer(x, [parts[n] for n in sorted(parts)], beside)
             noted = jax.tree.leaves(noted)
             return x, {n: noted[n] for n in wanted}
 
-        _, pull = jax.vjp(run, Part(inputs, at).value(), own(varied))
+        before = Part(inputs, at)
+        _, pull = jax.vjp(run, before.value(), own(varied))
         return pull((dx, own(wanted)))
 
     layers = jnp.arange(len(inputs))

@@ -26,7 +26,7 @@ class Part(NamedTuple):
         return jax.lax.dynamic_index_in_dim(self.stack, self.layer, keepdims=False)
 
     def each(self, change: Callable[[jax.Array], jax.Array]) -> Part:
-        """The part of a stack all of whose layers are changed, in layout only for this to be free."""
+        """The part of a stack all of whose layers are changed: free where only layouts are."""
         return Part(jax.vmap(change)(self.stack), self.layer)
 
 
@@ -53,7 +53,9 @@ def kernel_call(
 
     def of_part(n: int, spec: pl.BlockSpec) -> pl.BlockSpec:
         return pl.BlockSpec(
-            (None, *spec.block_shape), lambda *at: (at[-1][n], *spec.index_map(*at[:-1]))
+            (None, *spec.block_shape),
+            lambda *at: (at[-1][n], *spec.index_map(*at[:-1])),
+            pipeline_mode=spec.pipeline_mode,
         )
 
     def of_array(spec: pl.BlockSpec) -> pl.BlockSpec:
@@ -72,4 +74,9 @@ def kernel_call(
         out_specs=jax.tree.map(of_array, out_specs),
     )
     call = pl.pallas_call(lambda _, *refs: program(*refs), grid_spec=spec, **options)
-    return call(jnp.stack([part.layer for part in parts]), *[p.stack for p in parts], *arrays)
+    stacks = [part.stack for part in parts]
+    if not options.get("interpret"):
+        stacks = [
+            pltpu.with_memory_space_constraint(s, pltpu.HBM) if len(s) > 1 else s for s in stacks
+        ]
+    return call(jnp.stack([part.layer for part in parts]), *stacks, *arrays)

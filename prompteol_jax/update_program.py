@@ -24,18 +24,19 @@ class Shape(NamedTuple):
     """What a kernel is compiled for; `last`: the array's tokens come last.
 
     Attributes:
-        a_cut, b_cut: the factor's gradient is cut along data as `axes.spread` cuts the factor.
+        outputs: of every update.
+        a_cut, b_cuts: the factor's gradient is cut along data as `axes.spread` cuts the factor.
     """
 
     inputs: int
-    outputs: int
+    outputs: tuple[int, ...]
     R: int
     x_last: bool
     y_last: bool
     rate: float
     scale: float
     a_cut: bool
-    b_cut: bool
+    b_cuts: tuple[bool, ...]
     interpret: bool
 
 
@@ -73,7 +74,7 @@ def _over_tokens(h_last: bool, block: _Block, h: Any, part: Any) -> Any:
 
 
 def _masks(shape: Shape, block: _Block, words: Any) -> Any:
-    """A function from a chunk's part to the part with dropout."""
+    """A function from a chunk's part to the part with dropout, by the two words of the keys."""
     low, high = words[0:1], words[1:2]
     if not block.last:  # keys of tokens, now one below the other
         low, high = (jnp.broadcast_to(w, (8, TOKENS)).T[:, :1] for w in (low, high))
@@ -88,43 +89,57 @@ def _masks(shape: Shape, block: _Block, words: Any) -> Any:
     return drop
 
 
-def forward(shape: Shape, x_ref: Any, words_ref: Any, a_ref: Any, b_ref: Any, y_ref: Any) -> None:
-    """The update of a block of tokens."""
-    x, y = _Block(x_ref, shape.inputs, shape.x_last), _Block(y_ref, shape.outputs, shape.y_last)
-    last = shape.x_last or shape.y_last
-    drop = _masks(shape, x, words_ref[0])
-    h = sum(_joined(last, x, drop(x_ref[x.at(c)], c), a_ref[:, c]) for c in x.chunks)
-    h = h.astype(x_ref.dtype)
-    for c in y.chunks:
-        y_ref[y.at(c)] = (shape.scale * _spread(last, y, h, b_ref[:, c])).astype(y_ref.dtype)
+def forward(shape: Shape, x_ref: Any, *refs: Any) -> None:
+    """The updates of a block of tokens."""
+    n = len(shape.outputs)
+    x, last = _Block(x_ref, shape.inputs, shape.x_last), shape.x_last or shape.y_last
+    a_refs, b_refs, words_ref, y_refs = refs[:n], refs[n : 2 * n], refs[2 * n], refs[2 * n + 1 :]
+    for i, (a_ref, b_ref, y_ref) in enumerate(zip(a_refs, b_refs, y_refs, strict=True)):
+        y = _Block(y_ref, shape.outputs[i], shape.y_last)
+        drop = _masks(shape, x, words_ref[0, 2 * i : 2 * i + 2])
+        h = sum(_joined(last, x, drop(x_ref[x.at(c)], c), a_ref[:, c]) for c in x.chunks)
+        h = h.astype(x_ref.dtype)
+        for c in y.chunks:
+            y_ref[y.at(c)] = (shape.scale * _spread(last, y, h, b_ref[:, c])).astype(y_ref.dtype)
 
 
-def backward(shape: Shape, *refs: Any) -> None:
+def backward(shape: Shape, x_ref: Any, *refs: Any) -> None:
     """The gradients of a block of tokens; those of the factors add up from block to block."""
-    x_ref, dy_ref, words_ref, a_ref, b_ref, dx_ref, da_ref, db_ref = refs
+    n = len(shape.outputs)
+    a_refs, b_refs, dy_refs, words_ref = refs[:n], refs[n:][:n], refs[2 * n :][:n], refs[3 * n]
+    dx_ref, da_refs, db_refs = refs[3 * n + 1], refs[3 * n + 2 :][:n], refs[4 * n + 2 :]
 
     @pl.when((pl.program_id(0) == 0) & (pl.program_id(1) == 0))
     def _begin() -> None:
-        da_ref[...] = jnp.zeros_like(da_ref)
-        db_ref[...] = jnp.zeros_like(db_ref)
+        for ref in (*da_refs, *db_refs):
+            ref[...] = jnp.zeros_like(ref)
 
-    x, y = _Block(x_ref, shape.inputs, shape.x_last), _Block(dy_ref, shape.outputs, shape.y_last)
-    last = shape.x_last or shape.y_last
-    drop = _masks(shape, x, words_ref[0])
-    h = sum(_joined(last, x, drop(x_ref[x.at(c)], c), a_ref[:, c]) for c in x.chunks)
-    dh = sum(_joined(last, y, dy_ref[y.at(c)], b_ref[:, c]) for c in y.chunks)
-    h, dh = h.astype(x_ref.dtype), (shape.scale * dh).astype(x_ref.dtype)
-    for c in y.chunks:
-        db_ref[:, c] += shape.scale * _over_tokens(last, y, h, dy_ref[y.at(c)])
+    x, last = _Block(x_ref, shape.inputs, shape.x_last), shape.x_last or shape.y_last
+    inner = []  # of every update: its mask, and the gradient of what its factors have in common
+    for i, (dy_ref, a_ref, b_ref, db_ref) in enumerate(
+        zip(dy_refs, a_refs, b_refs, db_refs, strict=True)
+    ):
+        y = _Block(dy_ref, shape.outputs[i], shape.y_last)
+        drop = _masks(shape, x, words_ref[0, 2 * i : 2 * i + 2])
+        h = sum(_joined(last, x, drop(x_ref[x.at(c)], c), a_ref[:, c]) for c in x.chunks)
+        dh = sum(_joined(last, y, dy_ref[y.at(c)], b_ref[:, c]) for c in y.chunks)
+        h, dh = h.astype(x_ref.dtype), (shape.scale * dh).astype(x_ref.dtype)
+        for c in y.chunks:
+            db_ref[:, c] += shape.scale * _over_tokens(last, y, h, dy_ref[y.at(c)])
+        inner.append((drop, dh))
     for c in x.chunks:
-        da_ref[:, c] += _over_tokens(last, x, dh, drop(x_ref[x.at(c)], c))
-        dx_ref[x.at(c)] = drop(_spread(last, x, dh, a_ref[:, c]), c).astype(dx_ref.dtype)
+        part, dx = x_ref[x.at(c)], 0.0
+        for (drop, dh), a_ref, da_ref in zip(inner, a_refs, da_refs, strict=True):
+            da_ref[:, c] += _over_tokens(last, x, dh, drop(part, c))
+            dx += drop(_spread(last, x, dh, a_ref[:, c]), c)
+        dx_ref[x.at(c)] = dx.astype(dx_ref.dtype)
 
 
-def flops(tokens: int, R: int, inputs: int, outputs: int, *, backward: bool) -> int:
+def flops(tokens: int, R: int, inputs: int, outputs: tuple[int, ...], *, backward: bool) -> int:
     """FLOPs of a call's products, of a rank of whole tiles.
 
     Forward: down and up; backward: both again but for the last, and a gradient of each operand.
     """
-    products = 3 * inputs + 2 * outputs if backward else inputs + outputs
+    narrow, wide = (3, 2) if backward else (1, 1)
+    products = sum(narrow * inputs + wide * n for n in outputs)
     return 2 * tokens * -(-R // 128) * 128 * products

@@ -27,14 +27,18 @@ def seconds(instruction: Instruction, chip: Chip) -> float | None:
     if counted is None:
         return None
     operands = arrays(re.search(r"operand_layout_constraints=\{(.*?\})\}", instruction.text)[1])
+    parts, arrays_ = _split(operands)
     flops = counted(operands, instruction.results)
-    moved = sum(map(_read, operands)) + instruction.bytes
+    moved = sum(part.bytes // part.shape[0] for part in parts)  # one layer of a stack
+    moved += sum(array.bytes for array in arrays_) + instruction.bytes
     return max(flops / chip.peak, moved / chip.bandwidth) / EFFICIENCY
 
 
-def _read(operand: Array) -> int:
-    """Bytes that a kernel reads of an operand: of a stack of layers (four axes), one layer."""
-    return operand.bytes // (operand.shape[0] if len(operand.shape) == 4 else 1)
+def _split(operands: tuple[Array, ...]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """The stacks of `stacks.kernel_call`, whose layers the first operand lists, and the rest."""
+    at, *rest = operands
+    count = at.shape[0]
+    return tuple(rest[:count]), tuple(rest[count:])
 
 
 Count = Callable[[tuple[Array, ...], tuple[Array, ...]], int]  # FLOPs, of operands and results
@@ -50,8 +54,10 @@ def _attention(backward: bool) -> Count:
 
 def _update(backward: bool) -> Count:
     def count(operands: tuple[Array, ...], results: tuple[Array, ...]) -> int:
-        words, (R, inputs), (_, outputs) = (array.shape for array in operands[-3:])
-        tokens = words[0] * words[2]
+        (_, *factors), (*_, words) = _split(operands)
+        a, *_ = factors
+        outputs = tuple(b.shape[2] for b in factors[len(factors) // 2 :])
+        tokens, (R, inputs) = words.shape[0] * words.shape[2], a.shape[1:]
         return update_program.flops(tokens, R, inputs, outputs, backward=backward)
 
     return count

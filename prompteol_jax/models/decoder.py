@@ -8,6 +8,7 @@ are computed for every token, queries and all that follows for one. No language-
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -85,6 +86,20 @@ class View(NamedTuple):
             return self.angles
         wide = (jnp.broadcast_to(a, (len(self.query_BQ), *a.shape[1:])) for a in self.angles)
         return tuple(self.queries(a) for a in wide)
+
+
+def project_heads(
+    block: Any, y_BTD: jax.Array, view: View, query_key: Any, keys: Sequence[Any]
+) -> list[jax.Array]:
+    """Queries of the view's queries, keys and values of every token, before they are turned.
+
+    Args:
+        query_key, keys: of the dropout of the queries' map, and of that of keys and of values.
+    """
+    if view.query_BQ is None:
+        return nn.together([block.q, block.k, block.v], y_BTD, [query_key, *keys])
+    k_BTKH, v_BTKH = nn.together([block.k, block.v], y_BTD, keys)
+    return [block.q(view.queries(y_BTD), query_key), k_BTKH, v_BTKH]
 
 
 class Decoder(nnx.Module):

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from prompteol_jax import attention, axes, dropout, hf, nn, remat
-from prompteol_jax.models.decoder import View
+from prompteol_jax.models.decoder import View, project_heads
 from prompteol_jax.models.fields import Fields
 
 
@@ -118,7 +118,8 @@ class LlamaConfig:
     @property
     def sizes(self) -> Mapping[str, int]:
         """Length of every axis letter."""
-        return {c: getattr(self, c) for c in "LDNKHFVP"}
+        joined = {"I": self.N * self.H, "J": self.K * self.H}
+        return {c: getattr(self, c) for c in "LDNKHFVP"} | joined
 
     @property
     def width(self) -> int:
@@ -211,7 +212,7 @@ class Block(nnx.Module):
         self.q = nn.Linear("BTD,NHD->BTNH", make, bias=config.attention_bias)
         self.k = nn.Linear("BTD,KHD->BTKH", make, bias=config.attention_bias)
         self.v = nn.Linear("BTD,KHD->BTKH", make, bias=config.attention_bias)
-        self.o = nn.Linear("BTNH,DNH->BTD", make, bias=config.attention_bias)
+        self.o = nn.Linear("BTI,DI->BTD", make, bias=config.attention_bias)
         self.mlp_norm = nn.RMSNorm(make, eps=config.norm_eps)
         self.gate = nn.Linear("BTD,FD->BTF", make, bias=config.mlp_bias)
         self.up = nn.Linear("BTD,FD->BTF", make, bias=config.mlp_bias)
@@ -225,18 +226,19 @@ class Block(nnx.Module):
         query_keys = dropout.split_keys(view.query_keys(rest), 5)
         with jax.named_scope("attention"):
             y_BTD, x_BTD = self.attention_norm.beside(x_BTD)
-            kv = self._keys_values(y_BTD, view, own)
-            x_BQD, y_BQD = view.queries(x_BTD), view.queries(y_BTD)
-            q_BQNH = attention.rotate(self.q(y_BQD, query_keys[0]), view.query_angles())
-            q_BQNH = remat.keep(axes.constrain(q_BQNH, "BQNH"))
+            q_BQNH, *kv = project_heads(self, y_BTD, view, query_keys[0], own)
+            q_BQNH = attention.rotate(q_BQNH, view.query_angles())
+            q_BQNH, kv = remat.keep(axes.constrain(q_BQNH, "BQNH")), _turned(*kv, view)
+            x_BQD = view.queries(x_BTD)
             y_BQNH = attention.attend(
                 q_BQNH, *kv, view.mask_BQT, prefix, view.real_C, view.start_BT, view.head or 0
             )
-            x_BQD = remat.keep(axes.constrain(x_BQD + self.o(y_BQNH, query_keys[1]), "BQD"))
+            y_BQI = attention.join_heads(y_BQNH)
+            x_BQD = remat.keep(axes.constrain(x_BQD + self.o(y_BQI, query_keys[1]), "BQD"))
         with jax.named_scope("mlp"):
             y_BQD, x_BQD = self.mlp_norm.beside(x_BQD)
-            gate_BQF = remat.keep(axes.constrain(self.gate(y_BQD, query_keys[2]), "BQF"))
-            up_BQF = remat.keep(axes.constrain(self.up(y_BQD, query_keys[3]), "BQF"))
+            wide = nn.together([self.gate, self.up], y_BQD, query_keys[2:4])
+            gate_BQF, up_BQF = (remat.keep(axes.constrain(x, "BQF")) for x in wide)
             y_BQF = jax.nn.silu(gate_BQF) * up_BQF
             x_BQD = axes.constrain(x_BQD + self.down(y_BQF, query_keys[4]), "BQD")
         return x_BQD, kv
@@ -246,13 +248,12 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Keys and values alone, for the last layer of a prefix."""
         *own, _ = dropout.split_keys(keys, 3)
-        return self._keys_values(self.attention_norm(x_BTD), view, own)
+        return _turned(*nn.together([self.k, self.v], self.attention_norm(x_BTD), own), view)
 
-    def _keys_values(self, y_BTD: jax.Array, view: View, keys: list) -> tuple[jax.Array, jax.Array]:
-        k_BTKH = attention.rotate(self.k(y_BTD, keys[0]), view.angles)
-        v_BTKH = self.v(y_BTD, keys[1])
-        k_BTKH, v_BTKH = axes.constrain(k_BTKH, "BTKH"), axes.constrain(v_BTKH, "BTKH")
-        return remat.keep(k_BTKH), remat.keep(v_BTKH)
+
+def _turned(k_BTKH: jax.Array, v_BTKH: jax.Array, view: View) -> tuple[jax.Array, jax.Array]:
+    k_BTKH = attention.rotate(k_BTKH, view.angles)
+    return tuple(remat.keep(axes.constrain(x, "BTKH")) for x in (k_BTKH, v_BTKH))
 
 
 class Finish(nnx.Module):
@@ -279,7 +280,7 @@ WEIGHTS: Final[tuple[hf.Move, ...]] = (
     *_linear("self_attn.q_proj", "q", "(N H) D -> N H D"),
     *_linear("self_attn.k_proj", "k", "(K H) D -> K H D"),
     *_linear("self_attn.v_proj", "v", "(K H) D -> K H D"),
-    *_linear("self_attn.o_proj", "o", "D (N H) -> D N H"),
+    *_linear("self_attn.o_proj", "o", "D I -> D I"),
     hf.Move("layers.{l}.post_attention_layernorm.weight", "block.mlp_norm.scale", "D -> D"),
     *_linear("mlp.gate_proj", "gate", "F D -> F D"),
     *_linear("mlp.up_proj", "up", "F D -> F D"),

@@ -13,7 +13,7 @@ import jax
 from flax import nnx
 
 from prompteol_jax import attention, axes, dropout, hf, nn, remat
-from prompteol_jax.models.decoder import View
+from prompteol_jax.models.decoder import View, project_heads
 from prompteol_jax.models.fields import Fields
 
 POSITION_OFFSET: Final = 2  # the first two rows of OPT's position table are never used
@@ -46,7 +46,8 @@ class OptConfig:
     def sizes(self) -> Mapping[str, int]:
         """Length of every axis letter; P counts the rows of the position table."""
         letters = {c: getattr(self, c) for c in "LDNFVE"}
-        return letters | {"H": self.D // self.N, "K": self.N, "P": self.P + POSITION_OFFSET}
+        heads = {"H": self.D // self.N, "K": self.N, "I": self.D, "J": self.D}
+        return letters | heads | {"P": self.P + POSITION_OFFSET}
 
     @property
     def width(self) -> int:
@@ -144,7 +145,7 @@ class Block(nnx.Module):
         self.q = nn.Linear("BTD,NHD->BTNH", make, bias=True)
         self.k = nn.Linear("BTD,KHD->BTKH", make, bias=True)
         self.v = nn.Linear("BTD,KHD->BTKH", make, bias=True)
-        self.o = nn.Linear("BTNH,DNH->BTD", make, bias=True)
+        self.o = nn.Linear("BTI,DI->BTD", make, bias=True)
         self.mlp_norm = nn.LayerNorm(make)
         self.up = nn.Linear("BTD,FD->BTF", make, bias=True)
         self.down = nn.Linear("BTF,DF->BTD", make, bias=True)
@@ -161,13 +162,14 @@ class Block(nnx.Module):
             y_BTD = x_BTD
             if self.pre_norm:
                 y_BTD, x_BTD = self.attention_norm.beside(x_BTD)
-            kv = self._keys_values(y_BTD, own)
-            x_BQD, y_BQD = view.queries(x_BTD), view.queries(y_BTD)
-            q_BQNH = remat.keep(axes.constrain(self.q(y_BQD, query_keys[0]), "BQNH"))
+            q_BQNH, *kv = project_heads(self, y_BTD, view, query_keys[0], own)
+            q_BQNH, kv = remat.keep(axes.constrain(q_BQNH, "BQNH")), _kept(*kv)
+            x_BQD = view.queries(x_BTD)
             y_BQNH = attention.attend(
                 q_BQNH, *kv, view.mask_BQT, prefix, view.real_C, view.start_BT, view.head or 0
             )
-            x_BQD = x_BQD + dropout.drop(self.o(y_BQNH, query_keys[1]), query_keys[2], self.rate)
+            y_BQI = attention.join_heads(y_BQNH)
+            x_BQD = x_BQD + dropout.drop(self.o(y_BQI, query_keys[1]), query_keys[2], self.rate)
             x_BQD = remat.keep(axes.constrain(x_BQD, "BQD"))
             if not self.pre_norm:
                 x_BQD = self.attention_norm(x_BQD)
@@ -186,12 +188,12 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Keys and values alone, for the last layer of a prefix."""
         *own, _ = dropout.split_keys(keys, 3)
-        return self._keys_values(self.attention_norm(x_BTD) if self.pre_norm else x_BTD, own)
+        y_BTD = self.attention_norm(x_BTD) if self.pre_norm else x_BTD
+        return _kept(*nn.together([self.k, self.v], y_BTD, own))
 
-    def _keys_values(self, y_BTD: jax.Array, keys: list) -> tuple[jax.Array, jax.Array]:
-        k_BTKH = axes.constrain(self.k(y_BTD, keys[0]), "BTKH")
-        v_BTKH = axes.constrain(self.v(y_BTD, keys[1]), "BTKH")
-        return remat.keep(k_BTKH), remat.keep(v_BTKH)
+
+def _kept(k_BTKH: jax.Array, v_BTKH: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return tuple(remat.keep(axes.constrain(x, "BTKH")) for x in (k_BTKH, v_BTKH))
 
 
 class Finish(nnx.Module):
@@ -229,7 +231,7 @@ WEIGHTS: Final[tuple[hf.Move, ...]] = (
     *_affine("self_attn.q_proj", "q", "(N H) D -> N H D", "(N H) -> N H"),
     *_affine("self_attn.k_proj", "k", "(K H) D -> K H D", "(K H) -> K H"),
     *_affine("self_attn.v_proj", "v", "(K H) D -> K H D", "(K H) -> K H"),
-    *_affine("self_attn.out_proj", "o", "D (N H) -> D N H", "D -> D"),
+    *_affine("self_attn.out_proj", "o", "D I -> D I", "D -> D"),
     *_norm("decoder.layers.{l}.final_layer_norm", "block.mlp_norm"),
     *_affine("fc1", "up", "F D -> F D", "F -> F"),
     *_affine("fc2", "down", "D F -> D F", "D -> D"),

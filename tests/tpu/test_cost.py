@@ -96,14 +96,14 @@ def test_copies_out_of_hbm_are_waited_for_likewise():
 
 
 def test_a_kernel_is_charged_by_our_own_count():
-    row = "bf16[8,2048,128]{2,1,0:T(8,128)(2,1)}"
+    row, stack = "bf16[8,2048,128]{2,1,0:T(8,128)(2,1)}", "bf16[24,8,2048,128]{3,2,1,0}"
     found = estimate(
         f"%q = {row} parameter(1)",
-        f'%y = {row} custom-call(%q, %q, %q), custom_call_target="tpu_custom_call", '
-        f"operand_layout_constraints={{{row}, {row}, {row}}}, "
+        f'%y = {row} custom-call(%q, %q, %q, %q), custom_call_target="tpu_custom_call", '
+        f"operand_layout_constraints={{s32[2]{{0}}, {stack}, {stack}, {row}}}, "
         'metadata={op_name="attention/packed_attention_forward/pallas_call"}',
     )
-    moved = 4 * 8 * 128 * 2048 * 2
+    moved = 4 * 8 * 128 * 2048 * 2  # one layer of either stack
     assert found.kernel_s == pytest.approx(moved / V5E.chip.bandwidth / 0.7)
     assert not found.unpriced
 

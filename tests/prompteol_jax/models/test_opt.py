@@ -50,7 +50,8 @@ def test_reads_the_published_configs():
     assert OptConfig.from_hf(PUBLISHED) == CONFIG
     of_350m = OptConfig.from_hf(PUBLISHED | OF_350M)
     assert (of_350m.width, of_350m.pre_norm, of_350m.L) == (512, False, 24)
-    assert CONFIG.sizes == dict(L=12, D=768, N=12, F=3072, V=50272, E=768, H=64, K=12, P=2050)
+    letters = dict(L=12, D=768, N=12, F=3072, V=50272, E=768, H=64, K=12, I=768, J=768, P=2050)
+    assert CONFIG.sizes == letters
 
 
 @pytest.mark.parametrize(
