@@ -103,10 +103,9 @@ class Update(nnx.Module):
             rest = dict(rate=one.rate, scale=one.scale)
             ys = fused_update.updates(x, keys, factors, one.last, **rest)
             return [products.settled(u._apart(y)) for u, y in zip(updates, ys, strict=True)]
-        return [
-            products.apart(partial(update.by_products, keys_of), x)
-            for update, keys_of in zip(updates, keys, strict=True)
-        ]
+        if len(updates) > 1:  # a kernel may hold one of them
+            return [update(x, keys_of) for update, keys_of in zip(updates, keys, strict=True)]
+        return [products.apart(partial(one.by_products, *keys), x)]
 
     def by_products(self, keys: dropout.Keys | None, x: jax.Array) -> jax.Array:
         """The update as two products."""

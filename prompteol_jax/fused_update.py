@@ -68,10 +68,11 @@ def _widths(factors: Sequence[Factors]) -> tuple[int, tuple[int, ...]]:
 
 
 def _memory(inputs: int, outputs: tuple[int, ...], R: int, width: int) -> int:
-    """Bytes that the backward kernel holds: blocks of tokens twice, factors, working space."""
+    """Bytes that the backward kernel holds: blocks of tokens twice, factors, masks, and some."""
     tokens = (2 * inputs + sum(outputs)) * TOKENS * width
-    factors = (len(outputs) * inputs + sum(outputs)) * R * (2 * width + 4)
-    return 2 * tokens + factors + 8 * CHUNK * TOKENS * 4
+    factors = (len(outputs) * inputs + sum(outputs)) * R * (width + 4)
+    masks = len(outputs) * inputs * TOKENS * 4  # used twice, made once
+    return 2 * tokens + factors + masks + 6 * CHUNK * TOKENS * 4
 
 
 def updates(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from prompteol_jax import attention, axes, dropout, hf, nn, remat
+from prompteol_jax import attention, axes, dropout, hf, nn, products, remat
 from prompteol_jax.models.decoder import View, project_heads
 from prompteol_jax.models.fields import Fields
 
@@ -239,7 +239,8 @@ class Block(nnx.Module):
             y_BQD, x_BQD = self.mlp_norm.beside(x_BQD)
             wide = nn.together([self.gate, self.up], y_BQD, query_keys[2:4])
             gate_BQF, up_BQF = (remat.keep(axes.constrain(x, "BQF")) for x in wide)
-            y_BQF = jax.nn.silu(gate_BQF) * up_BQF
+            # Computed once, and not anew for every block of the product.
+            y_BQF = products.settled(jax.nn.silu(gate_BQF) * up_BQF)
             x_BQD = axes.constrain(x_BQD + self.down(y_BQF, query_keys[4]), "BQD")
         return x_BQD, kv
 
