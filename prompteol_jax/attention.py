@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from prompteol_jax import axes, fused_attention, nn, remat
 
+Angles = tuple[Float[Array, "_ _ h"], Float[Array, "_ _ h"]]  # cosines and sines of tokens
 _HIDDEN = -1e30  # finite: a softmax over a row of it is uniform, not NaN
 
 
@@ -49,10 +50,12 @@ def attend(
     real_C: Bool[Array, "C"] | None = None,
     start_BT: Int[Array, "B T"] | None = None,
     head: int = 0,
+    turn: tuple[Angles, Angles] | None = None,
 ) -> Float[Array, "B Q N H"]:
     """Attend to the own row and the prefix: grouped heads, softmax in float32.
 
     Args:
+        turn: angles by which the row's queries and keys are rotated first.
         real_C: which tokens of a padded prefix are real; None where all are.
         start_BT, head: what `mask_BQT` was made of, where the rows are packed and every token a
             query: a TPU then runs one kernel instead, which spares it the scores' way through HBM.
@@ -62,7 +65,10 @@ def attend(
     prefix = prefix and tuple(axes.spread_heads(a) for a in prefix)
     fused = start_BT is not None and real_C is None and axes.platform() == "tpu"
     if fused and fused_attention.applies(Q):
-        return fused_attention.attend(q_BQNH, k_BTKH, v_BTKH, start_BT, prefix, head=head)
+        angles = None if turn is None else turn[1]
+        return fused_attention.attend(q_BQNH, k_BTKH, v_BTKH, start_BT, prefix, angles, head=head)
+    if turn is not None:
+        q_BQNH, k_BTKH = rotate(q_BQNH, turn[0]), rotate(k_BTKH, turn[1])
     K = k_BTKH.shape[2]
     q_BQKGH = (q_BQNH * H**-0.5).reshape(B, Q, K, N // K, H)
     scores_BKGQT = nn.dot("BQKGH,BTKH->BKGQT", q_BQKGH, k_BTKH)
@@ -98,9 +104,7 @@ def rotary_angles(
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def rotate(
-    x_BTNH: Float[Array, "B T N H"], cos_sin: tuple[Float[Array, "b T h"], Float[Array, "b T h"]]
-) -> Float[Array, "B T N H"]:
+def rotate(x_BTNH: Float[Array, "B T N H"], cos_sin: Angles) -> Float[Array, "B T N H"]:
     """Turn the pairs (i, i + H/2) of every head by their angle; float32 inside.
 
     Source: Su et al. 2021 (RoFormer), in the half-split order of Hugging Face's LLaMA.

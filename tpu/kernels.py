@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from prompteol_jax import fused_attention, fused_update, norm, update_program
+from prompteol_jax import attention_program, fused_attention, fused_update, norm, update_program
 from tpu.chips import Chip
 from tpu.hlo import Array, Instruction, arrays
 
@@ -47,7 +47,7 @@ Count = Callable[[tuple[Array, ...], tuple[Array, ...]], int]  # FLOPs, of opera
 def _attention(backward: bool) -> Count:
     def count(operands: tuple[Array, ...], results: tuple[Array, ...]) -> int:
         B, width, T = results[0].shape
-        return fused_attention.flops(B, T, width, backward=backward)
+        return attention_program.flops(B, T, width, backward=backward)
 
     return count
 

@@ -227,11 +227,11 @@ class Block(nnx.Module):
         with jax.named_scope("attention"):
             y_BTD, x_BTD = self.attention_norm.beside(x_BTD)
             q_BQNH, *kv = project_heads(self, y_BTD, view, query_keys[0], own)
-            q_BQNH = attention.rotate(q_BQNH, view.query_angles())
-            q_BQNH, kv = remat.keep(axes.constrain(q_BQNH, "BQNH")), _turned(*kv, view)
+            q_BQNH, kv = remat.keep(axes.constrain(q_BQNH, "BQNH")), _kept(*kv)
             x_BQD = view.queries(x_BTD)
+            turn = view.query_angles(), view.angles
             y_BQNH = attention.attend(
-                q_BQNH, *kv, view.mask_BQT, prefix, view.real_C, view.start_BT, view.head or 0
+                q_BQNH, *kv, view.mask_BQT, prefix, view.real_C, view.start_BT, view.head or 0, turn
             )
             y_BQI = attention.join_heads(y_BQNH)
             x_BQD = remat.keep(axes.constrain(x_BQD + self.o(y_BQI, query_keys[1]), "BQD"))
@@ -242,19 +242,23 @@ class Block(nnx.Module):
             # Computed once, and not anew for every block of the product.
             y_BQF = products.settled(jax.nn.silu(gate_BQF) * up_BQF)
             x_BQD = axes.constrain(x_BQD + self.down(y_BQF, query_keys[4]), "BQD")
-        return x_BQD, kv
+        return x_BQD, _turned(*kv, view)
 
     def keys_values(
         self, x_BTD: jax.Array, view: View, keys: dropout.Keys | None
     ) -> tuple[jax.Array, jax.Array]:
         """Keys and values alone, for the last layer of a prefix."""
         *own, _ = dropout.split_keys(keys, 3)
-        return _turned(*nn.together([self.k, self.v], self.attention_norm(x_BTD), own), view)
+        kv = nn.together([self.k, self.v], self.attention_norm(x_BTD), own)
+        return _turned(*_kept(*kv), view)
+
+
+def _kept(k_BTKH: jax.Array, v_BTKH: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return tuple(remat.keep(axes.constrain(x, "BTKH")) for x in (k_BTKH, v_BTKH))
 
 
 def _turned(k_BTKH: jax.Array, v_BTKH: jax.Array, view: View) -> tuple[jax.Array, jax.Array]:
-    k_BTKH = attention.rotate(k_BTKH, view.angles)
-    return tuple(remat.keep(axes.constrain(x, "BTKH")) for x in (k_BTKH, v_BTKH))
+    return attention.rotate(k_BTKH, view.angles), v_BTKH
 
 
 class Finish(nnx.Module):

@@ -24,24 +24,28 @@ def operands(B, N, K, H, C, seed=0):
     return q, k, v, jnp.asarray(start), (k_C, v_C) if C else None
 
 
-def plain(q, k, v, start, prefix, head=0):
+def plain(q, k, v, start, prefix, head=0, angles=None):
     mask = attention.visible(T, None, start, head)
-    return attention.attend(q, k, v, mask, prefix, head=head)
+    turn = angles and (angles, angles)
+    return attention.attend(q, k, v, mask, prefix, head=head, turn=turn)
 
 
-def fused(q, k, v, start, prefix, head=0):
-    return fused_attention.attend(q, k, v, start, prefix, head=head, interpret=True)
+def fused(q, k, v, start, prefix, head=0, angles=None):
+    return fused_attention.attend(q, k, v, start, prefix, angles, head=head, interpret=True)
 
 
 @pytest.mark.parametrize(
-    ("N", "K", "H", "C", "head"), [(2, 1, 16, 4, 0), (1, 1, 16, 0, 0), (1, 1, 16, 0, 3)]
+    ("N", "K", "H", "C", "head", "turned"),
+    [(2, 1, 16, 4, 0, False), (4, 2, 16, 4, 0, True), (1, 1, 16, 0, 3, True)],
 )
-def test_values_and_gradients_are_those_of_plain_attention(N, K, H, C, head):
+def test_values_and_gradients_are_those_of_plain_attention(N, K, H, C, head, turned):
     q, k, v, start, prefix = operands(2, N, K, H, C)
     weight = jax.random.normal(jax.random.key(9), q.shape)
+    place = jnp.arange(T) - start
+    angles = attention.rotary_angles(place, jnp.linspace(0.1, 1.0, H // 2)) if turned else None
 
     def value(attend, operands):
-        y = attend(*operands[:3], start, operands[3], head)
+        y = attend(*operands[:3], start, operands[3], head, angles)
         return (y * weight).sum(), y
 
     wanted, found = (
