@@ -43,7 +43,7 @@ def of_each_alone(
     """Returns the operations of encoding whole prompts, one template after the other."""
     pretrained = encoder.embedder.pretrained
     mesh = pretrained.mesh
-    tokens = default_batch_tokens(mesh, encoder.embedder.decoder.width)
+    tokens = default_batch_tokens(mesh, encoder.embedder.decoder)
     ladder = Ladder.fixed(pretrained.config.P, tokens, mesh.shape["data"])
     slabs: Counter[int] = Counter()
     forms: dict[tuple[str, str], Int[np.ndarray, " n"]] = {}

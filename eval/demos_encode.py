@@ -86,7 +86,7 @@ class SharedEncoder:
         self.embedder = embedder
         mesh = embedder.pretrained.mesh
         least = _LEAST_TOKENS * mesh.shape["data"]
-        usual = default_batch_tokens(mesh, embedder.decoder.width)
+        usual = default_batch_tokens(mesh, embedder.decoder)
         self._tokens = batch_tokens or max(least, usual)
         self.runs: Counter[tuple[int, int, int, int]] = Counter()
         self.prefills: Counter[tuple[int, int]] = Counter()

@@ -109,7 +109,7 @@ class Pipeline:
         Args:
             lengths: of the sentences, for a ladder that is to be fitted to them.
         """
-        tokens = batch_tokens or default_batch_tokens(self.mesh, self.decoder.width)
+        tokens = batch_tokens or default_batch_tokens(self.mesh, self.decoder)
         limits = self.prompt.max_tokens, self.mesh.shape["data"]
         if self.plan in ("fixed", "packed"):
             return Ladder.fixed(limits[0], tokens, limits[1])
@@ -144,7 +144,7 @@ class Pipeline:
         ladder = self.ladder(batch_tokens, lengths)
         sorter: Sorter | Packer = Sorter(ladder)
         if self.plan == "packed":
-            tokens = batch_tokens or default_batch_tokens(self.mesh, self.decoder.width)
+            tokens = batch_tokens or default_batch_tokens(self.mesh, self.decoder)
             sorter = Packer(ladder, tokens, self.mesh.shape["data"])
         for sentence in sentences:
             yield from sorter.add(*sentence)
@@ -224,17 +224,21 @@ class Pipeline:
         return self._cache
 
 
-def default_batch_tokens(mesh: Mesh, D: int) -> int:
-    """Tokens of a slab that keep the devices of a mesh busy.
+def default_batch_tokens(mesh: Mesh, decoder: Decoder) -> int:
+    """Tokens of a slab that keep the devices of a mesh busy."""
+    platform = mesh.devices.flat[0].platform
+    of_device = device_batch_tokens(platform, decoder.width, quantised=decoder.quantised)
+    return of_device * mesh.shape["data"]
 
-    On a TPU the slab's activations, D wide, then stay in the core's memory.
+
+def device_batch_tokens(platform: str, D: int, *, quantised: bool) -> int:
+    """The same for one device that has no part in a model axis.
+
+    On a TPU all activations of the slab then stay in the core's memory. Quantised weights, made
+    whole once a slab, want more tokens: as many as keep those of D features there.
     """
-    return device_batch_tokens(mesh.devices.flat[0].platform, D) * mesh.shape["data"]
-
-
-def device_batch_tokens(platform: str, D: int) -> int:
-    """The same for one device that has no part in a model axis."""
-    return {"cpu": 512, "tpu": max(2048, 2**24 // D)}.get(platform, 16384)
+    tpu = max(2048, 2**24 // D) if quantised else max(1024, 2**22 // D)
+    return {"cpu": 512, "tpu": tpu}.get(platform, 16384)
 
 
 class _Watch:

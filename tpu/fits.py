@@ -3,6 +3,7 @@
     python -m tpu.fits --job encode --models opt-1.3b,llama-7b --slices v5e:1x1,v5e:2x4
 
 Of a slice the mesh with the longest data axis that fits is shown: it has the fewest collectives.
+Where a training step fits on none, its batch is encoded in chunks.
 Every figure is compiler-estimated, as in `tpu.plan`; the table is Markdown.
 """
 
@@ -13,12 +14,10 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
-
-if TYPE_CHECKING:
-    from tpu.planning import Plan
+from typing import Any, Final, Literal
 
 PROGRAM: Final = "python -m tpu.fits"
+CHUNKS: Final = 16
 GIB: Final = 2**30
 HOUR_S: Final = 3600
 
@@ -98,7 +97,10 @@ def _key(options: FitsOptions, model: str, slice_: str) -> dict[str, Any]:
 
 
 def _planned(options: FitsOptions, model: str, slice_: str) -> dict[str, Any] | None:
-    """The plan of the first mesh that fits, or of the one that lacks least; None without a mesh."""
+    """The plan of the first mesh that fits, or of the one that lacks least; None without a mesh.
+
+    It says, besides, in how many `chunks` a training batch is encoded.
+    """
     from prompteol_jax import axes
     from tpu import plan
     from tpu.chips import parse_topology
@@ -107,18 +109,18 @@ def _planned(options: FitsOptions, model: str, slice_: str) -> dict[str, Any] | 
     asked = plan.PlanOptions(
         model=model, job=options.job, quantize=options.quantize, remat=options.remat
     )
-    job, topology = plan.make_job(asked), parse_topology(slice_)
-    batch = getattr(job, "batch", None)
-    best: Plan | None = None
-    for shape in sorted(
-        axes.fitting_meshes(job.config.sizes, topology.devices, batch=batch), reverse=True
-    ):
-        found = make_plan(model, job, topology, shape)
-        if best is None or found.fits or found.needed_bytes < best.needed_bytes:
-            best = found
-        if found.fits:
-            break
-    return None if best is None else dataclasses.asdict(best)
+    topology, best = parse_topology(slice_), None
+    for chunks in (1, CHUNKS) if options.job == "train" else (1,):
+        job = plan.make_job(dataclasses.replace(asked, chunks=chunks))
+        batch = getattr(job, "batch", None)
+        meshes = axes.fitting_meshes(job.config.sizes, topology.devices, batch=batch)
+        for shape in sorted(meshes, reverse=True):
+            found = make_plan(model, job, topology, shape)
+            if best is None or found.fits or found.needed_bytes < best["needed_bytes"]:
+                best = dataclasses.asdict(found) | {"chunks": chunks}
+            if found.fits:
+                return best
+    return best
 
 
 def _cell(plan: dict[str, Any] | None) -> str:
@@ -129,7 +131,8 @@ def _cell(plan: dict[str, Any] | None) -> str:
         return f"{-left:.1f} GiB too much"
     rate, (data, model) = plan["sentences_per_s"], map(int, plan["mesh"].split("x"))
     hours = data * model * 1e6 / rate / HOUR_S
-    return f"{plan['mesh']}: {rate:,.0f}/s, {hours:.2f} h, {left:.1f} GiB left"
+    chunks = f", {plan['chunks']} chunks" if plan["chunks"] > 1 else ""
+    return f"{plan['mesh']}{chunks}: {rate:,.0f}/s, {hours:.2f} h, {left:.1f} GiB left"
 
 
 def _read(path: Path | None) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from prompteol_jax import adapters, axes, models, nn, packing, quant, slabs
 from prompteol_jax.distributed import Share
 from prompteol_jax.ladder import Ladder
 from prompteol_jax.models.decoder import Decoder, KVCache, Rows
-from prompteol_jax.pipeline import default_batch_tokens, device_batch_tokens
+from prompteol_jax.pipeline import device_batch_tokens
 from prompteol_jax.remat import Remat
 from tpu.lengths import Lengths
 from train.batches import balanced, row_shape, rows_of_shard
@@ -71,8 +71,8 @@ class Encode:
 
     def scaled(self, load: float, chips: int) -> Encode:
         """The same job with as many times the tokens a slab, of which so many chips have one."""
-        own = device_batch_tokens("tpu", self.config.D) * chips
-        return dataclasses.replace(self, batch_tokens=round((self.batch_tokens or own) * load))
+        own = self.batch_tokens or self._device_tokens * chips
+        return dataclasses.replace(self, batch_tokens=round(own * load))
 
     def steps(self, mesh: Mesh) -> Iterator[Step]:
         """The slabs of the stream, on a mesh of described devices."""
@@ -85,7 +85,11 @@ class Encode:
             yield Step(label, share, sentences, tokens, slabs.encode, (model, rows, cache))
 
     def _tokens(self, mesh: Mesh) -> int:
-        return self.batch_tokens or default_batch_tokens(mesh, self.config.D)
+        return self.batch_tokens or self._device_tokens * mesh.shape["data"]
+
+    @property
+    def _device_tokens(self) -> int:
+        return device_batch_tokens("tpu", self.config.D, quantised=self.quantize is not None)
 
     def _packed(self, mesh: Mesh) -> Iterator[tuple[Rows, float, float, float]]:
         """Full slabs; the few sentences that are too long to share a row are left out."""

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from prompteol_jax import attention, axes, dropout, nn
+from prompteol_jax import attention, axes, dropout, nn, quant
 from prompteol_jax.remat import Remat, scan_layers
 
 
@@ -187,6 +187,11 @@ class Decoder(nnx.Module):
     def width(self) -> int:
         """Width D of the residual stream."""
         return self.last.attention_norm.scale.shape[-1]
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the matrices of linear layers are."""
+        return isinstance(self.last.q.w.get_value(), quant.Quantised)
 
     @property
     def depth(self) -> int:

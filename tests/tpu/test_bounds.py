@@ -20,6 +20,11 @@ CASES = {
     )
     for topology, mesh in (("v5e:2x4", "4x2"), ("v6e:2x4", "8x1"))
     for job in ("encode", "train")
+} | {
+    f"train {model} v5e:4x4 16x1": plan.PlanOptions(
+        model=model, job="train", topology="v5e:4x4", mesh="16x1"
+    )
+    for model in ("opt-6.7b", "llama-2-7b")  # the kernels of either family, on one model shard
 }
 RELATIVE = {"needed_bytes": 0.02, "estimated_s": 0.05}
 

@@ -12,6 +12,7 @@ PLAN = {
     "hbm_bytes": 16 * fits.GIB,
     "needed_bytes": 13 * fits.GIB,
     "sentences_per_s": 1000.0,
+    "chunks": 1,
 }
 LARGE = PLAN | {"fits": False, "needed_bytes": 18 * fits.GIB, "sentences_per_s": None}
 
@@ -25,7 +26,7 @@ def planned(monkeypatch):
         asked.append((options.job, model, slice_))
         if model == "opt-13b":
             return LARGE if slice_ == "v5e:1x1" else None
-        return PLAN
+        return PLAN | {"chunks": 16} if options.job == "train" else PLAN
 
     monkeypatch.setattr(fits, "_planned", plan)
     return asked
@@ -44,6 +45,12 @@ def test_the_table_is_markdown_of_every_model_and_slice(planned, capsys):
         f"| opt-1.3b | {cell} | {cell} |",
         "| opt-13b | 2.0 GiB too much | no mesh |",
     ]
+
+
+def test_a_step_that_fits_in_chunks_says_so(planned, capsys):
+    fits.main(["--models", "opt-1.3b", "--slices", "v5e:2x4", "--job", "train"])
+    cell = "4x2, 16 chunks: 1,000/s, 2.22 h, 3.0 GiB left"
+    assert capsys.readouterr().out.splitlines()[-1] == f"| opt-1.3b | {cell} |"
 
 
 def test_what_the_file_holds_is_not_planned_again(planned, tmp_path, capsys):
