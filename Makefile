@@ -29,11 +29,12 @@ slow: setup
 huge: setup
 	$(BIN)/python -m pytest -q -m huge $(TESTS)
 
-# Plans for TPUs: libtpu's compiler needs no TPU, but an environment of its own.
+# Plans for TPUs, and files for those who start jobs there: libtpu's compiler needs no TPU, but an
+# environment of its own, which SkyPilot with all it brings shares.
 TPU_VENV ?= .venv-tpu
 
 plan-test: $(TPU_VENV)/.ready
-	$(TPU_VENV)/bin/python -m pytest -q tests/tpu/test_bounds.py
+	$(TPU_VENV)/bin/python -m pytest -q tests/tpu/test_bounds.py tests/tpu/test_deploy.py
 
 $(TPU_VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(TPU_VENV)
