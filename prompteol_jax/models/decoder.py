@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from prompteol_jax import attention, axes, dropout, nn, quant
-from prompteol_jax.remat import Remat, scan_layers
+from prompteol_jax.remat import Remat, keep, scan_layers
 
 
 class Rows(NamedTuple):
@@ -90,16 +90,30 @@ class View(NamedTuple):
 
 def project_heads(
     block: Any, y_BTD: jax.Array, view: View, query_key: Any, keys: Sequence[Any]
-) -> list[jax.Array]:
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Queries of the view's queries, keys and values of every token, before they are turned.
 
     Args:
         query_key, keys: of the dropout of the queries' map, and of that of keys and of values.
     """
     if view.query_BQ is None:
-        return nn.together([block.q, block.k, block.v], y_BTD, [query_key, *keys])
-    k_BTKH, v_BTKH = nn.together([block.k, block.v], y_BTD, keys)
-    return [block.q(view.queries(y_BTD), query_key), k_BTKH, v_BTKH]
+        q_BQNH, *kv = nn.together([block.q, block.k, block.v], y_BTD, [query_key, *keys])
+        kv = _kept(*kv)
+    else:
+        q_BQNH = block.q(view.queries(y_BTD), query_key)
+        kv = project_keys_values(block, y_BTD, keys)
+    return keep(axes.constrain(q_BQNH, "BQNH")), kv
+
+
+def project_keys_values(
+    block: Any, y_BTD: jax.Array, keys: Sequence[Any]
+) -> tuple[jax.Array, jax.Array]:
+    """Keys and values of every token, before they are turned."""
+    return _kept(*nn.together([block.k, block.v], y_BTD, keys))
+
+
+def _kept(k_BTKH: jax.Array, v_BTKH: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return tuple(keep(axes.constrain(x, "BTKH")) for x in (k_BTKH, v_BTKH))
 
 
 class Decoder(nnx.Module):

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from prompteol_jax import attention, axes, dropout, hf, nn, products, remat
-from prompteol_jax.models.decoder import View, project_heads
+from prompteol_jax.models.decoder import View, project_heads, project_keys_values
 from prompteol_jax.models.fields import Fields
 
 
@@ -226,8 +226,7 @@ class Block(nnx.Module):
         query_keys = dropout.split_keys(view.query_keys(rest), 5)
         with jax.named_scope("attention"):
             y_BTD, x_BTD = self.attention_norm.beside(x_BTD)
-            q_BQNH, *kv = project_heads(self, y_BTD, view, query_keys[0], own)
-            q_BQNH, kv = remat.keep(axes.constrain(q_BQNH, "BQNH")), _kept(*kv)
+            q_BQNH, kv = project_heads(self, y_BTD, view, query_keys[0], own)
             x_BQD = view.queries(x_BTD)
             turn = view.query_angles(), view.angles
             y_BQNH = attention.attend(
@@ -249,12 +248,7 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Keys and values alone, for the last layer of a prefix."""
         *own, _ = dropout.split_keys(keys, 3)
-        kv = nn.together([self.k, self.v], self.attention_norm(x_BTD), own)
-        return _turned(*_kept(*kv), view)
-
-
-def _kept(k_BTKH: jax.Array, v_BTKH: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return tuple(remat.keep(axes.constrain(x, "BTKH")) for x in (k_BTKH, v_BTKH))
+        return _turned(*project_keys_values(self, self.attention_norm(x_BTD), own), view)
 
 
 def _turned(k_BTKH: jax.Array, v_BTKH: jax.Array, view: View) -> tuple[jax.Array, jax.Array]:

@@ -13,7 +13,7 @@ import jax
 from flax import nnx
 
 from prompteol_jax import attention, axes, dropout, hf, nn, remat
-from prompteol_jax.models.decoder import View, project_heads
+from prompteol_jax.models.decoder import View, project_heads, project_keys_values
 from prompteol_jax.models.fields import Fields
 
 POSITION_OFFSET: Final = 2  # the first two rows of OPT's position table are never used
@@ -162,8 +162,7 @@ class Block(nnx.Module):
             y_BTD = x_BTD
             if self.pre_norm:
                 y_BTD, x_BTD = self.attention_norm.beside(x_BTD)
-            q_BQNH, *kv = project_heads(self, y_BTD, view, query_keys[0], own)
-            q_BQNH, kv = remat.keep(axes.constrain(q_BQNH, "BQNH")), _kept(*kv)
+            q_BQNH, kv = project_heads(self, y_BTD, view, query_keys[0], own)
             x_BQD = view.queries(x_BTD)
             y_BQNH = attention.attend(
                 q_BQNH, *kv, view.mask_BQT, prefix, view.real_C, view.start_BT, view.head or 0
@@ -189,11 +188,7 @@ class Block(nnx.Module):
         """Keys and values alone, for the last layer of a prefix."""
         *own, _ = dropout.split_keys(keys, 3)
         y_BTD = self.attention_norm(x_BTD) if self.pre_norm else x_BTD
-        return _kept(*nn.together([self.k, self.v], y_BTD, own))
-
-
-def _kept(k_BTKH: jax.Array, v_BTKH: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return tuple(remat.keep(axes.constrain(x, "BTKH")) for x in (k_BTKH, v_BTKH))
+        return project_keys_values(self, y_BTD, own)
 
 
 class Finish(nnx.Module):
