@@ -11,19 +11,23 @@ import yaml
 
 TASK = Path(__file__).parents[2] / "tpu" / "deploy" / "skypilot.yaml"
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("sky") is None,
-    reason="skypilot is missing: `make plan-test` runs this in an environment that has it",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        importlib.util.find_spec("sky") is None,
+        reason="skypilot is missing: `make plan-test` runs this in an environment that has it",
+    ),
+    pytest.mark.filterwarnings("ignore"),  # those of the libraries that skypilot imports
+]
 
 
 def check(task, monkeypatch):
-    """Hold a task to SkyPilot's own schema."""
+    """Hold a task, and the resources it asks for, to SkyPilot's own schemas."""
     monkeypatch.setenv("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
     import jsonschema
     from sky.utils import schemas
 
     jsonschema.validate(task, schemas.get_task_schema())
+    jsonschema.validate(task["resources"], schemas.get_resources_schema())
 
 
 def test_the_task_keeps_to_skypilots_schema(monkeypatch):
