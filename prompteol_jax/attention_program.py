@@ -77,15 +77,19 @@ def _turned(shape: Shape, x: Any, angles: Sequence[Any], *, back: bool = False) 
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin]).astype(x.dtype)
 
 
+def _seen(shape: Shape, own: Any, refs: Sequence[Any], angles: Sequence[Any]) -> tuple:
+    """What a head's queries see: its keys, turned, and values, and those of the prefix."""
+    k_ref, v_ref, kc_ref, vc_ref = refs
+    return _turned(shape, k_ref[0, own], angles), v_ref[0, own], kc_ref[own], vc_ref[own]
+
+
 def forward(shape: Shape, *refs: Any) -> None:
     """Attention of the heads of one row."""
     q_ref, k_ref, v_ref, start_ref, *angles, kc_ref, vc_ref, y_ref = refs
-    group = shape.N // shape.K
+    seen, group = (k_ref, v_ref, kc_ref, vc_ref), shape.N // shape.K
 
     def one_head(head: Any, _: None) -> None:
-        own = _rows(head, shape.H)
-        k, v, k_C, v_C = k_ref[0, own], v_ref[0, own], kc_ref[own], vc_ref[own]
-        k = _turned(shape, k, angles)
+        k, v, k_C, v_C = _seen(shape, _rows(head, shape.H), seen, angles)
 
         def one_query(query: Any, _: None) -> None:
             rows = _rows(query, shape.H)
@@ -104,6 +108,7 @@ def backward(shape: Shape, *refs: Any) -> None:
     """The gradients of the heads of one row; those of the prefix add up from row to row."""
     q_ref, k_ref, v_ref, start_ref, *angles, kc_ref, vc_ref, dy_ref = refs[:-5]
     dq_ref, dk_ref, dv_ref, dkc_ref, dvc_ref = refs[-5:]
+    seen = k_ref, v_ref, kc_ref, vc_ref
     group, scale = shape.N // shape.K, shape.H**-0.5
 
     @pl.when(pl.program_id(1) == 0)
@@ -113,8 +118,7 @@ def backward(shape: Shape, *refs: Any) -> None:
 
     def one_head(head: Any, _: None) -> None:
         own = _rows(head, shape.H)
-        k, v, k_C, v_C = k_ref[0, own], v_ref[0, own], kc_ref[own], vc_ref[own]
-        k = _turned(shape, k, angles)
+        k, v, k_C, v_C = _seen(shape, own, seen, angles)
 
         def one_query(query: Any, sums: tuple) -> tuple:
             rows = _rows(query, shape.H)

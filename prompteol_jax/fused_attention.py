@@ -22,7 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from prompteol_jax import attention_program, axes, remat
+from prompteol_jax import attention_program, axes, remat, stacks
 from prompteol_jax.attention_program import LANES, Shape
 from prompteol_jax.stacks import Part, alone, kernel_call
 
@@ -60,7 +60,7 @@ def attend(
     """
     call = functools.partial(_local, head=head, interpret=interpret)
     rows, heads = PartitionSpec("data", None, "model"), PartitionSpec(None, "model")
-    part = Part(PartitionSpec(None, *rows), PartitionSpec())
+    part = stacks.place(rows)
     own = [q_BTNH, k_BTKH, v_BTKH]
     kept = [remat.kept_in(x) for x in own]
     places = (

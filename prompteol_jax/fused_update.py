@@ -26,7 +26,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from prompteol_jax import axes, dropout, remat, update_program
+from prompteol_jax import axes, dropout, remat, stacks, update_program
 from prompteol_jax.stacks import Part, alone, kernel_call
 from prompteol_jax.update_program import CHUNK, TOKENS, Shape
 
@@ -34,7 +34,7 @@ FORWARD: Final = "low_rank_update_forward"
 BACKWARD: Final = "low_rank_update_backward"
 _ROWS: Final = PartitionSpec("data")
 _WHOLE: Final = PartitionSpec()
-_PART: Final = Part(PartitionSpec(None, "data"), _WHOLE)
+_PART: Final = stacks.place(_ROWS)
 _WIDE: Final = 40 * 2**20  # bytes of a result
 _MEMORY: Final = 64 * 2**20  # of the core's own, at most: what a kernel takes, XLA cannot use
 

@@ -20,7 +20,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from prompteol_jax import axes, remat
+from prompteol_jax import axes, remat, stacks
 from prompteol_jax.stacks import Part, alone, kernel_call
 
 FORWARD: Final = "norm_forward"
@@ -108,8 +108,7 @@ def _run(norm: Norm, name: str, kernel: Any, x: Part, tokens: list, vectors: lis
     """Run a kernel over every device's own rows."""
     call = functools.partial(_call, norm, name, kernel)
     rows, whole = PartitionSpec("data"), PartitionSpec()
-    part = Part(PartitionSpec(None, "data"), whole)
-    places = (part, [rows] * len(tokens), [whole] * len(vectors))
+    places = (stacks.place(rows), [rows] * len(tokens), [whole] * len(vectors))
     run = axes.on_every_device(call, places, rows)
     return run(x, tokens, [vector[None] for vector in vectors])
 

@@ -68,9 +68,12 @@ class _Record(_Pass):
 
     def keep(self, x: jax.Array, restore: Restore, *, aside: bool = False) -> jax.Array:
         stack = jax.lax.dynamic_update_index_in_dim(next(self.rest), x, self.layer, 0)
-        self.written.append(jax.lax.optimization_barrier(stack) if aside else stack)
-        part = Part(self.written[-1], self.layer)
-        return self.place(part.value(), part) if aside else x
+        if aside:  # else XLA would go on with x itself
+            stack = jax.lax.optimization_barrier(stack)
+            part = Part(stack, self.layer)
+            x = self.place(part.value(), part)
+        self.written.append(stack)
+        return x
 
 
 class _Replay(_Pass):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import PartitionSpec
 
 
 class Part(NamedTuple):
@@ -28,6 +29,11 @@ class Part(NamedTuple):
     def each(self, change: Callable[[jax.Array], jax.Array]) -> Part:
         """The part of a stack all of whose layers are changed: free where only layouts are."""
         return Part(jax.vmap(change)(self.stack), self.layer)
+
+
+def place(rows: PartitionSpec) -> Part:
+    """How a part is cut over a mesh whose rows are cut like this."""
+    return Part(PartitionSpec(None, *rows), PartitionSpec())
 
 
 def alone(x: Any) -> Part:

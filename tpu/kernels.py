@@ -27,10 +27,10 @@ def seconds(instruction: Instruction, chip: Chip) -> float | None:
     if counted is None:
         return None
     operands = arrays(re.search(r"operand_layout_constraints=\{(.*?\})\}", instruction.text)[1])
-    parts, arrays_ = _split(operands)
+    parts, others = _split(operands)
     flops = counted(operands, instruction.results)
     moved = sum(part.bytes // part.shape[0] for part in parts)  # one layer of a stack
-    moved += sum(array.bytes for array in arrays_) + instruction.bytes
+    moved += sum(array.bytes for array in others) + instruction.bytes
     return max(flops / chip.peak, moved / chip.bandwidth) / EFFICIENCY
 
 
