@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prompteol_jax.embedder import Embedder
-    from prompteol_jax.slabs import encode
-    from prompteol_jax.template import PROMPTEOL, Template, clean_sentence
+    from prompteol_jax.encoding.batching import encode
+    from prompteol_jax.text.template import PROMPTEOL, Template, clean_sentence
 
 __all__ = ["PROMPTEOL", "Embedder", "Template", "clean_sentence", "encode"]
 
 _HOME = {
     "Embedder": "embedder",
-    "encode": "slabs",
-    "PROMPTEOL": "template",
-    "Template": "template",
-    "clean_sentence": "template",
+    "encode": "encoding.batching",
+    "PROMPTEOL": "text.template",
+    "Template": "text.template",
+    "clean_sentence": "text.template",
 }
 
 

@@ -11,15 +11,19 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from prompteol_jax import axes, distributed, head, models, provenance, quant
-from prompteol_jax.head import Head
+from prompteol_jax import axes, distributed
+from prompteol_jax.encoding import lm_head
+from prompteol_jax.encoding.lm_head import Head
+from prompteol_jax.encoding.pipeline import Pipeline, Pooling, Report
+from prompteol_jax.encoding.strategy import Plan
+from prompteol_jax.models import build
 from prompteol_jax.models.decoder import Decoder
-from prompteol_jax.pipeline import Pipeline, Pooling, Report
-from prompteol_jax.plan import Plan
-from prompteol_jax.pretrained import Pretrained, load_pretrained
+from prompteol_jax.pretrained import provenance
+from prompteol_jax.pretrained.load import Pretrained, load_pretrained
 from prompteol_jax.progress import progress_bar
-from prompteol_jax.template import Template, read_template
-from prompteol_jax.tokens import Prompt
+from prompteol_jax.quant import formats as quant
+from prompteol_jax.text.prompt import Prompt
+from prompteol_jax.text.template import Template, read_template
 
 DTYPES: Final = ("float32", "bfloat16")
 _log = logging.getLogger("prompteol_jax")
@@ -125,7 +129,7 @@ class Embedder:
     def width(self) -> int:
         """Numbers in a vector."""
         config = self.pretrained.config
-        return config.D if isinstance(self.decoder.finish, models.Raw) else config.width
+        return config.D if isinstance(self.decoder.finish, build.Raw) else config.width
 
     def describe(self) -> dict[str, Any]:
         """What decides the vectors, for a result file; see `provenance.describe`."""
@@ -248,7 +252,7 @@ class Embedder:
 
         Raises: ValueError as `words`.
         """
-        head.check_reads(inner=isinstance(self.decoder.finish, models.Raw), pooling=self.pooling)
+        lm_head.check_reads(inner=isinstance(self.decoder.finish, build.Raw), pooling=self.pooling)
         return self._head.top(self.decoder, self.encode(texts, progress=progress), k)
 
 

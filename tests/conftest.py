@@ -1,6 +1,5 @@
 """What every test runs under: eight CPU devices, no network, one compilation cache."""
 
-import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -23,14 +22,8 @@ if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     _patient = f"{_wait.format('warn_stuck', 600)} {_wait.format('terminate', 3600)}"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8 {_patient}".strip()
 
-# `import oracle` works by this name alone: with tests/ on the path, tests/prompteol_jax would take
-# the place of the library.
-for _name in ("oracle", "fake_gcs"):
-    if _name not in sys.modules:
-        _file = Path(__file__).parent / f"{_name}.py"
-        _spec = importlib.util.spec_from_file_location(_name, _file)
-        sys.modules[_name] = importlib.util.module_from_spec(_spec)
-        _spec.loader.exec_module(sys.modules[_name])
+# Oracles and stand-ins are imported by their own names: `import oracle`.
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 
 @pytest.hookimpl(tryfirst=True)  # before marks choose among them
@@ -83,7 +76,7 @@ def bucket(_store, tmp_path, monkeypatch):
 @pytest.fixture
 def coarse(monkeypatch):
     """One shape for all ordinary sentences: a model is compiled once and not eight times."""
-    from prompteol_jax.ladder import Ladder
+    from prompteol_jax.encoding.buckets import Ladder
 
     def fixed(longest, batch_tokens, multiple):
         return Ladder((96, longest), (40, multiple))

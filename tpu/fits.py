@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     import tyro
 
-    from prompteol_jax.commands import run_command
+    from prompteol_jax.cli.commands import run_command
 
     run_command(PROGRAM, run, tyro.cli(FitsOptions, args=argv, prog=PROGRAM))
 
@@ -102,9 +102,9 @@ def _planned(options: FitsOptions, model: str, slice_: str) -> dict[str, Any] | 
     It says, besides, in how many `chunks` a training batch is encoded.
     """
     from prompteol_jax import axes
-    from tpu import plan
     from tpu.chips import parse_topology
-    from tpu.planning import make_plan
+    from tpu.plan import command as plan
+    from tpu.plan.planning import make_plan
 
     asked = plan.PlanOptions(
         model=model, job=options.job, quantize=options.quantize, remat=options.remat

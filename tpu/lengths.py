@@ -17,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final, Literal
 
-STORED: Final = {"encode": "lengths_sts_dev.json", "train": "lengths_nli.json"}
+STORED: Final = {"encode": "plan/lengths_sts_dev.json", "train": "plan/lengths_nli.json"}
 PROGRAM: Final = "python -m tpu.lengths"
 
 
@@ -115,8 +115,8 @@ class LengthsOptions:
 
 def count(options: LengthsOptions) -> Lengths:
     """Count as asked, under template `eol`."""
-    from prompteol_jax.template import TEMPLATES, read_template
-    from prompteol_jax.tokens import Prompt, load_tokenizer, stable_prefix
+    from prompteol_jax.text.prompt import Prompt, load_tokenizer, stable_prefix
+    from prompteol_jax.text.template import TEMPLATES, read_template
 
     texts = _texts(options)
     tokenizer = load_tokenizer(options.tokenizer, vocab_size=2**31)
@@ -132,12 +132,12 @@ def count(options: LengthsOptions) -> Lengths:
 
 def _texts(options: LengthsOptions) -> Sequence[str]:
     if options.texts == "nli":
-        from train.data import read_triplets
+        from train.data.triplets import read_triplets
 
         return [text for row in read_triplets(options.data).triplets for text in row if text]
     if options.texts == "sts":
-        from eval.tasks import read_tasks
-        from prompteol_jax.template import clean_sentence
+        from eval.sts.tasks import read_tasks
+        from prompteol_jax.text.template import clean_sentence
 
         (pairs,) = read_tasks(options.data, ("STSBenchmark",), "dev")[0].subsets
         return list(dict.fromkeys(map(clean_sentence, [*pairs.texts_a, *pairs.texts_b])))
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     import tyro
 
-    from prompteol_jax.commands import run_command
+    from prompteol_jax.cli.commands import run_command
 
     run_command(PROGRAM, run, tyro.cli(LengthsOptions, args=argv, prog=PROGRAM))
 

@@ -18,9 +18,11 @@ from typing import Final
 import jax
 import jax.numpy as jnp
 
-from prompteol_jax import axes, commands, models
+from prompteol_jax import axes
+from prompteol_jax.cli import commands
+from prompteol_jax.models import build
 from prompteol_jax.models.published import PUBLISHED, published
-from prompteol_jax.pretrained import TOKENIZER_FILES
+from prompteol_jax.pretrained.load import TOKENIZER_FILES
 
 DEVIATION: Final = 0.02  # of every matrix, as Hugging Face initialises OPT and LLaMA
 
@@ -37,12 +39,12 @@ def write_random_checkpoint(name: str, folder: Path, tokenizer: Path, *, dtype: 
     if not files:
         raise ValueError(f"{tokenizer} holds no tokenizer; give the folder of one that fits {name}")
     mesh = axes.make_mesh((1, 1))
-    model = models.abstract_decoder(config, mesh, dtype=jnp.dtype(dtype))
-    drawn = {path: _draw(path, leaf) for path, leaf in models.leaves(model).items()}
+    model = build.abstract_decoder(config, mesh, dtype=jnp.dtype(dtype))
+    drawn = {path: _draw(path, leaf) for path, leaf in build.leaves(model).items()}
     head = None
     if not config.tied:
         head = _draw("head", jax.ShapeDtypeStruct((config.V, config.D), jnp.dtype(dtype)))
-    models.save_decoder(folder, config, models.fill(model, drawn), dtype=dtype, head=head)
+    build.save_decoder(folder, config, build.fill(model, drawn), dtype=dtype, head=head)
     for file in files:
         shutil.copyfile(file, folder / file.name)
 

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Final, Literal
 
-from prompteol_jax import places
+from prompteol_jax.storage import paths
 
 SYNTHETIC: Final = "synthetic"
 # What a resumed run may be given anew; anything else changes what it computes.
@@ -141,10 +141,10 @@ class TrainConfig:
             wrong.append("--patience needs --dev, the folder of the development pairs")
         if self.resume and self.output is None:
             wrong.append("--resume needs --output, the folder of the run to continue")
-        places.check_bucket(self.data)
-        if self.data != SYNTHETIC and not places.place(self.data).exists():
+        paths.check_bucket(self.data)
+        if self.data != SYNTHETIC and not paths.place(self.data).exists():
             wrong.append(f"--data {self.data} is neither `{SYNTHETIC}` nor a file or folder")
-        if self.skip_bad and places.place(self.data).is_dir():
+        if self.skip_bad and paths.place(self.data).is_dir():
             wrong.append("--skip-bad is for files: give it to train.prepare instead")
         if wrong:
             raise ValueError("; ".join(wrong))

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 from train.config import STOPPED, SYNTHETIC, TrainConfig
 
 if TYPE_CHECKING:
-    from eval.tasks import Pairs, Task
+    from eval.sts.tasks import Pairs, Task
     from prompteol_jax.embedder import Embedder
-    from train.data import Triplet
-    from train.run_folder import RunFolder
+    from train.data.triplets import Triplet
+    from train.run.folder import RunFolder
 
 
 PROGRAM: Final = "python -m train.contrastive"
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     import tyro
 
-    from prompteol_jax.commands import run_command
+    from prompteol_jax.cli.commands import run_command
 
     options = tyro.cli(TrainConfig, args=argv, prog=PROGRAM)
     run_command(PROGRAM, run, options)
@@ -37,7 +37,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     """Train as configured and return what `--json` gets."""
     config.check()
     from prompteol_jax import axes, distributed
-    from train.metrics import say
+    from train.run.metrics import say
 
     shape = axes.parse_mesh(config.mesh)
     distributed.simulate_devices(shape[0] * shape[1] // (config.processes or 1))
@@ -71,7 +71,7 @@ def read_final_tasks(config: TrainConfig) -> Sequence[Task]:
     """Read what `--final-eval` scores, before any work."""
     if not config.final_eval:
         return ()
-    from eval.tasks import read_tasks
+    from eval.sts.tasks import read_tasks
 
     return read_tasks(config.dev)
 
@@ -80,7 +80,8 @@ def final_scores(
     config: TrainConfig, embedder: Embedder, tasks: Sequence[Task], folder: RunFolder
 ) -> dict[str, float]:
     """Score the best weights on all STS tasks, as eval.sts does, into RUN/sts.json."""
-    from eval import results, sts
+    from eval.shared import results
+    from eval.sts import command as sts
     from prompteol_jax import distributed
 
     options = sts.StsOptions(
@@ -101,19 +102,19 @@ def final_scores(
 
 def read_data(config: TrainConfig) -> tuple[Sequence[Triplet], Pairs | None]:
     """Read training rows and development pairs, and refuse what is malformed before any work."""
-    from prompteol_jax import places
-    from train.data import read_triplets
-    from train.metrics import say
+    from prompteol_jax.storage import paths
+    from train.data.triplets import read_triplets
+    from train.run.metrics import say
 
-    data = None if config.data == SYNTHETIC else places.here(config.data)
+    data = None if config.data == SYNTHETIC else paths.here(config.data)
 
     if data is None:
-        from train import synthetic
+        from train.data import synthetic
 
         triplets = synthetic.synthetic_triplets(config.seed, synthetic.TRIPLETS)
         dev = synthetic.synthetic_dev(config.seed, synthetic.DEV_PAIRS)
     elif data.is_dir():
-        from train.prepared import read_prepared
+        from train.data.prepared import read_prepared
 
         triplets, dev = read_prepared(data), None
     else:
@@ -122,7 +123,7 @@ def read_data(config: TrainConfig) -> tuple[Sequence[Triplet], Pairs | None]:
         if rows.skipped:
             say(f"dropped {rows.skipped} malformed rows of {config.data}")
     if config.dev is not None:
-        from eval.tasks import read_tasks
+        from eval.sts.tasks import read_tasks
 
         dev = read_tasks(config.dev, ("STSBenchmark",), "dev")[0].subsets[0]
     return triplets, dev
@@ -130,15 +131,15 @@ def read_data(config: TrainConfig) -> tuple[Sequence[Triplet], Pairs | None]:
 
 def finish(config: TrainConfig, folder: RunFolder, result: dict[str, Any], remarks: str) -> None:
     """Write the result and the report, and print the table."""
-    from prompteol_jax import places
-    from train.learning import exported_folder
-    from train.report import write_run_report
+    from prompteol_jax.storage import paths
+    from train.run.report import write_run_report
+    from train.trainable import exported_folder
 
     weights = exported_folder(folder.home, full=config.full)
     page = folder.home / write_run_report(folder.path).name
     folder.publish()
     if config.json:
-        place = places.place(config.json)
+        place = paths.place(config.json)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     from rich.console import Console

@@ -14,23 +14,23 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from eval.scores import development_score
-from eval.tasks import Pairs
+from eval.sts.scores import development_score
+from eval.sts.tasks import Pairs
 from prompteol_jax import distributed
 from prompteol_jax.distributed import Share
 from prompteol_jax.embedder import Embedder
-from prompteol_jax.remat import Remat
-from prompteol_jax.template import read_template
-from train.batches import Assembler, make_batches
+from prompteol_jax.ops.scan import Remat
+from prompteol_jax.text.template import read_template
 from train.config import TrainConfig
-from train.data import Batches, Triplet
-from train.learning import Trainable, make_trainable
-from train.memory import choose_remat, device_memory
-from train.metrics import MetricsLog, say
-from train.not_finite import not_finite
-from train.pulse import Pulse, Stopped
-from train.run_folder import DEV, RunFolder
+from train.data.collate import Assembler, make_batches
+from train.data.triplets import Batches, Triplet
+from train.preemption import Pulse, Stopped
+from train.remat_choice import choose_remat, device_memory
+from train.run.folder import DEV, RunFolder
+from train.run.metrics import MetricsLog, say
+from train.run.not_finite import not_finite
 from train.step import Learner, TrainState, make_optimizer, state_places
+from train.trainable import Trainable, make_trainable
 
 
 @dataclasses.dataclass

@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from prompteol_jax import places
-from prompteol_jax.commands import run_one_of
-from train.data import COLUMNS, Rows, read_triplets
+from prompteol_jax.cli.commands import run_one_of
+from prompteol_jax.storage import paths
+from train.data.triplets import COLUMNS, Rows, read_triplets
 
 PROGRAM: Final = "python -m train.prepare"
 SIMCSE_FILE: Final = "nli_for_simcse.csv"
@@ -62,9 +62,9 @@ class StsOptions:
 
 def prepare_triplets(options: TripletOptions) -> None:
     """Prepare a file of triplets."""
-    path = places.here(options.input)
+    path = paths.here(options.input)
     if not path.exists() and options.input.count("/") == 1 and not path.suffix:
-        from prompteol_jax import hub
+        from prompteol_jax.pretrained import hub
 
         path = hub.dataset_file(options.input, options.file)
     _write(read_triplets(path, skip_bad=options.skip_bad), options.output)
@@ -72,26 +72,26 @@ def prepare_triplets(options: TripletOptions) -> None:
 
 def prepare_nli(options: NliOptions) -> None:
     """Prepare triplets built from SNLI and MultiNLI."""
-    from train.nli import read_nli
+    from train.data.nli import read_nli
 
     _write(read_nli(options.files, skip_bad=options.skip_bad), options.output)
 
 
 def prepare_sts(options: StsOptions) -> None:
     """Prepare the STS sets."""
-    from eval.prepared import write_tasks
-    from eval.tasks import SPLITS, read_tasks
+    from eval.sts.prepared import write_tasks
+    from eval.sts.tasks import SPLITS, read_tasks
 
     tasks = [t for split in SPLITS for t in read_tasks(options.data, SPLITS[split], split)]
-    with places.filled(options.output) as folder:
+    with paths.filled(options.output) as folder:
         place = write_tasks(tasks, folder)
     _say(f"{_shown(place, options.output)}: {sum(map(len, tasks))} pairs of {len(tasks)} sets")
 
 
 def _write(rows: Rows, output: Path) -> None:
-    from train.prepared import write_triplets
+    from train.data.prepared import write_triplets
 
-    with places.filled(output) as folder:
+    with paths.filled(output) as folder:
         place = write_triplets(rows.triplets, folder)
     dropped = f", {rows.skipped} malformed rows dropped" if rows.skipped else ""
     kind = "pairs" if rows.triplets[0].hard_neg is None else "triplets"
@@ -100,7 +100,7 @@ def _write(rows: Rows, output: Path) -> None:
 
 def _shown(dataset: Path, output: Path) -> Any:
     """Where a dataset of the output's lies in the end."""
-    return places.place(output) / dataset.parent.name / dataset.name
+    return paths.place(output) / dataset.parent.name / dataset.name
 
 
 def _say(line: str) -> None:

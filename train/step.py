@@ -15,10 +15,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key, PyTree
 
-from prompteol_jax import axes, dropout, nn
+from prompteol_jax import axes, nn
 from prompteol_jax.models.decoder import Decoder, KVCache, Rows
-from prompteol_jax.remat import Remat
-from train.loss import contrastive_loss
+from prompteol_jax.ops import dropout
+from prompteol_jax.ops.scan import Remat
+from train.losses import contrastive_loss
 
 
 class Batch(NamedTuple):

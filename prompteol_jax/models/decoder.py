@@ -16,8 +16,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from prompteol_jax import attention, axes, dropout, nn, quant
-from prompteol_jax.remat import Remat, keep, scan_layers
+from prompteol_jax import axes, nn
+from prompteol_jax.ops import attention, dropout
+from prompteol_jax.ops.scan import Remat, keep, scan_layers
+from prompteol_jax.quant import formats as quant
 
 
 class Rows(NamedTuple):

@@ -11,8 +11,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from prompteol_jax import distributed, models, quant, weights
+from prompteol_jax import distributed, models
+from prompteol_jax.models import build
 from prompteol_jax.models.decoder import Decoder
+from prompteol_jax.quant import formats as quant
+from prompteol_jax.weights import load
 
 
 def generator(key: jax.Array, path: str) -> np.random.Generator:
@@ -35,16 +38,16 @@ def random_decoder(
     Matrices are normal with deviation 0.2 / sqrt(inputs), half of that for queries and keys, which
     lets attention begin almost uniform; embeddings 0.01, positions 0.001, norms one, biases zero.
     """
-    model = models.abstract_decoder(
+    model = build.abstract_decoder(
         config, mesh, dtype=dtype, weight_dtype=weight_dtype, quantize=quantize, layers=layers
     )
-    whole = models.leaves(models.abstract_decoder(config, mesh, dtype=dtype))
+    whole = build.leaves(build.abstract_decoder(config, mesh, dtype=dtype))
     drawn = {path: _draw(path, generator(key, path), leaf.shape) for path, leaf in whole.items()}
     arrays = {
         path: _place(path, leaf, _up_to(layers, path, drawn))
-        for path, leaf in models.leaves(model).items()
+        for path, leaf in build.leaves(model).items()
     }
-    return models.fill(model, arrays)
+    return build.fill(model, arrays)
 
 
 def _place(path: str, leaf: Any, numbers: np.ndarray) -> jax.Array | quant.Quantised:
@@ -52,7 +55,7 @@ def _place(path: str, leaf: Any, numbers: np.ndarray) -> jax.Array | quant.Quant
         return distributed.to_global(numbers.astype(leaf.dtype), leaf.sharding)
     stacked = path.startswith("blocks.")
     layers = list(numbers) if stacked else [numbers]
-    return weights.place_quantised(leaf, [(path, layer) for layer in layers], stacked=stacked)
+    return load.place_quantised(leaf, [(path, layer) for layer in layers], stacked=stacked)
 
 
 def _up_to(layers: int | None, path: str, whole: Mapping[str, np.ndarray]) -> np.ndarray:

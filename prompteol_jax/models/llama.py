@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from prompteol_jax import attention, axes, dropout, hf, nn, products, remat
+from prompteol_jax import axes, nn
+from prompteol_jax.models.config import Fields
 from prompteol_jax.models.decoder import View, project_heads, project_keys_values
-from prompteol_jax.models.fields import Fields
+from prompteol_jax.ops import attention, dropout, einsum, scan
+from prompteol_jax.weights import mapping
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -233,13 +235,13 @@ class Block(nnx.Module):
                 q_BQNH, *kv, view.mask_BQT, prefix, view.real_C, view.start_BT, view.head or 0, turn
             )
             y_BQI = attention.join_heads(y_BQNH)
-            x_BQD = remat.keep(axes.constrain(x_BQD + self.o(y_BQI, query_keys[1]), "BQD"))
+            x_BQD = scan.keep(axes.constrain(x_BQD + self.o(y_BQI, query_keys[1]), "BQD"))
         with jax.named_scope("mlp"):
             y_BQD, x_BQD = self.mlp_norm.beside(x_BQD)
             wide = nn.together([self.gate, self.up], y_BQD, query_keys[2:4])
-            gate_BQF, up_BQF = (remat.keep(axes.constrain(x, "BQF")) for x in wide)
+            gate_BQF, up_BQF = (scan.keep(axes.constrain(x, "BQF")) for x in wide)
             # Computed once, and not anew for every block of the product.
-            y_BQF = products.settled(jax.nn.silu(gate_BQF) * up_BQF)
+            y_BQF = einsum.settled(jax.nn.silu(gate_BQF) * up_BQF)
             x_BQD = axes.constrain(x_BQD + self.down(y_BQF, query_keys[4]), "BQD")
         return x_BQD, _turned(*kv, view)
 
@@ -265,26 +267,28 @@ class Finish(nnx.Module):
         return self.norm(x_BTD)
 
 
-def _linear(source: str, target: str, dims: str) -> tuple[hf.Move, hf.Move]:
+def _linear(source: str, target: str, dims: str) -> tuple[mapping.Move, mapping.Move]:
     out = dims[: dims.index(")") + 1] if dims.startswith("(") else dims[0]
     return (
-        hf.Move(f"layers.{{l}}.{source}.weight", f"block.{target}.w", dims),
-        hf.Move(f"layers.{{l}}.{source}.bias", f"block.{target}.b", f"{out} -> {out.strip('()')}"),
+        mapping.Move(f"layers.{{l}}.{source}.weight", f"block.{target}.w", dims),
+        mapping.Move(
+            f"layers.{{l}}.{source}.bias", f"block.{target}.b", f"{out} -> {out.strip('()')}"
+        ),
     )
 
 
-WEIGHTS: Final[tuple[hf.Move, ...]] = (
-    hf.Move("embed_tokens.weight", "stem.tokens", "V D -> V D"),
-    hf.Move("layers.{l}.input_layernorm.weight", "block.attention_norm.scale", "D -> D"),
+WEIGHTS: Final[tuple[mapping.Move, ...]] = (
+    mapping.Move("embed_tokens.weight", "stem.tokens", "V D -> V D"),
+    mapping.Move("layers.{l}.input_layernorm.weight", "block.attention_norm.scale", "D -> D"),
     *_linear("self_attn.q_proj", "q", "(N H) D -> N H D"),
     *_linear("self_attn.k_proj", "k", "(K H) D -> K H D"),
     *_linear("self_attn.v_proj", "v", "(K H) D -> K H D"),
     *_linear("self_attn.o_proj", "o", "D I -> D I"),
-    hf.Move("layers.{l}.post_attention_layernorm.weight", "block.mlp_norm.scale", "D -> D"),
+    mapping.Move("layers.{l}.post_attention_layernorm.weight", "block.mlp_norm.scale", "D -> D"),
     *_linear("mlp.gate_proj", "gate", "F D -> F D"),
     *_linear("mlp.up_proj", "up", "F D -> F D"),
     *_linear("mlp.down_proj", "down", "D F -> D F"),
-    hf.Move("norm.weight", "finish.norm.scale", "D -> D"),
+    mapping.Move("norm.weight", "finish.norm.scale", "D -> D"),
 )
 ALIAS: Final = {"embed_tokens.weight": "lm_head.weight"}
 IGNORED: Final = (r"lm_head\.weight", r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq")

@@ -12,9 +12,11 @@ from typing import Any, ClassVar, Final
 import jax
 from flax import nnx
 
-from prompteol_jax import attention, axes, dropout, hf, nn, remat
+from prompteol_jax import axes, nn
+from prompteol_jax.models.config import Fields
 from prompteol_jax.models.decoder import View, project_heads, project_keys_values
-from prompteol_jax.models.fields import Fields
+from prompteol_jax.ops import attention, dropout, scan
+from prompteol_jax.weights import mapping
 
 POSITION_OFFSET: Final = 2  # the first two rows of OPT's position table are never used
 
@@ -169,17 +171,17 @@ class Block(nnx.Module):
             )
             y_BQI = attention.join_heads(y_BQNH)
             x_BQD = x_BQD + dropout.drop(self.o(y_BQI, query_keys[1]), query_keys[2], self.rate)
-            x_BQD = remat.keep(axes.constrain(x_BQD, "BQD"))
+            x_BQD = scan.keep(axes.constrain(x_BQD, "BQD"))
             if not self.pre_norm:
                 x_BQD = self.attention_norm(x_BQD)
         with jax.named_scope("mlp"):
             y_BQD = x_BQD
             if self.pre_norm:
                 y_BQD, x_BQD = self.mlp_norm.beside(x_BQD)
-            y_BQF = remat.relu(axes.constrain(self.up(y_BQD, query_keys[3]), "BQF"))
+            y_BQF = scan.relu(axes.constrain(self.up(y_BQD, query_keys[3]), "BQF"))
             x_BQD = x_BQD + dropout.drop(self.down(y_BQF, query_keys[4]), query_keys[5], self.rate)
             x_BQD = axes.constrain(x_BQD, "BQD")
-            x_BQD = x_BQD if self.pre_norm else self.mlp_norm(remat.keep(x_BQD))
+            x_BQD = x_BQD if self.pre_norm else self.mlp_norm(scan.keep(x_BQD))
         return x_BQD, kv
 
     def keys_values(
@@ -203,25 +205,25 @@ class Finish(nnx.Module):
         return x_BTD if self.project_out is None else self.project_out(x_BTD)
 
 
-def _affine(source: str, target: str, dims: str, bias: str) -> tuple[hf.Move, hf.Move]:
+def _affine(source: str, target: str, dims: str, bias: str) -> tuple[mapping.Move, mapping.Move]:
     layer = "decoder.layers.{l}."
     return (
-        hf.Move(f"{layer}{source}.weight", f"block.{target}.w", dims),
-        hf.Move(f"{layer}{source}.bias", f"block.{target}.b", bias),
+        mapping.Move(f"{layer}{source}.weight", f"block.{target}.w", dims),
+        mapping.Move(f"{layer}{source}.bias", f"block.{target}.b", bias),
     )
 
 
-def _norm(source: str, target: str) -> tuple[hf.Move, hf.Move]:
+def _norm(source: str, target: str) -> tuple[mapping.Move, mapping.Move]:
     return (
-        hf.Move(f"{source}.weight", f"{target}.scale", "D -> D"),
-        hf.Move(f"{source}.bias", f"{target}.bias", "D -> D"),
+        mapping.Move(f"{source}.weight", f"{target}.scale", "D -> D"),
+        mapping.Move(f"{source}.bias", f"{target}.bias", "D -> D"),
     )
 
 
-WEIGHTS: Final[tuple[hf.Move, ...]] = (
-    hf.Move("decoder.embed_tokens.weight", "stem.tokens", "V E -> V E"),
-    hf.Move("decoder.embed_positions.weight", "stem.positions", "P D -> P D"),
-    hf.Move("decoder.project_in.weight", "stem.project_in.w", "D E -> D E"),
+WEIGHTS: Final[tuple[mapping.Move, ...]] = (
+    mapping.Move("decoder.embed_tokens.weight", "stem.tokens", "V E -> V E"),
+    mapping.Move("decoder.embed_positions.weight", "stem.positions", "P D -> P D"),
+    mapping.Move("decoder.project_in.weight", "stem.project_in.w", "D E -> D E"),
     *_norm("decoder.layers.{l}.self_attn_layer_norm", "block.attention_norm"),
     *_affine("self_attn.q_proj", "q", "(N H) D -> N H D", "(N H) -> N H"),
     *_affine("self_attn.k_proj", "k", "(K H) D -> K H D", "(K H) -> K H"),
@@ -231,7 +233,7 @@ WEIGHTS: Final[tuple[hf.Move, ...]] = (
     *_affine("fc1", "up", "F D -> F D", "F -> F"),
     *_affine("fc2", "down", "D F -> D F", "D -> D"),
     *_norm("decoder.final_layer_norm", "finish.norm"),
-    hf.Move("decoder.project_out.weight", "finish.project_out.w", "E D -> E D"),
+    mapping.Move("decoder.project_out.weight", "finish.project_out.w", "E D -> E D"),
 )
 ALIAS: Final = {"decoder.embed_tokens.weight": "lm_head.weight"}
 IGNORED: Final = (r"lm_head\.weight", r"decoder\.version")

@@ -11,7 +11,7 @@ from typing import Final
 import tokenizers
 
 from prompteol_jax.models.opt import OptConfig
-from prompteol_jax.tokenizer import Tokenizer
+from prompteol_jax.text.tokenizer import Tokenizer
 
 _OPENINGS = """
 This A An The Some Two Three One There It He She They We You His Her Their Our My Many Several Every

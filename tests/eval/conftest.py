@@ -1,9 +1,7 @@
 """A small real encoder for the evaluation's own tests."""
 
-import importlib.util
 import re
 import zlib
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -46,7 +44,7 @@ def bag_of_words():
 @pytest.fixture(scope="session")
 def small_downstream(tmp_path_factory):
     """SentEval's folder with five pairs a subset of every STS task."""
-    from eval.tasks import YEARS
+    from eval.sts.tasks import YEARS
 
     root = tmp_path_factory.mktemp("senteval") / "downstream"
     pairs = [
@@ -78,8 +76,6 @@ def small_downstream(tmp_path_factory):
 @pytest.fixture(scope="session")
 def torch_probe():
     """The module of the probes' oracle; torch is slow to import."""
-    file = Path(__file__).parent / "torch_probe.py"
-    spec = importlib.util.spec_from_file_location("torch_probe", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    import torch_probe
+
+    return torch_probe

@@ -1,27 +1,20 @@
 """Every page of the project works in a real browser, on a phone and on a desk."""
 
-import importlib.util
 import json
-from pathlib import Path
 
+import browser
 import numpy as np
 import pytest
 
-from eval import (
-    demos_report,
-    layers_report,
-    mteb,
-    report,
-    reproduce,
-    sts,
-    transfer_report,
-)
-from prompteol_jax.template import TEMPLATES
-from train import report as train_report
-
-_spec = importlib.util.spec_from_file_location("browser", Path(__file__).parent / "browser.py")
-browser = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(browser)
+from eval.demos import report as demos_report
+from eval.layers import report as layers_report
+from eval.mteb import command as mteb
+from eval.reproduce import command as reproduce
+from eval.shared import html as report
+from eval.sts import command as sts
+from eval.transfer import report as transfer_report
+from prompteol_jax.text.template import TEMPLATES
+from train.run import report as train_report
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tpu import plan, search
+from tpu.plan import command as plan
+from tpu.plan import search
 
 BOUNDS = Path(__file__).with_name("bounds.json")
 CASES = {

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from prompteol_jax.template import TEMPLATES
+from prompteol_jax.text.template import TEMPLATES
 from tpu import lengths
 from tpu.lengths import read_lengths
 

@@ -24,6 +24,6 @@ def checkpoint(data, tmp_path_factory):
 @pytest.fixture(scope="session")
 def nli(data):
     """The first 32 real triplets."""
-    from train.data import read_triplets
+    from train.data.triplets import read_triplets
 
     return read_triplets(data / "nli" / "nli_triplets.csv").triplets[:32]

@@ -10,7 +10,7 @@ import pytest
 
 @pytest.mark.slow
 def test_killed_and_damaged_runs_end_as_undisturbed_ones_or_refuse():
-    script = Path(__file__).with_name("chaos.py")
+    script = Path(__file__).parents[1] / "support" / "chaos.py"
     command = [sys.executable, str(script), "--kills", "8", "--damages", "3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr

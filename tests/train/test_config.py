@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from prompteol_jax.options import ModelOptions
+from prompteol_jax.cli.options import ModelOptions
 from train.config import FREE_ON_RESUME, TrainConfig
 
 WRONG = [

@@ -15,12 +15,15 @@ import numpy as np
 import oracle
 import pytest
 
-from eval.tasks import Pairs
-from prompteol_jax import Embedder, axes, models, peft
-from train import contrastive, learning, loop
-from train.checkpoint import Checkpoints
+from eval.sts.tasks import Pairs
+from prompteol_jax import Embedder, axes
+from prompteol_jax.lora import peft
+from prompteol_jax.models import build
+from train import contrastive, loop
+from train import trainable as learning
 from train.config import STOPPED, TrainConfig
-from train.data import COLUMNS
+from train.data.triplets import COLUMNS
+from train.run.checkpoints import Checkpoints
 
 TEXTS = ["A man is washing a car.", "", "The doctor reads (a book)!"]
 FIELDS = ["dev_before", "dev_after", "dev_last", "best_step", "steps", "loss", "seconds"]
@@ -134,7 +137,7 @@ def test_the_adapter_is_loaded_by_its_run_and_by_peft_with_the_same_outputs(whol
     assert np.abs(vectors - embedder.encode(TEXTS)).max() > 1e-3
     pretrained = embedder.pretrained
     base = tmp_path / "base"
-    models.save_decoder(base, pretrained.config, pretrained.decoder, dtype="float32")
+    build.save_decoder(base, pretrained.config, pretrained.decoder, dtype="float32")
     ids = [
         ids.tolist()
         for ids in pretrained.tokenizer.ids([oracle.EOL.format(text) for text in TEXTS])
@@ -154,7 +157,7 @@ def test_a_run_starts_from_the_adapter_it_is_given(whole):
         whole.folder / "adapter",
         mesh,
     )
-    ours, theirs = models.leaves(decoder), models.leaves(again)
+    ours, theirs = build.leaves(decoder), build.leaves(again)
     assert len(jax.tree.leaves(trainable.start)) == 24
     for path, leaf in theirs.items():
         np.testing.assert_array_equal(ours[path], leaf)
@@ -364,7 +367,7 @@ def test_weights_exported_behind_a_checkpoint_are_not_taken_for_its_best(tmp_pat
 
 
 def test_the_final_evaluation_is_that_of_the_exported_weights(tmp_path, data):
-    from eval import sts
+    from eval.sts import command as sts
 
     run, dev = tmp_path / "run", data / "senteval"
     config = TrainConfig(

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from eval.tasks import SPLITS, read_tasks
+from eval.sts.tasks import SPLITS, read_tasks
 from train import prepare
-from train.data import Batches, Triplet, read_triplets
-from train.prepared import read_prepared
+from train.data.prepared import read_prepared
+from train.data.triplets import Batches, Triplet, read_triplets
 
 CSV = 'sent0,sent1,hard_neg\na,"b ""é""\n",c\nd,e,f\ng,h,i\n'
 

@@ -11,12 +11,15 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from prompteol_jax import adapters, axes, distributed, models, nn, peft
-from prompteol_jax.pretrained import load_pretrained
-from prompteol_jax.template import PROMPTEOL
-from prompteol_jax.tokens import Prompt
+from prompteol_jax import axes, distributed, nn
+from prompteol_jax.lora import lora as adapters
+from prompteol_jax.lora import peft
+from prompteol_jax.models import build
+from prompteol_jax.pretrained.load import load_pretrained
+from prompteol_jax.text.prompt import Prompt
+from prompteol_jax.text.template import PROMPTEOL
 from train import step
-from train.batches import Assembler
+from train.data.collate import Assembler
 from train.step import Learner, make_optimizer, state_places
 
 NAMES = ("opt-tiny", "opt-350m-tiny", "llama-gqa-tiny", "tinystories-656k")
@@ -42,9 +45,9 @@ def model_on(folder, mesh, *, full=False, dropout=0.0, base_dropout=0.0):
         )
         if path.endswith(".lora.b")
         else leaf
-        for path, leaf in models.leaves(decoder).items()
+        for path, leaf in build.leaves(decoder).items()
     }
-    return pretrained, models.fill(decoder, leaves)
+    return pretrained, build.fill(decoder, leaves)
 
 
 def learner_of(
@@ -72,7 +75,7 @@ def our_gradients(folder, nli, out, *, full):
     config = model_on(folder, "1x1", full=full)[0].config
     decoder = nnx.merge(learner.graph, grads, frozen)
     if full:
-        models.save_decoder(out, config, decoder, dtype="float32")
+        build.save_decoder(out, config, decoder, dtype="float32")
         return float(loss), load_file(out / "model.safetensors")
     peft.save_adapter(decoder, config, out, base=str(folder))
     return float(loss), load_file(out / "adapter_model.safetensors")
@@ -282,7 +285,7 @@ def test_no_gradient_of_a_frozen_weight_is_computed(checkpoint, nli):
         batch, prefix_C, _ = assemble(nli)
         evaluate = jax.jit(jax.grad(learner.loss, has_aux=True))
         text = evaluate.lower(start, frozen, batch, prefix_C, None).compile().as_text()
-        last = models.leaves(nnx.merge(learner.graph, start, frozen).last)
+        last = build.leaves(nnx.merge(learner.graph, start, frozen).last)
         weights = {tuple(sorted(x.shape)) for path, x in last.items() if path.endswith(".w")}
         found.append(weights & products(text))
     assert found[0] == set()

@@ -1,0 +1,5 @@
+"""`python -m eval.demos`."""
+
+from eval.demos.command import main
+
+main()

@@ -1,0 +1,183 @@
+"""Makes sets of candidates: sentences with the word a model has for them, and dictionary entries.
+
+The paper's set was a hundred sentences of STS-B's training part, summed up in one word by a chat
+model, and two hundred definitions of a dictionary with the word they define. Here the words come
+from the model itself, or from a file.
+"""
+
+import csv
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from eval.demos import candidates
+from eval.shared import results
+from eval.sts.tasks import read_tasks
+from prompteol_jax import Embedder
+from prompteol_jax.cli.options import ModelOptions
+from prompteol_jax.storage import paths
+from prompteol_jax.text.template import Demonstration, Template, clean_sentence
+
+CHOICES: Final = 50  # next tokens among which a word's first piece is looked for
+PIECES: Final = 8  # of one word, at most
+_SPACES: Final = ("\u0120", "\u2581")  # how vocabularies write the space before a word
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions(ModelOptions):
+    """Makes candidates: sentences with words of a model or a file, and dictionary entries."""
+
+    output: Path
+    """.jsonl file for the candidates, one demonstration a line."""
+    model: str | None = None
+    """The model whose words sum up the sentences; not needed with --words or --n 0."""
+    data: Path | None = None
+    """SentEval's folder: sentences are drawn from STS-B's training part."""
+    sentences: Path | None = None
+    """Take these sentences instead, one a line, all of them in their order."""
+    words: Path | None = None
+    """Words for --sentences, one a line, instead of a model's."""
+    n: int = 100
+    """Sentences to draw from --data."""
+    dictionary: Path | None = None
+    """A csv file with columns word and definition."""
+    entries: int = 200
+    """Entries to draw from --dictionary, or all where it has fewer."""
+    seed: int = 0
+    """Of what is drawn."""
+
+
+def build(options: BuildOptions) -> list[Demonstration]:
+    """Writes the candidates and returns them; sentences without a word are counted on stderr."""
+    _check(options)
+    paths.on_this_machine(options.output)
+    results.prepare(options.output)
+    rng = np.random.default_rng(options.seed)
+    sentences = [clean_sentence(text) for text in _sentences(options, rng)]
+    entries = _entries(options, rng)
+    if options.words:
+        words = _lines(options.words)
+        if len(words) != len(sentences):
+            raise ValueError(
+                f"{options.words} has {len(words)} words for the {len(sentences)} sentences of "
+                f"{options.sentences}; give one a line for each"
+            )
+    elif sentences:
+        words = model_words(options.load("float32"), sentences)
+    else:
+        words = []
+    shown = [Demonstration(*two) for two in zip(sentences, words, strict=True) if two[1]]
+    lacking = len(sentences) - len(shown)
+    shown += entries
+    if not shown:
+        raise ValueError("there is nothing to make candidates of")
+    candidates.write_candidates(options.output, shown)
+    said = f"; the model had no word for {lacking} more sentences" if lacking else ""
+    sys.stderr.write(f"{options.output}: {len(shown)} candidates{said}\n")
+    return shown
+
+
+def model_words(embedder: Embedder, texts: Sequence[str]) -> list[str]:
+    """Returns the word that the model goes on with after each text's prompt; empty for none.
+
+    The most likely next token of letters begins it, the most likely ones after it carry it on as
+    long as they belong to the same word.
+    """
+    entry = embedder.pretrained.tokenizer.backend.id_to_token
+    ids_nk, _ = embedder.next_tokens(texts, min(CHOICES, embedder.pretrained.config.V))
+    words = []
+    for ids_k in ids_nk:
+        pieces = (_bare(entry(int(number))) for number in ids_k)
+        words.append(next((piece for piece in pieces if _is_of_letters(piece)), ""))
+    going = [n for n, word in enumerate(words) if word]
+    asker = Embedder(embedder.pretrained, Template("as it is", "", ""))
+    for _ in range(PIECES - 1):
+        if not going:
+            break
+        prompts = [embedder.template.fill(texts[n]) + words[n] for n in going]
+        ids_nk, _ = asker.next_tokens(prompts, 1)
+        pieces = [entry(int(ids_k[0])) for ids_k in ids_nk]
+        goes_on = [_is_of_letters(piece) for piece in pieces]  # a space before it is no letter
+        for n, piece, more in zip(going, pieces, goes_on, strict=True):
+            words[n] += piece if more else ""
+        going = [n for n, more in zip(going, goes_on, strict=True) if more]
+    return words
+
+
+def _bare(piece: str | None) -> str:
+    return "" if piece is None else piece[1:] if piece.startswith(_SPACES) else piece
+
+
+def _is_of_letters(piece: str | None) -> bool:
+    return bool(piece) and piece.replace("-", "").isascii() and piece.replace("-", "").isalpha()
+
+
+def _check(options: BuildOptions) -> None:
+    problems = []
+    if options.output.suffix.lower() != ".jsonl":
+        problems.append(f"--output {options.output} must end in .jsonl")
+    if options.data and options.sentences:
+        problems.append("--data and --sentences both name sentences; give one of them")
+    if not (options.data or options.sentences or options.dictionary):
+        problems.append("give --data or --sentences, or --dictionary, or both kinds")
+    if options.words and not options.sentences:
+        problems.append("--words needs --sentences, whose words they are")
+    wants_model = (options.sentences or (options.data and options.n)) and not options.words
+    if wants_model and options.model is None:
+        problems.append("give --model, whose words sum up the sentences, or --words")
+    problems += [
+        f"--{name} {value}; it takes 0 or more"
+        for name, value in (("n", options.n), ("entries", options.entries))
+        if value < 0
+    ]
+    if options.layer is not None or options.pooling != "last":
+        problems.append("words are read from the last layer: no --layer, no --pooling mean")
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def _sentences(options: BuildOptions, rng: np.random.Generator) -> list[str]:
+    if options.sentences:
+        return _lines(options.sentences)
+    if not options.data:
+        return []
+    (task,) = read_tasks(options.data, split="train")
+    sides = [side for pairs in task.subsets for side in (pairs.texts_a, pairs.texts_b)]
+    distinct = list(dict.fromkeys(text for side in sides for text in side))
+    if options.n > len(distinct):
+        raise ValueError(f"--n {options.n}: STS-B's training part has {len(distinct)} sentences")
+    return [distinct[n] for n in rng.permutation(len(distinct))[: options.n]]
+
+
+def _entries(options: BuildOptions, rng: np.random.Generator) -> list[Demonstration]:
+    if not options.dictionary:
+        return []
+    path = options.dictionary
+    if not path.is_file():
+        raise FileNotFoundError(f"--dictionary {path} does not exist")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        missing = {"word", "definition"} - set(reader.fieldnames or ())
+        if missing:
+            raise ValueError(f"{path} lacks the column {' and '.join(sorted(missing))}")
+        rows = [(reader.line_num, row["definition"], row["word"]) for row in reader]
+    bad = [str(line) for line, *cells in rows if not all(c and c.strip() for c in cells)]
+    if bad:
+        raise ValueError(f"{path}: word or definition is empty in line {', '.join(bad[:20])}")
+    chosen = rng.permutation(len(rows))[: options.entries]
+    return [Demonstration(clean_sentence(rows[n][1].strip()), rows[n][2].strip()) for n in chosen]
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    lines = lines[:-1] if lines[-1] == "" else lines
+    empty = [str(n) for n, line in enumerate(lines, start=1) if not line.strip()]
+    if empty or not lines:
+        raise ValueError(f"{path}: " + (f"empty lines: {', '.join(empty)}" if empty else "empty"))
+    return [line.strip() for line in lines]

@@ -1,0 +1,5 @@
+"""`python -m eval.layers`."""
+
+from eval.layers.command import main
+
+main()

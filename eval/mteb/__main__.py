@@ -1,0 +1,5 @@
+"""`python -m eval.mteb`."""
+
+from eval.mteb.command import main
+
+main()

@@ -1,0 +1,148 @@
+"""An `Embedder` as MTEB wants one: the only module that imports mteb, which is the extra `mteb`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from prompteol_jax.embedder import Embedder
+from prompteol_jax.text import template
+
+if TYPE_CHECKING:
+    from mteb.abstasks import AbsTask
+    from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.models.model_meta import ModelMeta
+
+
+class MtebEncoder:
+    """Satisfies MTEB's encoder protocol with one model and a template per type of task.
+
+    Args:
+        embedder: the model, with the template of every task that `templates` does not name.
+        templates: by type of task, such as `Retrieval`, or by type and side, `Retrieval:query` and
+            `Retrieval:document`; the more specific one is taken.
+        clean: apply the original's rules of punctuation first.
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        templates: Mapping[str, template.Template] | None = None,
+        *,
+        clean: bool = True,
+    ):
+        self.embedder, self.clean = embedder, clean
+        self._by_task = {
+            key: Embedder(embedder.pretrained, chosen, pooling=embedder.pooling)
+            for key, chosen in (templates or {}).items()
+        }
+
+    def embedder_for(self, task_type: str, side: str | None) -> Embedder:
+        """Returns the embedder whose template is meant for a type of task and one of its sides."""
+        for key in (f"{task_type}:{side}", task_type):
+            if key in self._by_task:
+                return self._by_task[key]
+        return self.embedder
+
+    def encode(
+        self,
+        inputs: Iterable[Mapping[str, Sequence[str]]],
+        *,
+        task_metadata: TaskMetadata,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: Any = None,
+        show_progress_bar: bool = True,
+        **_: Any,
+    ) -> Float[np.ndarray, "n D"]:
+        """Encodes all texts of all batches at once: how they were batched changes no bit."""
+        texts = [text for batch in inputs for text in batch["text"]]
+        if self.clean:
+            texts = [template.clean_sentence(text) for text in texts]
+        side = None if prompt_type is None else str(getattr(prompt_type, "value", prompt_type))
+        chosen = self.embedder_for(task_metadata.type, side)
+        return chosen.encode(texts, progress=None if show_progress_bar else False)
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Float[np.ndarray, "n m"]:
+        """Computes the cosine of every vector on one side with every one on the other."""
+        sides = [np.atleast_2d(np.asarray(z)) for z in (embeddings1, embeddings2)]
+        return self.embedder.similarity(*sides)
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Float[np.ndarray, " n"]:
+        """Computes the cosine of each vector with its partner."""
+        from eval.sts import scores
+
+        return scores.cosine(np.asarray(embeddings1), np.asarray(embeddings2)).astype(np.float32)
+
+    @property
+    def mteb_model_meta(self) -> ModelMeta:
+        """What MTEB notes about the model; its name there is ours with the template's."""
+        from mteb.models.model_meta import ModelMeta, ScoringFunction
+
+        model = self.embedder.describe()["model"]
+        owner, _, last = model["name"].rstrip("/").rpartition("/")
+        owner = owner.split("/")[-1] or "local"
+        return ModelMeta.create_empty(
+            {
+                "name": f"{owner}/{last}-{self.embedder.template.name}",
+                "revision": model["revision"] or "local",
+                "embed_dim": self.embedder.width,
+                "max_tokens": self.embedder.pretrained.config.P,
+                "similarity_fn_name": ScoringFunction.COSINE,
+                "framework": ["JAX"],
+            }
+        )
+
+
+def find_tasks(names: Sequence[str]) -> list[AbsTask]:
+    """Finds tasks of MTEB by name.
+
+    Raises:
+        ValueError: unknown names, all in one error.
+    """
+    import mteb
+
+    tasks, problems = [], []
+    for name in names:
+        try:
+            tasks.append(mteb.get_task(name))
+        except KeyError as error:
+            problems.append(str(error.args[0]))
+    if problems:
+        raise ValueError("; ".join(problems))
+    return tasks
+
+
+def run_tasks(
+    encoder: MtebEncoder, tasks: Sequence[AbsTask], folder: Path | None
+) -> dict[str, dict[str, Any]]:
+    """Runs tasks and returns for each its `score` (100 x MTEB's main score) and all its numbers.
+
+    Raises:
+        ConnectionError: data that could not be fetched, with the task's name.
+    """
+    import mteb
+    from mteb.cache import ResultCache
+
+    found = {}
+    for task in tasks:
+        name = task.metadata.name
+        try:
+            cache = None if folder is None else ResultCache(folder)
+            outcome = mteb.evaluate(encoder, task, cache=cache, co2_tracker=False)
+        except (ConnectionError, OSError) as error:
+            raise ConnectionError(
+                f"the data of {name} could not be had: {str(error).splitlines()[0]} "
+                "MTEB fetches it from the Hugging Face hub"
+            ) from error
+        (result,) = outcome.task_results
+        found[name] = {
+            "type": task.metadata.type,
+            "score": round(100 * float(result.get_score()), 2),
+            "detail": result.to_dict(),
+        }
+    return found

@@ -1,0 +1,5 @@
+"""`python -m eval.reproduce`."""
+
+from eval.reproduce.command import main
+
+main()

@@ -1,0 +1,221 @@
+"""Runs what a table of the paper ran, and holds our scores against those that were published.
+
+    python -m eval.reproduce sts-icl --models opt-125m opt-350m --data SentEval/data/downstream
+
+A model is one of the table's by hub name, by its last part (opt-125m), or by a folder that ends so;
+any other model is run in the same way and has no published figures. Rows that are done are kept in
+the output folder and not run again.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import tyro
+
+from eval.reproduce import published
+from eval.reproduce import report as reproduce_report
+from eval.reproduce.published import Row
+from eval.shared import results
+from eval.sts import command as sts
+from eval.sts import original
+from eval.sts.tasks import read_tasks
+from eval.transfer import command as transfer
+from eval.transfer.tasks import read_transfer
+from prompteol_jax.cli.commands import run_command
+from prompteol_jax.pretrained.provenance import file_sha256
+from prompteol_jax.storage import paths
+
+BAND: Final = 0.3  # points by which ours may differ from a published figure
+RowOptions = sts.StsOptions | transfer.TransferOptions
+Table = Literal["sts-icl", "sts-finetuned", "sts-zero-shot", "transfer", "quantisation"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceOptions:
+    """Runs a table of the paper: ours, published, difference, and whether it is within 0.3."""
+
+    table: Annotated[Table, tyro.conf.Positional]
+    """The table to run."""
+    data: Path
+    """SentEval's `downstream` folder, or the folder that holds it."""
+    models: tuple[str, ...] = ()
+    """Models of the table, or any others; all of the table unless given."""
+    output: Path = Path("runs/reproduce")
+    """Folder for a result and a page a row; what it holds already is not run again."""
+    adapter: str | None = None
+    """Adapter instead of the published one, or for a model that the table does not have."""
+    template: str | None = None
+    """Template for a model that the table does not have."""
+    strict_original: bool = False
+    """Do to numbers whatever the released script does; see docs/reproduce.md."""
+    mesh: str = "1x1"
+    """DATAxMODEL: devices along each axis; a CPU simulates what it lacks."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of activations and weights; the published runs are float32 unless quantised."""
+    batch_tokens: int | None = None
+    """Tokens computed at once over all devices; chosen for the device by default."""
+    json: Path | None = None
+    """File for every cell."""
+    report: Path | None = None
+    """File for a page of HTML; OUTPUT/TABLE.html unless given."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A row of the table and what became of it: a result, or the reason why there is none."""
+
+    row: Row
+    result: Mapping[str, Any] | None
+    reason: str = ""
+
+    def cells(self, tasks: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Yields ours, published, difference and whether it is within the band, a task and mean."""
+        for task in (*tasks, "average"):
+            theirs = self.row.average if task == "average" else self.row.scores.get(task)
+            ours = None
+            if self.result is not None:
+                ours = self.result["average"] if task == "average" else self.result["scores"][task]
+            both = ours is not None and theirs is not None
+            # Both have two decimals, so that their difference has: what floats add is cut off.
+            difference = round(ours - theirs, 2) if both else None
+            yield {
+                "task": task,
+                "ours": ours,
+                "published": theirs,
+                "derived": task == "average" and self.row.derived,
+                "difference": difference,
+                "within": abs(difference) <= BAND if both else None,
+            }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    program = "python -m eval.reproduce"
+    config = (tyro.conf.FlagCreatePairsOff,)
+    run_command(program, run, tyro.cli(ReproduceOptions, args=argv, prog=program, config=config))
+
+
+def run(options: ReproduceOptions) -> dict[str, Any]:
+    """Runs the rows that are not done, prints the cells, writes the files and returns them all."""
+    rows = choose(options)
+    (read_transfer if options.table == "transfer" else read_tasks)(options.data)
+    page = options.report or options.output / f"{options.table}.html"
+    paths.on_this_machine(options.output)
+    results.prepare(options.json, page)
+    outcomes = []
+    for number, row in enumerate(rows, 1):
+        sys.stderr.write(f"{number} of {len(rows)}: {row.name}\n")
+        outcomes.append(attempt(options, row))
+    tasks = published.tasks_of(options.table)
+    result = {
+        "table": options.table,
+        "band": BAND,
+        "strict_original": sorted(original.listed("strict")) if options.strict_original else [],
+        "rows": [
+            {
+                **dataclasses.asdict(o.row),
+                "parameters": o.result and o.result["provenance"]["model"]["parameters"],
+                "reason": o.reason,
+                "cells": list(o.cells(tasks)),
+            }
+            for o in outcomes
+        ],
+        "options": dataclasses.asdict(options),
+    }
+    reproduce_report.print_cells(result)
+    reproduce_report.write_page(page, result)
+    if options.json:
+        results.write(options.json, result)
+    return result
+
+
+def choose(options: ReproduceOptions) -> list[Row]:
+    """Finds the rows to run.
+
+    Raises:
+        ValueError: a model that the table does not have and that lacks what the table is about,
+            or a template for one that it has, all in one error.
+    """
+    if options.table == "transfer" and options.strict_original:
+        raise ValueError(
+            "--strict-original changes cosines; transfer tasks have none: leave it out"
+        )
+    if not options.models:
+        return list(published.TABLES[options.table])
+    rows, problems = [], []
+    for model in options.models:
+        found = published.find(options.table, model)
+        if not found:
+            found = [Row(model, adapter=options.adapter, template=options.template or "eol")]
+            if options.table == "sts-icl" and options.template is None:
+                problems.append(f"no demonstration was published for {model}: give --template")
+            if options.table == "sts-finetuned" and options.adapter is None:
+                problems.append(f"no adapter was published for {model}: give --adapter")
+        elif options.template is not None:
+            problems.append(f"{model} has its published template: leave --template out")
+        # A name without an owner stands for the table's own; a folder is read where it is.
+        place = found[0].model if model.lower() == found[0].model.split("/")[-1].lower() else model
+        rows += [
+            dataclasses.replace(row, model=place, adapter=options.adapter or row.adapter)
+            for row in found
+        ]
+    if problems:
+        raise ValueError("; ".join(problems))
+    return rows
+
+
+def attempt(options: ReproduceOptions, row: Row) -> Outcome:
+    """Runs a row unless its result is there; a checkpoint out of reach is a reason, no error."""
+    settings = row_options(options, row)
+    if (kept := _kept(settings)) is not None:
+        sys.stderr.write(f"{row.name}: kept from {settings.json}\n")
+        return Outcome(row, kept)
+    run_row = transfer.run if options.table == "transfer" else sts.run
+    try:
+        return Outcome(row, run_row(settings))
+    except (OSError, ValueError, FloatingPointError) as error:
+        return Outcome(row, None, str(error))  # the data was read before: it is the checkpoint
+
+
+def row_options(options: ReproduceOptions, row: Row) -> RowOptions:
+    """Returns the options of `eval.sts` or `eval.transfer` with which a row is run."""
+    strict = "float16" if row.half or row.quantize else "float32"
+    strict = strict if options.strict_original else None
+    parts = [row.model, row.adapter, row.template, row.quantize, options.dtype, strict]
+    name = "-".join("".join(c if c.isalnum() or c in ".-" else "_" for c in p) for p in parts if p)
+    file = options.output / options.table / f"{name}.json"
+    shared = {
+        **{"model": row.model, "adapter": row.adapter, "template": row.template},
+        **{"mesh": options.mesh, "dtype": options.dtype, "quantize": row.quantize},
+        **{"batch_tokens": options.batch_tokens, "data": options.data},
+        **{"json": file, "report": file.with_suffix(".html")},
+    }
+    if options.table == "transfer":
+        return transfer.TransferOptions(**shared)
+    return sts.StsOptions(**shared, strict_original=strict)
+
+
+def _kept(settings: RowOptions) -> dict[str, Any] | None:
+    """Returns a result that the same options gave from the same files, if there is one."""
+    try:
+        result = results.read(settings.json)
+        same = result["options"] == json.loads(
+            json.dumps(dataclasses.asdict(settings), default=str)
+        )
+        return result if same and _unchanged(result["provenance"]) else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None  # none, or one that a kill left unfinished
+
+
+def _unchanged(provenance: Mapping[str, Any]) -> bool:
+    return all(
+        file_sha256(Path(part["folder"]) / name) == digest
+        for part in (provenance["model"], provenance["adapter"])
+        if part
+        for name, digest in part["files"].items()
+    )

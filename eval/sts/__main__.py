@@ -1,0 +1,5 @@
+"""`python -m eval.sts`."""
+
+from eval.sts.command import main
+
+main()

@@ -1,0 +1,5 @@
+"""`python -m eval.transfer`."""
+
+from eval.transfer.command import main
+
+main()

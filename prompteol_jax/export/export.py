@@ -1,0 +1,206 @@
+"""`prompteol export`: a training run to files that others load, each read back and compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+import tyro
+
+from prompteol_jax.storage import paths
+
+if TYPE_CHECKING:
+    from prompteol_jax.embedder import Embedder
+
+# Sentences that written and read weights must encode alike.
+SENTENCES: Final = ("A cat sleeps.", "The man (old) is riding a horse.", "Stocks fell 3% today", "")
+# Largest difference of vectors from those of the run, over the largest number in them.
+TOLERANCES: Final = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Turns a training run into files for others, reads them back and compares them with the run.
+
+    peft: the adapter, as peft loads it. hf: adapter and base merged, a folder for transformers and,
+    with the prompt in it, for sentence-transformers. orbax: the merged weights by their names here.
+    """
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """The folder of a training run, here or in a bucket (gs://)."""
+    to: Literal["peft", "hf", "orbax"]
+    """What to write."""
+    output: Path
+    """A folder that does not exist yet, or is empty."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of merged weights; an adapter is always float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a training run's folder says of the model it made."""
+
+    folder: Path
+    model: str
+    template: str
+    quantize: Any
+    full: bool
+
+    @classmethod
+    def read(cls, folder: Path) -> Run:
+        """Read config.json of a run.
+
+        Raises: FileNotFoundError or ValueError where the folder is no run, or one without weights.
+        """
+        path = folder / "config.json"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no config.json: it is no training run's folder"
+            )
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        lost = [name for name in ("model", "template", "full") if name not in fields]
+        if lost:
+            raise ValueError(f"{path} lacks {', '.join(lost)}: it is no training run's config")
+        run = cls(folder, *(fields.get(n) for n in ("model", "template", "quantize", "full")))
+        weights = folder / ("model/config.json" if run.full else "adapter/adapter_config.json")
+        if not weights.is_file():
+            raise FileNotFoundError(
+                f"{weights} does not exist: the run has kept no weights yet. It does so with its "
+                "first development score, or at its end."
+            )
+        return run
+
+    def load(self) -> Embedder:
+        """The run's model, in float32."""
+        from prompteol_jax.embedder import Embedder
+
+        model = str(self.folder / "model") if self.full else self.model
+        adapter = None if self.full else str(self.folder)
+        return Embedder.from_pretrained(
+            model, adapter, self.template, dtype="float32", quantize=self.quantize
+        )
+
+
+def export_run(options: ExportOptions) -> None:
+    """Write a run as asked for; what was written but does not hold is an error."""
+    paths.on_this_machine(options.output)
+    run = Run.read(paths.here(options.run, depth=2))
+    if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
+        raise FileExistsError(f"{options.output} exists and is not empty: choose another --output")
+    if run.full and options.to == "peft":
+        raise ValueError(
+            f"{run.folder} trained all weights (--full), so it has no adapter; use --to hf or orbax"
+        )
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".exporting-", dir=options.output.parent) as scratch:
+        written = Path(scratch) / "done"
+        written.mkdir()
+        if options.to == "peft":
+            said = export_peft(run, written)
+        elif options.to == "hf":
+            said = export_hf(run, written, options.dtype)
+        else:
+            said = export_orbax(run, written, options.dtype)
+        if options.output.exists():
+            options.output.rmdir()
+        written.rename(options.output)
+    sys.stdout.write(f"{options.output}: {said}\n")
+
+
+def export_peft(run: Run, output: Path) -> str:
+    """Copy the run's adapter."""
+    import numpy as np
+
+    from prompteol_jax.lora import peft
+    from prompteol_jax.models import build
+
+    source = run.folder / "adapter"
+    for name in ("adapter_config.json", *peft.ADAPTER_FILES):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, output / name)
+    config, mesh = _shape(run)
+    bare = build.abstract_decoder(config, mesh, dtype="float32")
+    pair = [build.leaves(peft.load_adapter(bare, config, f, mesh)) for f in (source, output)]
+    factors = [path for path in pair[0] if ".lora." in path]
+    different = [p for p in factors if not np.array_equal(pair[0][p], pair[1][p])]
+    if different:
+        raise ValueError(f"the adapter does not read back as it was written: {different}")
+    return f"adapter for {run.model}, {len(factors)} factors read back equal"
+
+
+def export_hf(run: Run, output: Path, dtype: str) -> str:
+    """Merge and write a folder for transformers and sentence-transformers."""
+    from prompteol_jax.embedder import Embedder
+    from prompteol_jax.export.sentence_transformers import write_sentence_files
+    from prompteol_jax.lora.lora import merge_lora
+    from prompteol_jax.pretrained.load import save_pretrained
+
+    embedder = run.load()
+    vectors = embedder.encode(SENTENCES, progress=False)
+    save_pretrained(embedder.pretrained, merge_lora(embedder.decoder), output, dtype=dtype)
+    write_sentence_files(output, embedder.template, width=embedder.width)
+    template = embedder.template
+    del embedder
+    again = Embedder.from_pretrained(str(output), template=template, dtype="float32")
+    return f"merged model in {dtype}, {_compared(vectors, again, dtype)}"
+
+
+def export_orbax(run: Run, output: Path, dtype: str) -> str:
+    """Merge and write the weights as an orbax checkpoint, with config.json and tokenizer beside."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    from prompteol_jax.lora.lora import merge_lora
+    from prompteol_jax.models import build
+    from prompteol_jax.pretrained.load import save_tokenizer
+    from prompteol_jax.pretrained.orbax_folder import read_arrays, write_arrays
+
+    embedder = run.load()
+    vectors = embedder.encode(SENTENCES, progress=False)
+    merged = merge_lora(embedder.decoder)
+    arrays = {path: leaf.astype(jnp.dtype(dtype)) for path, leaf in build.leaves(merged).items()}
+    write_arrays(output / "weights", arrays)
+    fields = {**embedder.pretrained.config.to_hf(), "dtype": dtype}
+    text = json.dumps(fields, indent=2) + "\n"
+    (output / "config.json").write_text(text, encoding="utf-8")
+    save_tokenizer(embedder.pretrained, output)
+    read = read_arrays(output / "weights", arrays)
+    different = [path for path in arrays if not np.array_equal(read[path], arrays[path])]
+    if different:
+        raise ValueError(f"weights do not read back as they were written: {different}")
+    wide = {path: array.astype(jnp.float32) for path, array in read.items()}
+    embedder.use(build.fill(merged, wide))
+    return f"{len(arrays)} arrays in {dtype}, {_compared(vectors, embedder, dtype)}"
+
+
+def _shape(run: Run) -> tuple[Any, Any]:
+    """The config of the run's base, and a mesh of one device."""
+    from prompteol_jax import axes
+    from prompteol_jax.models import build, tiny
+    from prompteol_jax.pretrained import hub
+
+    named = run.model != tiny.NAME
+    config = build.read_config(hub.local_folder(run.model)) if named else tiny.CONFIG
+    return config, axes.make_mesh((1, 1))
+
+
+def _compared(vectors: Any, again: Embedder, dtype: str) -> str:
+    """Say how near the written weights come to the run's vectors.
+
+    Raises: ValueError where that is not near enough.
+    """
+    import numpy as np
+
+    difference = np.abs(again.encode(SENTENCES, progress=False) - vectors).max()
+    relative = float(difference / np.abs(vectors).max())
+    if not relative <= TOLERANCES[dtype]:
+        raise ValueError(
+            "what was written does not encode as the run does: vectors differ by "
+            f"{relative:.1e} of their largest number, {TOLERANCES[dtype]:.0e} is allowed in {dtype}"
+        )
+    return f"read back: vectors within {relative:.1e} of the run's"

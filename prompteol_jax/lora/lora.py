@@ -1,0 +1,234 @@
+"""Low-rank adapters (Hu et al. 2021) on every linear layer.
+
+An update of a layer is read off its equation. The weight `NHD` of `"BTD,NHD->BTNH"` is factored
+over its contracted axes and the others, heads joined:
+
+    x_BTD -> a: "BTD,RD->BTR" -> b: "BTR,RI->BTI" -> times alpha / rank, added to the output
+
+Both factors are matrices with the rank first. Files are read and written through the family's own
+weight table, one row of it giving two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from prompteol_jax import axes, distributed, models, nn
+from prompteol_jax.models import build, initial
+from prompteol_jax.models.decoder import Decoder
+from prompteol_jax.ops import dropout, einsum, lora_tpu, scan
+from prompteol_jax.quant import formats as quant
+from prompteol_jax.weights import mapping
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """The shape of an adapter.
+
+    Attributes:
+        alpha: the update is scaled by alpha / rank.
+        dropout: of an update's input, while training.
+        targets: names of the layers to adapt as PEFT names them, such as `q_proj`; all by default.
+        rslora: scale by alpha / sqrt(rank) instead.
+    """
+
+    rank: int = 64
+    alpha: float = 16.0
+    dropout: float = 0.05
+    targets: tuple[str, ...] | None = None
+    rslora: bool = False
+
+    @property
+    def scale(self) -> float:
+        """Factor of the update."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+
+_JOINED: Final = {"NH": "I", "KH": "J"}
+
+
+class Update(nnx.Module):
+    """The low-rank update of one linear layer."""
+
+    def __init__(self, equation: str, make: nn.Placeholders, config: LoraConfig):
+        x_dims, w_dims, y_dims = einsum.split_equation(equation)
+        contracted = "".join(c for c in w_dims if c in x_dims)
+        outer = "".join(c for c in w_dims if c in y_dims)
+        self.heads = tuple(make.sizes[c] for c in outer)
+        outer = _JOINED.get(outer, outer)
+        self.a = make.lora("R" + contracted, config.rank)
+        self.b = make.lora("R" + outer, config.rank)
+        batch = "".join(c for c in x_dims if c not in contracted)
+        self.down = f"{x_dims},R{contracted}->{batch}R"
+        self.up = f"{batch}R,R{outer}->{batch}{outer}"
+        self.merge = f"R{outer},R{contracted}->{outer}{contracted}"
+        self.last = lora_tpu.Last(contracted == "I", outer in "IJ")
+        self.scale = config.scale
+        self.rate = config.dropout
+
+    def __call__(self, x: jax.Array, keys: dropout.Keys | None) -> jax.Array:
+        """The scaled update, dropout on its input where there are keys.
+
+        The backward pass drops the input out again: kept, the dropped copies would be the largest
+        part of its memory.
+        """
+        return self.together([self], x, [keys])[0]
+
+    @staticmethod
+    def together(
+        updates: Sequence[Update], x: jax.Array, keys: Sequence[dropout.Keys | None]
+    ) -> list[jax.Array]:
+        """The updates of several layers with one input."""
+        one = updates[0]
+        factors = [lora_tpu.Factors(u.a.get_value(), u.b.get_value()) for u in updates]
+        if axes.platform() == "tpu" and lora_tpu.applies(x, factors):
+            rest = dict(rate=one.rate, scale=one.scale)
+            ys = lora_tpu.updates(x, keys, factors, one.last, **rest)
+            return [einsum.settled(u._apart(y)) for u, y in zip(updates, ys, strict=True)]
+        if len(updates) > 1:  # a kernel may hold one of them
+            return [update(x, keys_of) for update, keys_of in zip(updates, keys, strict=True)]
+        return [einsum.apart(partial(one.by_products, *keys), x)]
+
+    def by_products(self, keys: dropout.Keys | None, x: jax.Array) -> jax.Array:
+        """The update as two products."""
+        a, b = (axes.whole(f[...], f.dims.lstrip("L")) for f in (self.a, self.b))
+
+        @jax.checkpoint
+        def shrink(x: jax.Array, keys: dropout.Keys | None, a: jax.Array) -> jax.Array:
+            return einsum.dot(self.down, dropout.drop(x, keys, self.rate), a)
+
+        h = scan.keep(shrink(x, keys, a.astype(x.dtype)).astype(x.dtype))
+        return self._apart(einsum.dot(self.up, h, b.astype(x.dtype)) * self.scale)
+
+    def _apart(self, y: jax.Array) -> jax.Array:
+        """Heads by themselves again."""
+        return y.reshape(*y.shape[:-1], *self.heads)
+
+    def product(self) -> jax.Array:
+        """The update as a weight, `scale * b a`, heads joined, float32."""
+        equation = self.merge
+        if self.a.ndim > 2:
+            equation = "L" + equation.replace(",", ",L").replace("->", "->L")
+        precision = jax.lax.Precision.HIGHEST
+        return self.scale * jnp.einsum(equation, self.b[...], self.a[...], precision=precision)
+
+
+def add_lora(
+    model: Decoder, config: models.Config, lora: LoraConfig, mesh: Mesh, key: jax.Array
+) -> Decoder:
+    """Put a fresh update on every target layer: `a` uniform within 1/sqrt(inputs), `b` zero.
+
+    Source: peft's default initialisation (kaiming uniform with a = sqrt(5)).
+    """
+    model = attach(model, config, lora, mesh)
+    fresh = {
+        path: distributed.to_global(_draw(path, key, leaf.shape), leaf.sharding)
+        for path, leaf in build.leaves(model).items()
+        if ".lora." in path
+    }
+    return build.fill(model, build.leaves(model) | fresh)
+
+
+def _draw(path: str, key: jax.Array, shape: tuple[int, ...]) -> np.ndarray:
+    if path.endswith(".b"):
+        return np.zeros(shape, np.float32)
+    first = 2 if path.startswith("blocks.") else 1  # behind L and R come the inputs
+    bound = math.prod(shape[first:]) ** -0.5
+    draw = initial.generator(key, path).random(shape, np.float32)
+    return np.float32(bound) * (2 * draw - 1)
+
+
+def attach(model: Decoder, config: models.Config, lora: LoraConfig, mesh: Mesh) -> Decoder:
+    """A copy of the model with placeholders of updates on the target layers."""
+    model = nnx.merge(*nnx.split(model))
+    depth = model.depth - 1
+    make = nn.Placeholders(config.sizes, jnp.float32, mesh)
+    targets = {row.target.removesuffix(".a") for row in factor_table(model, config, lora.targets)}
+    for path, linear in list(nnx.iter_modules(model)):
+        if not isinstance(linear, nn.Linear):
+            continue
+        name = ".".join(map(str, path))
+        place = name.replace("blocks.", "block.").replace("last.", "block.")
+        if f"{place}.lora" in targets:
+            stacked = name.startswith("blocks.")
+            update = Update(linear.equation, make.stacked(depth) if stacked else make, lora)
+            linear.lora = nnx.data(update)
+    return model
+
+
+def factor_table(
+    model: Decoder, config: models.Config, targets: Sequence[str] | None
+) -> tuple[mapping.Move, ...]:
+    """Rows of the weight table for the factors of an adapter: two for each adapted layer."""
+    rows = []
+    for source, target, dims in build.weight_table(config, model):
+        if not target.endswith(".w"):
+            continue
+        stem = source.removesuffix(".weight")
+        if targets is not None and not any(stem == t or stem.endswith(f".{t}") for t in targets):
+            continue
+        outer, inner = _split_pair(dims.split(" -> ")[0])
+        lora = target.removesuffix(".w") + ".lora"
+        rows.append(mapping.Move(f"{stem}.lora_A.weight", f"{lora}.a", f"R {inner} -> R {inner}"))
+        rows.append(mapping.Move(f"{stem}.lora_B.weight", f"{lora}.b", f"{outer} R -> R {outer}"))
+    return tuple(rows)
+
+
+def _split_pair(dims: str) -> tuple[str, str]:
+    """Split `"D (N H)"` into `"D"` and `"(N H)"`."""
+    if dims.startswith("("):
+        outer, inner = dims.split(") ")
+        return f"{outer})", inner
+    outer, inner = dims.split(" ", 1)
+    return outer, inner
+
+
+def merge_lora(model: Decoder) -> Decoder:
+    """A model of plain weights that computes the same: updates added to weights, in float32.
+
+    A quantised weight is made whole, in float32; others keep their dtype.
+    """
+    model = nnx.merge(*nnx.split(model))
+    for _, linear in list(nnx.iter_modules(model)):
+        if not isinstance(linear, nn.Linear):
+            continue
+        w = linear.w.get_value()
+        if isinstance(w, quant.Quantised):
+            w = w.dequantise_layers()
+        if linear.lora is not None:
+            update = linear.lora.product().reshape(w.shape)
+            w = (w.astype(jnp.float32) + update).astype(w.dtype)
+        # The variable itself belongs to the other model too.
+        linear.w = linear.w.replace(w)
+        linear.lora = nnx.data(None)
+    return model
+
+
+def lora_config(model: Decoder, config: models.Config) -> LoraConfig:
+    """Read rank, scale and targets of the adapter that a model carries."""
+    updates = {
+        ".".join(map(str, path)): m.lora
+        for path, m in nnx.iter_modules(model)
+        if isinstance(m, nn.Linear) and m.lora is not None
+    }
+    one = next(iter(updates.values()))
+    rank = one.a.shape[1 if next(iter(updates)).startswith("blocks.") else 0]
+    places = {p.replace("blocks.", "block.").replace("last.", "block.") for p in updates}
+    names = {
+        source.removesuffix(".weight").rsplit(".", 1)[-1]
+        for source, target, _ in build.weight_table(config, model)
+        if target.removesuffix(".w") in places
+    }
+    return LoraConfig(
+        rank=rank, alpha=one.scale * rank, dropout=one.rate, targets=tuple(sorted(names))
+    )

@@ -1,0 +1,194 @@
+"""Decoders of any family, from and to Hugging Face folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from prompteol_jax import axes, nn
+from prompteol_jax.models import FAMILIES, Config
+from prompteol_jax.models.decoder import Decoder
+from prompteol_jax.quant import formats as quant
+from prompteol_jax.weights import folder as hf
+from prompteol_jax.weights import load, mapping
+
+HEAD: Final = mapping.Move("lm_head.weight", "head", "V D -> V D")
+
+
+class Raw(nnx.Module):
+    """In the place of the final norm where an inner layer is asked for: nothing."""
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        return x_BTD
+
+
+def read_config(folder: Path) -> Config:
+    """Read `config.json` of a Hugging Face folder.
+
+    Raises: FileNotFoundError without one; ValueError for another family or any field that is not
+        understood, by name.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no config.json: it is not a model folder")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    name = fields.get("model_type")
+    if name not in FAMILIES:
+        raise ValueError(
+            f"{path}: model_type = {name!r} is not supported; supported: {sorted(FAMILIES)}"
+        )
+    return FAMILIES[name][0].from_hf(fields)
+
+
+def resolve_layer(layer: int | None, L: int) -> int | None:
+    """Count the blocks to run for `hidden_states[layer]`; None for all and the final norm.
+
+    Raises: ValueError where there is no such layer; the embedding itself, layer 0, is none.
+    """
+    if layer is None:
+        return None
+    blocks = layer + L + 1 if layer < 0 else layer
+    if not 1 <= blocks <= L:
+        raise ValueError(f"layer {layer} does not exist: allowed are 1 to {L}, or -1 to {-L}")
+    return None if blocks == L else blocks
+
+
+def abstract_decoder(
+    config: Config,
+    mesh: Mesh,
+    *,
+    dtype: Any,
+    weight_dtype: Any = None,
+    quantize: quant.Kind | None = None,
+    layers: int | None = None,
+    rules: Mapping[str, str] = axes.RULES,
+) -> Decoder:
+    """Describe a decoder: placeholders with shape, dtype and sharding in the place of arrays.
+
+    Args:
+        dtype: of activations; weight_dtype: of matrices, `dtype` by default.
+        quantize: of the linear layers' matrices; embeddings, norms and biases stay as they are.
+        layers: blocks to keep, for the raw hidden state behind them; None for the whole model.
+    """
+    make = nn.Placeholders(config.sizes, weight_dtype or dtype, mesh, rules, quantise=quantize)
+    _, family = FAMILIES[config.family]
+    depth = config.L if layers is None else layers
+    return Decoder(
+        stem=family.Stem(config, make),
+        blocks=family.Block(config, make.stacked(depth - 1)),
+        last=family.Block(config, make),
+        finish=Raw() if layers is not None else family.Finish(config, make),
+        dtype=dtype,
+    )
+
+
+def leaves(model: nnx.Module) -> dict[str, Any]:
+    """The arrays, or their placeholders, of a module by dotted path; a quantised weight is one."""
+    flat = nnx.to_flat_state(nnx.state(model))
+    return {".".join(map(str, path)): leaf.get_value() for path, leaf in flat}
+
+
+def fill(model: Decoder, arrays: Mapping[str, Any]) -> Decoder:
+    """Put arrays in the place of the placeholders of the same paths."""
+    graph, state = nnx.split(model)
+    flat = [
+        (path, leaf.replace(arrays[".".join(map(str, path))]))
+        for path, leaf in nnx.to_flat_state(state)
+    ]
+    return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def load_decoder(
+    folder: Path,
+    config: Config,
+    mesh: Mesh,
+    *,
+    dtype: Any,
+    weight_dtype: Any = None,
+    quantize: quant.Kind | None = None,
+    layers: int | None = None,
+    rules: Mapping[str, str] = axes.RULES,
+) -> Decoder:
+    """Load a Hugging Face folder onto a mesh, each process reading what it holds.
+
+    Raises: hf.WeightMismatch that lists every missing, unexpected and misshapen tensor.
+    """
+    _, family = FAMILIES[config.family]
+    shape = partial(abstract_decoder, config, mesh, dtype=dtype, weight_dtype=weight_dtype)
+    model = shape(layers=layers, rules=rules, quantize=quantize)
+    whole, moves = weight_table(config, shape()), weight_table(config, model)
+    unread = [re.escape(move.source) for move in whole if move not in moves]
+    arrays = load.read_weights(
+        hf.open_tensors(folder),
+        moves,
+        leaves(model),
+        config.sizes,
+        layers=layers or config.L,
+        ignore=(*family.IGNORED, *unread),
+        alias=family.ALIAS if config.tied else {},
+    )
+    return fill(model, arrays)
+
+
+def weight_table(config: Config, model: Decoder) -> tuple[mapping.Move, ...]:
+    """The rows of the family's weight table whose weights this model has."""
+    _, family = FAMILIES[config.family]
+    present = leaves(model)
+    return tuple(
+        move for move in family.WEIGHTS if re.sub(r"^block\.", "last.", move.target) in present
+    )
+
+
+def save_decoder(
+    folder: Path, config: Config, model: Decoder, *, dtype: str, head: jax.Array | None = None
+) -> None:
+    """Write a Hugging Face folder that transformers loads: config.json and safetensors.
+
+    Args:
+        head: the language-model head, where it is not tied to the embedding.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays, moves = leaves(model), weight_table(config, model)
+    if head is not None:
+        arrays, moves = arrays | {HEAD.target: head}, (*moves, HEAD)
+    hf.write_weights(
+        folder,
+        arrays,
+        moves,
+        config.sizes,
+        dtype=dtype,
+        rename=lambda name: name if name == HEAD.source else f"model.{name}",
+    )
+    fields = {**config.to_hf(), "dtype": dtype}
+    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def read_head(folder: Path, config: Config, mesh: Mesh, *, dtype: Any) -> jax.Array:
+    """Read a language-model head that is not tied to the embedding."""
+    shape = (config.V, config.D)
+    place = axes.sharding("VD", shape, mesh)
+    leaf = jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+    tensors = hf.open_tensors(folder)
+    head = {name: tensor for name, tensor in tensors.items() if name == HEAD.source}
+    return load.read_weights(head, (HEAD,), {HEAD.target: leaf}, config.sizes, layers=config.L)[
+        HEAD.target
+    ]
+
+
+def replace_dropout(config: Config, rate: float | None) -> Config:
+    """Set the model's own dropout of training; None keeps the checkpoint's."""
+    if rate is None or config.family != "opt":
+        return config
+    return dataclasses.replace(config, dropout=rate)

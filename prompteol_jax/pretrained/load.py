@@ -1,0 +1,132 @@
+"""A model by name: config, tokenizer and weights on a mesh, with an adapter if asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from prompteol_jax import axes, models
+from prompteol_jax.lora import peft
+from prompteol_jax.models import build, initial, tiny
+from prompteol_jax.models.decoder import Decoder
+from prompteol_jax.pretrained import hub
+from prompteol_jax.quant import formats as quant
+from prompteol_jax.runtime import keep_compiled
+from prompteol_jax.storage import paths
+from prompteol_jax.text.tokenizer import Tokenizer, load_tokenizer
+
+TOKENIZER_FILES: Final = (
+    *("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A decoder with all that belongs to it.
+
+    Attributes:
+        folder: where its files lie; None for `tiny`, which is made in code.
+        adapter: the folder of the adapter on it, if any.
+        layer: the inner layer it ends at, counted from 1; None for the whole model.
+        quantize: kind of the linear layers' matrices; None where they are in its dtype.
+    """
+
+    name: str
+    folder: Path | None
+    config: models.Config
+    tokenizer: Tokenizer
+    decoder: Decoder
+    mesh: Mesh
+    adapter: Path | None = None
+    layer: int | None = None
+    quantize: quant.Kind | None = None
+
+
+def load_pretrained(
+    name: str,
+    mesh: Mesh,
+    *,
+    dtype: Any,
+    weight_dtype: Any = None,
+    quantize: quant.Kind | None = None,
+    adapter: str | None = None,
+    layer: int | None = None,
+    base_dropout: float | None = None,
+    rules: Mapping[str, str] = axes.RULES,
+) -> Pretrained:
+    """Load `tiny`, a Hugging Face folder or a hub name onto a mesh.
+
+    Args:
+        dtype: of activations; weight_dtype: of matrices, `dtype` by default.
+        quantize: `nf4` or `int8`, for the matrices of linear layers.
+        adapter: a PEFT folder or hub name, or the folder of a training run.
+        layer: run up to `hidden_states[layer]` only, which is then returned raw.
+        base_dropout: the model's own dropout of training, instead of its config's.
+    Raises: ValueError, FileNotFoundError or OSError, before any weight is read, for whatever does
+        not fit; hf.WeightMismatch where the weights do not.
+    """
+    keep_compiled()
+    adapter_folder = None if adapter is None else find_adapter(adapter)
+    if adapter_folder is not None:
+        peft.read_adapter_config(adapter_folder)
+    folder = None if name == tiny.NAME else hub.local_folder(name)
+    config = tiny.CONFIG if folder is None else build.read_config(folder)
+    config = build.replace_dropout(config, base_dropout)
+    axes.check_mesh(config.sizes, (mesh.shape["data"], mesh.shape["model"]))
+    layers = build.resolve_layer(layer, config.L)
+    kept = {"weight_dtype": weight_dtype, "quantize": quantize, "layers": layers}
+    if folder is None:
+        tokenizer = tiny.tiny_tokenizer()
+        key = jax.random.key(tiny.SEED)
+        decoder = initial.random_decoder(config, mesh, key, dtype=dtype, **kept)
+    else:
+        tokenizer = load_tokenizer(folder, vocab_size=config.V)
+        decoder = build.load_decoder(folder, config, mesh, dtype=dtype, rules=rules, **kept)
+    if adapter_folder is not None:
+        decoder = peft.load_adapter(decoder, config, adapter_folder, mesh)
+    return Pretrained(
+        name, folder, config, tokenizer, decoder, mesh, adapter_folder, layers, quantize
+    )
+
+
+def save_pretrained(pretrained: Pretrained, decoder: Decoder, folder: Path, *, dtype: str) -> None:
+    """Write weights, config and tokenizer as a Hugging Face folder that transformers loads."""
+    head = None
+    if not pretrained.config.tied:
+        head = build.read_head(
+            pretrained.folder, pretrained.config, pretrained.mesh, dtype=jnp.dtype(dtype)
+        )
+    build.save_decoder(folder, pretrained.config, decoder, dtype=dtype, head=head)
+    save_tokenizer(pretrained, folder)
+
+
+def save_tokenizer(pretrained: Pretrained, folder: Path) -> None:
+    """Write the tokenizer's files, those of the model's folder where it has one."""
+    if pretrained.folder is None:
+        pretrained.tokenizer.backend.save(str(folder / "tokenizer.json"))
+        fields = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": tiny.BOS}
+        text = json.dumps(fields, indent=2) + "\n"
+        (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+        return
+    for name in TOKENIZER_FILES:
+        if (pretrained.folder / name).is_file():
+            shutil.copyfile(pretrained.folder / name, folder / name)
+
+
+def find_adapter(name: str) -> Path:
+    """Find an adapter by folder, training run or hub name."""
+    given = paths.place(name)
+    paths.check_bucket(given)
+    for folder in (given, given / "adapter"):
+        if (folder / "adapter_config.json").exists():
+            return paths.here(folder, depth=1)
+    return hub.local_folder(name, kind="adapter")

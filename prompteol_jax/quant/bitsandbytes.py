@@ -1,0 +1,168 @@
+"""Weights into few bits, on the host, bit for bit as bitsandbytes does it on a CPU.
+
+The order of operations is that of bitsandbytes 0.50 (`quantize_4bit` with compressed statistics,
+`int8_vectorwise_quant`) and of torch's sum on one thread.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import numpy as np
+from jaxtyping import Float32, Shaped, UInt8
+
+from prompteol_jax.quant.formats import BLOCK, GROUP, LEVELS, SCALE_LEVELS, Kind
+
+_TILE: Final = 2**16  # numbers worked on at once, so that they stay in cache
+_TINY: Final = np.float32(1e-38)
+_LUT: Final = 65536  # bitsandbytes looks scales up in a table of so many places from -1 to 1
+
+
+def quantise(
+    kind: Kind, matrix: Shaped[np.ndarray, "rows columns"], name: str
+) -> dict[str, np.ndarray]:
+    """Quantise a weight, given as the matrix of its file, into the arrays of `quant.Nf4` or `Int8`.
+
+    A codes array is flat for nf4, padded to whole blocks; its shape is the caller's to give.
+
+    Raises: ValueError naming a tensor that holds NaN or infinity.
+    """
+    parts = _nf4(matrix.reshape(-1)) if kind == "nf4" else _int8(matrix)
+    scales = parts.pop("scales") if kind == "nf4" else parts["peaks"]
+    if not np.isfinite(scales).all():
+        raise ValueError(
+            f"tensor {name!r} holds NaN or infinity (in the file: {matrix.dtype}). "
+            "The checkpoint is damaged."
+        )
+    return parts if kind == "int8" else parts | double_quantise(scales)
+
+
+def _nf4(flat: Shaped[np.ndarray, " n"]) -> dict[str, np.ndarray]:
+    blocks = -(-flat.size // BLOCK)
+    codes = np.zeros(blocks * BLOCK // 2, np.uint8)
+    scales = np.empty(blocks, np.float32)
+
+    def tile(start: int) -> None:
+        part = np.asarray(flat[start : start + _TILE], np.float32)
+        whole = part.size // BLOCK
+        first = start // BLOCK
+        rows = part[: whole * BLOCK].reshape(whole, BLOCK)
+        scales[first : first + whole] = np.abs(rows).max(axis=1, initial=0)
+        inverse = np.float32(1) / np.maximum(scales[first : first + whole], _TINY)
+        scaled = [(rows * inverse[:, None]).reshape(-1)]
+        rest = part[whole * BLOCK :]
+        if rest.size:  # the last block of a tensor is divided, not multiplied
+            scales[-1] = np.maximum(np.abs(rest).max(), _TINY)
+            scaled += [rest / scales[-1], np.zeros(rest.size % 2, np.float32)]
+        packed = _packed(np.concatenate(scaled))
+        codes[start // 2 : start // 2 + packed.size] = packed
+
+    _over_tiles(tile, flat.size)
+    return {"codes": codes, "scales": scales}
+
+
+def _packed(scaled: Float32[np.ndarray, " n"]) -> UInt8[np.ndarray, " half"]:
+    """The nearest level of each number, of two levels equally near the lower one; two in a byte."""
+    codes = np.zeros(scaled.size, np.uint8)
+    for border in (LEVELS[:-1] + LEVELS[1:]) / np.float32(2):
+        codes += scaled > border
+    return codes[::2] << 4 | codes[1::2]
+
+
+def _int8(matrix: Shaped[np.ndarray, "rows columns"]) -> dict[str, np.ndarray]:
+    rows, columns = matrix.shape
+    codes = np.empty((rows, columns), np.int8)
+    peaks = np.empty((rows, 1), np.float32)
+    at_once = max(1, _TILE // columns)
+
+    def tile(start: int) -> None:
+        part = np.asarray(matrix[start : start + at_once], np.float32)
+        peak = np.abs(part).max(axis=1, keepdims=True)
+        peaks[start : start + at_once] = peak
+        # A row of zeros has no scale: its codes are zeros, which bitsandbytes leaves undefined.
+        inverse = np.where(peak > 0, np.float32(1) / np.maximum(peak, _TINY), np.float32(0))
+        codes[start : start + at_once] = np.rint(part * (inverse * np.float32(127)))
+
+    _over_tiles(tile, rows, at_once)
+    return {"codes": codes, "peaks": peaks}
+
+
+def _over_tiles(tile: Callable[[int], None], size: int, step: int = _TILE) -> None:
+    def quietly(start: int) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinity are refused later
+            tile(start)
+
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(quietly, range(0, size, step)):
+            pass
+
+
+def double_quantise(scales: Float32[np.ndarray, " blocks"]) -> dict[str, np.ndarray]:
+    """Quantise the scales of a whole tensor: codes, steps and offset."""
+    offset = torch_mean(scales)
+    blocks = scales.size
+    shifted = np.zeros((-(-blocks // GROUP), GROUP), np.float32)
+    shifted.reshape(-1)[:blocks] = scales - offset
+    steps = np.abs(shifted).max(axis=1)
+    inverse = np.float32(1) / np.where(steps > 0, steps, 1)
+    scaled = np.clip(shifted * inverse[:, None], -1, 1)
+    half, last = np.float32(0.5), np.float32(_LUT - 1)
+    place = ((scaled + np.float32(1)) * half * last + half).astype(np.int32)
+    codes = np.where(steps[:, None] > 0, _nearest_levels()[place], 0).astype(np.uint8)
+    return {"scale_codes": codes.reshape(-1)[:blocks], "steps": steps, "offset": offset}
+
+
+@functools.cache
+def _nearest_levels() -> UInt8[np.ndarray, "65536"]:
+    """The nearest of SCALE_LEVELS for each place of the table."""
+    wide = SCALE_LEVELS.astype(np.float64)
+    places = np.linspace(-1, 1, _LUT)
+    return np.searchsorted((wide[:-1] + wide[1:]) / 2, places).astype(np.uint8)
+
+
+# Of torch's sum: numbers in a vector, vectors added at once, levels of the cascade.
+_LANES, _ILP, _DEPTH = 8, 4, 4
+
+
+def torch_mean(x: Float32[np.ndarray, " n"]) -> np.float32:
+    """The mean as torch sums it on one thread, cascading: its last bit decides codes of scales.
+
+    Source: aten/src/ATen/native/cpu/SumKernel.cpp.
+    """
+    vectors = x[: x.size // _LANES * _LANES].reshape(-1, _LANES)
+    rows = len(vectors) // _ILP
+    total = _cascade(vectors[: rows * _ILP].reshape(rows, _ILP, _LANES))
+    for vector in vectors[rows * _ILP :]:
+        total[0] += vector
+    for vector in total[1:]:
+        total[0] += vector
+    scalar = np.float32(0)
+    for number in (*x[len(vectors) * _LANES :], *total[0]):
+        scalar = np.float32(scalar + number)
+    return np.float32(scalar / np.float32(x.size))
+
+
+def _cascade(rows: Float32[np.ndarray, "n ilp lanes"]) -> Float32[np.ndarray, "ilp lanes"]:
+    """Sum rows into a first sum, that into a second one after so many, and so on."""
+    power = max(4, (max(len(rows), 1) - 1).bit_length() // _DEPTH)
+    step = 1 << power
+    groups = len(rows) // step
+    inner = np.zeros((groups, *rows.shape[1:]), np.float32)
+    for row in range(step):
+        inner += rows[row : groups * step : step]
+    sums = np.zeros((_DEPTH, *rows.shape[1:]), np.float32)
+    for group in range(groups):
+        sums[0] = inner[group]
+        for level in range(1, _DEPTH):
+            sums[level] += sums[level - 1]
+            sums[level - 1] = 0
+            if (group + 1) * step & (step - 1) << level * power:
+                break
+    for row in rows[groups * step :]:
+        sums[0] += row
+    for level in range(1, _DEPTH):
+        sums[0] += sums[level]
+    return sums[0]

@@ -1,0 +1,51 @@
+"""The one file that shards of vectors are joined into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from prompteol_jax.storage import atomic, paths
+from prompteol_jax.storage.shards import Shards
+
+
+def join_npy(shards: Shards, output: Any) -> None:
+    """Write all rows to one .npy file, float32 [n, D]."""
+    header = {"descr": "<f4", "fortran_order": False, "shape": (shards.rows, shards.width)}
+
+    def write(file: BinaryIO) -> None:
+        np.lib.format.write_array_header_1_0(file, header)
+        for number in range(len(shards.chunks)):
+            file.write(memoryview(shards.read(number)).cast("B"))
+
+    _join(shards, output, write)
+
+
+def join_parquet(shards: Shards, output: Any) -> None:
+    """Write all rows to one parquet file, column `embedding`, a fixed-size list of float32."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    kind = pa.list_(pa.float32(), shards.width)
+    schema = pa.schema([pa.field("embedding", kind, nullable=False)])
+
+    def write(file: BinaryIO) -> None:
+        with parquet.ParquetWriter(file, schema, compression="none") as writer:
+            for number in range(len(shards.chunks)):
+                flat = pa.array(shards.read(number).ravel())
+                rows = pa.FixedSizeListArray.from_arrays(flat, type=kind)
+                writer.write_table(pa.table([rows], schema=schema))
+
+    _join(shards, output, write)
+
+
+def _join(shards: Shards, output: Any, write: Callable[[BinaryIO], object]) -> None:
+    if paths.is_bucket(output):
+        atomic.write_whole(output, write)
+        return
+    joined = shards.folder / "joined"
+    atomic.write_whole(joined, write)
+    joined.replace(output)
+    atomic.sync(output.parent)

@@ -1,0 +1,282 @@
+"""Vectors as a folder of shards that survives a kill, and the one file they are joined into.
+
+The manifest says what the vectors are made of and which shards are done. A shard is written whole
+and then entered in the manifest with its SHA-256. Whatever the manifest does not hold is encoded
+again, so no row is lost and none stands twice.
+
+The folder may lie in a bucket; there nothing holds another run off, so start one at a time.
+
+Of several processes each writes its share of the shards and a manifest of its own, which the first
+one takes into its own in the end, or at the start of the next run; that may have more or fewer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float32
+
+from prompteol_jax.storage import atomic, paths
+from prompteol_jax.storage.corpus import Chunk
+
+MANIFEST: Final = "manifest.json"
+_OURS: Final = re.compile(r"(manifest(\.\d+)?\.json|shard-\d{5,}\.npy|joined)(\.new)?")
+_POLL: Final = 0.5  # seconds between two looks for what other processes did
+_INFORMATIVE: Final = ("model", "template")  # names of what other settings hold
+
+
+@dataclasses.dataclass
+class Shards:
+    """A run's shards; `opened` makes one.
+
+    Attributes:
+        settings: whatever decides the vectors, by name.
+        chunks: the texts of each shard.
+        sha256: of each finished shard's file, None for those still missing.
+        width: numbers in a vector; None before `begin`.
+        damaged: shards that were found missing or changed and are missing now.
+        process: which of the processes of this run this is.
+        share: numbers of the shards that were missing and are this process's to write.
+    """
+
+    folder: Any
+    settings: Mapping[str, Any]
+    chunks: Sequence[Chunk]
+    sha256: list[str | None]
+    width: int | None = None
+    damaged: int = 0
+    process: int = 0
+    share: Sequence[int] = ()
+
+    @property
+    def rows(self) -> int:
+        """Rows of all shards."""
+        return sum(chunk.rows for chunk in self.chunks)
+
+    @property
+    def missing(self) -> list[int]:
+        """Numbers of the shards still to be written."""
+        return [number for number, digest in enumerate(self.sha256) if digest is None]
+
+    def begin(self, width: int) -> None:
+        """Put a new run in the place of what the folder held before; a resumed one goes on.
+
+        Raises: ValueError if vectors of another width are there.
+        """
+        if self.width not in (None, width):
+            raise ValueError(
+                f"{self.folder} holds vectors of {self.width} numbers, the model gives {width}; "
+                "give another output"
+            )
+        if self.process == 0 and self.width is None:
+            self._clear()
+        self.width = width
+        if self.process == 0:
+            self._take_in_others()
+
+    def gather(self) -> None:
+        """Wait until all processes are done, then enter their shards, read again and checked.
+
+        Raises: ValueError where some are not to be found.
+        """
+        while not all(_entered(self.folder)):
+            time.sleep(_POLL)
+        found = _resumed(self.folder, self.settings, self.chunks, overwrite=False)
+        self.sha256 = found.sha256
+        self._take_in_others()
+        if self.missing:
+            raise ValueError(
+                f"{len(self.missing)} of {len(self.chunks)} shards in {self.folder} are not what "
+                "their process wrote; every process must see the same folder. Repeat the command"
+            )
+
+    def wait_for_first(self, *, removed: bool) -> None:
+        """Return when the first process has entered all shards, or also joined and removed them.
+
+        It is the folder that tells: a collective would give up after half an hour.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            while removed or not all(_digests(self.folder / MANIFEST)):
+                (self.folder / MANIFEST).stat()
+                time.sleep(_POLL)
+
+    def _take_in_others(self) -> None:
+        self._write_manifest()
+        for path in self.folder.glob("manifest.*.json"):
+            path.unlink()
+
+    def write(self, number: int, vectors: Float32[np.ndarray, "n D"]) -> None:
+        """Write one shard and enter it in the manifest.
+
+        Raises: OSError if the disk refuses; what was written before stays good.
+        """
+        expected = (self.chunks[number].rows, self.width)
+        if vectors.shape != expected:
+            raise ValueError(f"shard {number} needs {expected} numbers, got {vectors.shape}")
+        path = self.folder / shard_name(number)
+        atomic.write_whole(path, lambda file: np.save(file, vectors.astype("<f4", copy=False)))
+        self.sha256[number] = atomic.sha256(path)
+        self._write_manifest()
+
+    def read(self, number: int) -> Float32[np.ndarray, "n D"]:
+        """The vectors of one shard."""
+        with (self.folder / shard_name(number)).open("rb") as file:
+            return np.load(file, allow_pickle=False)
+
+    def remove(self) -> None:
+        """Remove the shards and their folder."""
+        self._clear()
+        if not paths.is_bucket(self.folder):
+            self.folder.rmdir()
+
+    def _clear(self) -> None:
+        # The manifest goes first: without it the other files mean nothing.
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        for name in filter(_OURS.fullmatch, paths.files(self.folder)):
+            (self.folder / name).unlink()
+
+    def _write_manifest(self) -> None:
+        shards = [
+            {"file": shard_name(n), "rows": chunk.rows, "input_sha256": chunk.sha256, "sha256": sha}
+            for n, (chunk, sha) in enumerate(zip(self.chunks, self.sha256, strict=True))
+        ]
+        content = {
+            "settings": dict(self.settings),
+            "rows": self.rows,
+            "width": self.width,
+            "shards": shards,
+        }
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        name = f"manifest.{self.process}.json" if self.process else MANIFEST
+        atomic.write_whole(self.folder / name, lambda file: file.write(text.encode()))
+
+
+@contextlib.contextmanager
+def opened(
+    folder: Any,
+    settings: Mapping[str, Any],
+    chunks: Sequence[Chunk],
+    *,
+    overwrite: bool,
+    process: int = 0,
+    processes: int = 1,
+) -> Iterator[Shards]:
+    """Find what a folder holds of a run, or start one there; no other run writes there meanwhile.
+
+    Args:
+        overwrite: vectors of other settings or texts may be replaced.
+        process: which of `processes` this is; the first holds the folder for all.
+    Raises: ValueError naming each setting that differs, or that another run writes there;
+        FileExistsError where the folder holds files of others.
+    """
+    with _held(folder, is_first=process == 0):
+        foreign = [name for name in paths.files(folder) if not _OURS.fullmatch(name)]
+        if foreign:
+            raise FileExistsError(
+                f"folder {folder} holds other files ({', '.join(foreign[:5])}); "
+                "give a new folder or an empty one"
+            )
+        found = _resumed(folder, settings, chunks, overwrite=overwrite)
+        share = found.missing[process::processes]
+        yield dataclasses.replace(found, process=process, share=share)
+
+
+@contextlib.contextmanager
+def _held(folder: Any, *, is_first: bool) -> Iterator[None]:
+    """Make the folder, hold it for the first process, and remove it if nothing came into it."""
+    if paths.is_bucket(folder):
+        yield
+        return
+    is_new = not folder.exists()
+    folder.mkdir(exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        if is_first:
+            _take(lock, folder)
+        yield
+    finally:
+        os.close(lock)
+        if is_new and is_first:
+            with contextlib.suppress(OSError):  # it holds something, or is gone already
+                folder.rmdir()
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard."""
+    return f"shard-{number:05d}.npy"
+
+
+def _resumed(
+    folder: Any, settings: Mapping[str, Any], chunks: Sequence[Chunk], *, overwrite: bool
+) -> Shards:
+    fresh = Shards(folder, settings, chunks, [None] * len(chunks))
+    if not (folder / MANIFEST).exists():
+        return fresh
+    try:
+        found = json.loads((folder / MANIFEST).read_bytes())
+        there = [Chunk(shard["rows"], shard["input_sha256"]) for shard in found["shards"]]
+        problems = _differences(found["settings"], settings) + _other_texts(there, chunks)
+        entered = _entered(folder)
+        width = int(found["width"])
+    except (ValueError, LookupError, TypeError) as error:
+        problems = [f"its {MANIFEST} is damaged ({error})"]
+    if problems and overwrite:
+        return fresh
+    if problems:
+        raise ValueError(
+            f"{folder} belongs to another run: {'; '.join(problems)}. "
+            "Repeat that run's settings, give another output, or replace it with --overwrite"
+        )
+    intact = [_intact(folder / shard_name(n), digests) for n, digests in enumerate(entered)]
+    damaged = sum(bool(a) and b is None for a, b in zip(entered, intact, strict=True))
+    return Shards(folder, settings, chunks, intact, width, damaged)
+
+
+def _digests(manifest: Any) -> list[str | None]:
+    return [shard["sha256"] for shard in json.loads(manifest.read_bytes())["shards"]]
+
+
+def _entered(folder: Any) -> list[set[str]]:
+    """The digests that any process entered of each shard."""
+    manifests = (folder / MANIFEST, *folder.glob("manifest.*.json"))
+    return [set(copies) - {None} for copies in zip(*map(_digests, manifests), strict=True)]
+
+
+def _differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name} was {found.get(name)!r} and is now {asked.get(name)!r}"
+        for name in {**found, **asked}
+        if name not in _INFORMATIVE and found.get(name) != asked.get(name)
+    ]
+
+
+def _other_texts(found: Sequence[Chunk], asked: Sequence[Chunk]) -> list[str]:
+    rows = [[chunk.rows for chunk in chunks] for chunks in (found, asked)]
+    if sum(rows[0]) != sum(rows[1]):
+        return [f"the input had {sum(rows[0])} texts and has now {sum(rows[1])}"]
+    if rows[0] != rows[1]:
+        return []  # shards of another size, which the settings tell
+    changed = sum(a != b for a, b in zip(found, asked, strict=True))
+    return [f"the input's texts have changed, in {changed} of {len(asked)} shards"] * bool(changed)
+
+
+def _intact(path: Any, entered: set[str]) -> str | None:
+    """The digest of a shard that is what some process entered."""
+    digest = atomic.sha256(path) if entered and path.exists() else None
+    return digest if digest in entered else None
+
+
+def _take(lock: int, folder: Any) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"another run is writing to {folder}; wait for it or end it") from None

@@ -1,0 +1,166 @@
+"""From texts to ids: the prompt around each sentence, and the ids that all prompts share.
+
+The prompt of every sentence starts with the same characters, so the keys and values of its first
+ids can be computed once. But a tokenizer merges across the border between template and sentence:
+`"` and `(` may become one token. What all sentences share is therefore not the template tokenised
+alone; `stable_prefix` finds it by filling the template with sentences that begin in every awkward
+way, and `Prompt` still compares each prompt with it and says which ones differ.
+"""
+
+from collections.abc import Iterator, Sequence
+from os.path import commonprefix
+from typing import Final, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int32
+
+from prompteol_jax.text.template import Template
+from prompteol_jax.text.tokenizer import Tokenizer, load_tokenizer, paired
+
+__all__ = [
+    "Prompt",
+    "PromptIds",
+    "Tokenizer",
+    "continue_alike",
+    "load_tokenizer",
+    "show",
+    "stable_prefix",
+]
+
+
+class PromptIds(NamedTuple):
+    """The ids of n prompts, each without the stable prefix where it began with it."""
+
+    ids: list[np.ndarray]  # int32; at least one id each
+    shared: Bool[np.ndarray, " n"]  # the prompt began with prefix_C, which is left out of its ids
+    truncated: Bool[np.ndarray, " n"]  # the sentence lost characters at its end
+
+
+class Prompt:
+    """A template and a tokenizer: from sentences to the ids that the model reads.
+
+    Attributes:
+        prefix_C: the ids that all prompts begin with.
+        suffix_tokens: ids of a prompt behind them, its sentence left out.
+    """
+
+    prefix_C: Int32[np.ndarray, " C"]
+    suffix_tokens: int
+
+    def __init__(self, template: Template, tokenizer: Tokenizer, *, max_tokens: int):
+        """Find the stable prefix.
+
+        Args:
+            max_tokens: the model's positions; no prompt gets more ids, BOS included.
+        Raises: ValueError if the template alone has more ids than that.
+        """
+        (alone,) = tokenizer.ids([template.fill("")])
+        if len(alone) > max_tokens:
+            raise ValueError(
+                f"template {template.name} alone is {len(alone)} tokens and the model holds "
+                f"{max_tokens}; use a shorter template or a model with more positions"
+            )
+        self.template = template
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self.prefix_C = stable_prefix(template, tokenizer)
+        self.suffix_tokens = max(1, len(alone) - len(self.prefix_C))
+
+    def __call__(self, texts: Sequence[str]) -> PromptIds:
+        """Return the ids of each sentence's prompt.
+
+        Where a prompt would have more than `max_tokens` ids, the sentence is cut at its end to its
+        longest beginning, in characters, that fits; template and demonstrations stay whole.
+        """
+        # No tokenizer needs all of an endless text to tell that it is too long.
+        ample = _AMPLE * self.max_tokens
+        whole = self.tokenizer.ids([self.template.fill(text[:ample]) for text in texts])
+        truncated = np.zeros(len(texts), bool)
+        for n, (text, ids) in enumerate(zip(texts, whole, strict=True)):
+            if len(text) > ample or len(ids) > self.max_tokens:
+                whole[n], truncated[n] = self._fit(text)
+        prefix = self.prefix_C.tobytes()
+        C = len(self.prefix_C)
+        shared = [len(ids) > C and ids[:C].tobytes() == prefix for ids in whole]
+        own = [ids[C:] if is_shared else ids for ids, is_shared in zip(whole, shared, strict=True)]
+        return PromptIds(own, np.array(shared, bool), truncated)
+
+    def _fit(self, text: str) -> tuple[np.ndarray, bool]:
+        """Return the ids of the longest beginning of the text that fits, and if it is shorter."""
+        size = _AMPLE * self.max_tokens
+        spans = self.tokenizer.spans(self.template.fill(text[:size]))
+        while size < len(text) and len(spans) < self.max_tokens + _REACH:
+            size *= 2
+            spans = self.tokenizer.spans(self.template.fill(text[:size]))
+        if len(spans) < self.max_tokens:
+            (ids,) = self.tokenizer.ids([self.template.fill(text)])
+            return ids, False
+        longest = min(self._guess(text[:size], spans) + _REACH, len(text) - 1)
+        return next(i for i in self._shortened(text, longest) if len(i) <= self.max_tokens), True
+
+    def _guess(self, text: str, spans: list[tuple[int, int]]) -> int:
+        """Return about how many characters fit, from where the ids of the whole prompt end."""
+        before = self.template.head + text
+        stripped = len(before) - len(before.lstrip())
+        after = sum(start >= len(before) - stripped for start, _ in spans)
+        kept = self.max_tokens - 1 - after
+        return max(0, spans[kept - 1][1] + stripped - len(self.template.head)) if kept > 0 else 0
+
+    def _shortened(self, text: str, longest: int) -> Iterator[np.ndarray]:
+        """Yield the prompt's ids for ever shorter beginnings of the text, down to none of it.
+
+        One character more can mean one id less, so each length is tried, in batches.
+        """
+        for top in range(longest, -1, -_BATCH):
+            ends = range(top, max(top - _BATCH, -1), -1)
+            yield from self.tokenizer.ids([self.template.fill(text[:end]) for end in ends])
+
+
+_AMPLE: Final = 16  # characters looked at for each id that fits, before looking at more
+_REACH: Final = 16  # characters beyond the guess that are tried; 3 were the most that ever fitted
+_BATCH: Final = 8  # lengths tried at once
+
+# Beginnings of sentences that tokenizers merge with the quote or the space before them.
+_PROBES: Final = (
+    *("", " ", "  x", "\n", "\n\n", "\t", "\r\n", "\u00a0", "\u200b", "\u0301", "\ufffd"),
+    *("a", "A", "the", "The", "I", "s", "x", "é", "ß", "0", "7", "2024", "你", "の", "я", "😀"),
+    *"!#$%&'()*+,-./:;<=>?@[\\]^_`{|}~\"",
+    *('"a', "''", "``", "...", "--", "//", "</", "((", "[[", ").", '.")', "'s", "’s"),
+    *("“", "—", "£"),
+)
+
+
+def stable_prefix(template: Template, tokenizer: Tokenizer) -> Int32[np.ndarray, " C"]:
+    """Return the longest run of ids that prompts begin with, always short of a whole prompt."""
+    prompts = [ids.tolist() for ids in tokenizer.ids([template.fill(probe) for probe in _PROBES])]
+    shortest = min(len(ids) for ids in prompts)
+    return np.array(commonprefix(prompts)[: shortest - 1], np.int32)  # noqa: RUF071
+
+
+def continue_alike(a: Prompt, b: Prompt) -> bool:
+    """Say if both prompts go on with the same ids behind their stable prefixes.
+
+    Looked at with sentences that begin in every awkward way; the sentence's own ids can then be
+    made once for both.
+    """
+    ours, theirs = a(_PROBES), b(_PROBES)
+    same = (np.array_equal(x, y) for x, y in zip(ours.ids, theirs.ids, strict=True))
+    return bool(np.array_equal(ours.shared, theirs.shared)) and all(same)
+
+
+def show(template: Template, tokenizer: Tokenizer, text: str) -> str:
+    """Return the prompt of one text token by token: position, id, vocabulary entry, characters.
+
+    A bar after the position marks the ids of the stable prefix.
+    """
+    filled = paired(template.fill(text))
+    (ids,) = tokenizer.ids([filled])
+    prefix_C = stable_prefix(template, tokenizer)
+    C = len(prefix_C) if np.array_equal(ids[: len(prefix_C)], prefix_C) else 0
+    covered = ["", *(filled[start:end] for start, end in tokenizer.spans(filled))]
+    entries = [tokenizer.backend.id_to_token(int(number)) for number in ids]
+    lines = [
+        f"{n:5} {'|' if n < C else ' '} {number:6}  {entry!r:16} {characters!r}"
+        for n, (number, entry, characters) in enumerate(zip(ids, entries, covered, strict=True))
+    ]
+    return "\n".join([f"{filled!r}: {len(ids)} tokens, {C} of them shared", *lines])

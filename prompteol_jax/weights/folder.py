@@ -1,0 +1,218 @@
+"""Hugging Face checkpoint folders: weight files in, weight files out.
+
+Reading maps files and copies nothing; `read_weights` then takes what each device holds, by the
+weight table of the family. Writing goes the same table backwards.
+"""
+
+import json
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.typing import DTypeLike
+
+from prompteol_jax.weights.load import WeightMismatch, copy_finite, read_weights
+from prompteol_jax.weights.mapping import Move, Sources, arrange, expand, lengths, parse, reverse
+from prompteol_jax.weights.safetensors import open_safetensors, shorten
+from prompteol_jax.weights.torch_bin import open_bin
+
+__all__ = [
+    "Move",
+    "Sources",
+    "WeightMismatch",
+    "arrange",
+    "expand",
+    "open_bin",
+    "open_safetensors",
+    "open_tensors",
+    "read_weights",
+    "reverse",
+    "weight_files",
+    "write_weights",
+]
+
+
+def open_tensors(folder: Path) -> dict[str, np.ndarray]:
+    """Map every tensor of a checkpoint folder, safetensors before `.bin`, one file before shards.
+
+    A leading `model.` is taken off the names: checkpoints come with and without it.
+
+    Raises: FileNotFoundError where there are no weights, or not all shards; ValueError for a file
+        that is corrupt, or two tensors of one name.
+    """
+    tensors: dict[str, np.ndarray] = {}
+    files, listed = _weight_files(folder)
+    for path in files:
+        opened = open_bin(path) if path.suffix == ".bin" else open_safetensors(path)
+        for name, tensor in opened.items():
+            short = name.removeprefix("model.")
+            if short in tensors:
+                raise ValueError(f"{path}: tensor {name!r} occurs twice in {folder}.")
+            tensors[short] = tensor
+    lost = [name for name in listed if name.removeprefix("model.") not in tensors]
+    if lost:
+        raise ValueError(
+            f"{folder}: the index names tensors that its shards lack: {shorten(lost)}."
+        )
+    return tensors
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that `open_tensors` would open; it raises as that does."""
+    files, _ = _weight_files(folder)
+    return files
+
+
+def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
+    """The files to open, and the names that their index lists."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{name}.index.json"
+        if (folder / name).exists():
+            return [folder / name], []
+        if index.exists():
+            return _shards(folder, index)
+    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    raise FileNotFoundError(
+        f"{folder} holds no weights that can be read. Wanted: model.safetensors or "
+        f"pytorch_model.bin, or shards with their index. Found: {shorten(held) or 'nothing'}."
+    )
+
+
+def _shards(folder: Path, index: Path) -> tuple[list[Path], list[str]]:
+    try:
+        weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
+        names = sorted({str(shard) for shard in weight_map.values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index}: not an index of shards (no `weight_map`): {error}.") from error
+    suffix = ".bin" if index.name.endswith(".bin.index.json") else ".safetensors"
+    strange = [name for name in names if Path(name).name != name or not name.endswith(suffix)]
+    if strange:
+        raise ValueError(
+            f"{index}: refused, shards must be {suffix} files beside the index, not "
+            f"{shorten(strange)}."
+        )
+    missing = [name for name in names if not (folder / name).exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder}: {len(missing)} of {len(names)} shards are missing: {shorten(missing)}. "
+            "Copy or download them."
+        )
+    return [folder / name for name in names], list(weight_map)
+
+
+def write_weights(
+    folder: Path,
+    arrays: Mapping[str, jax.Array],
+    moves: Sequence[Move],
+    sizes: Mapping[str, int],
+    *,
+    dtype: DTypeLike,
+    rename: Callable[[str], str],
+    max_shard_bytes: int = 5_000_000_000,
+    stem: str = "model",
+) -> None:
+    """Write arrays as safetensors that transformers loads: one file, or shards and their index.
+
+    The inverse of `read_weights`, holding one shard in memory. Files get their names only when all
+    of them are written, and replace safetensors that the folder held before.
+
+    Args:
+        sizes: as in `read_weights`; `sizes["L"]` is the number of layers in `arrays`.
+        rename: from a name in `moves` to the name in the file (puts `model.` back).
+        stem: of the files' names.
+    Raises: ValueError where arrays and table disagree, where another process holds a part of an
+        array, or where a tensor is not finite as `dtype`.
+    """
+    from safetensors.numpy import save_file
+
+    sources = expand(moves, sizes["L"])
+    _check_arrays(arrays, sources, sizes)
+    dtype = np.dtype(dtype)
+    shards = _plan(sources, sizes, dtype.itemsize, max_shard_bytes)
+    folder.mkdir(parents=True, exist_ok=True)
+    weight_map: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as scratch:
+        for number, shard in enumerate(shards, start=1):
+            file = (
+                f"{stem}-{number:05}-of-{len(shards):05}.safetensors"
+                if len(shards) > 1
+                else f"{stem}.safetensors"
+            )
+            tensors = {rename(part.name): _tensor(arrays, part, sizes, dtype) for part in shard}
+            save_file(tensors, Path(scratch) / file, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(tensors, file)
+        total = sum(part.items for shard in shards for part in shard) * dtype.itemsize
+        _publish(Path(scratch), folder, stem, weight_map, total)
+
+
+class _Part(NamedTuple):
+    name: str
+    target: str
+    layer: int | None
+    dims: str
+    items: int
+
+
+def _check_arrays(
+    arrays: Mapping[str, jax.Array], sources: Mapping[str, Sources], sizes: Mapping[str, int]
+) -> None:
+    problems = [f"{target}: not in the weight table" for target in arrays if target not in sources]
+    for target, (names, stacked, dims) in sources.items():
+        shape = ((len(names),) if stacked else ()) + lengths(parse(dims)[1], sizes)
+        if target not in arrays and names:
+            problems.append(f"{target}: missing")
+        elif target in arrays and arrays[target].shape != shape:
+            problems.append(f"{target}: has shape {arrays[target].shape}, should be {shape}")
+        elif target in arrays and not arrays[target].is_fully_addressable:
+            problems.append(f"{target}: partly on other processes; gather it or write from one")
+    if problems:
+        raise ValueError(f"weights cannot be written: {'; '.join(problems)}.")
+
+
+def _plan(
+    sources: Mapping[str, Sources], sizes: Mapping[str, int], itemsize: int, max_bytes: int
+) -> list[list[_Part]]:
+    shards: list[list[_Part]] = [[]]
+    room = max_bytes
+    for target, (names, stacked, dims) in sources.items():
+        items = math.prod(lengths(parse(dims)[0], sizes))
+        for layer, name in enumerate(names):
+            if shards[-1] and items * itemsize > room:
+                shards.append([])
+                room = max_bytes
+            shards[-1].append(_Part(name, target, layer if stacked else None, dims, items))
+            room -= items * itemsize
+    return shards
+
+
+def _tensor(
+    arrays: Mapping[str, jax.Array], part: _Part, sizes: Mapping[str, int], dtype: np.dtype
+) -> np.ndarray:
+    array = arrays[part.target]
+    index = () if part.layer is None else (part.layer,)
+    leaf = np.empty(array.shape[len(index) :], array.dtype)
+    for shard in array.addressable_shards:
+        if shard.replica_id == 0:
+            leaf[shard.index[len(index) :]] = np.asarray(shard.data[index] if index else shard.data)
+    view = arrange(leaf, reverse(part.dims), sizes)
+    tensor = np.empty(view.shape, dtype)
+    copy_finite(tensor, view, part.name)
+    return tensor
+
+
+def _publish(
+    scratch: Path, folder: Path, stem: str, weight_map: Mapping[str, str], total_bytes: int
+) -> None:
+    files = sorted(set(weight_map.values()))
+    index = folder / f"{stem}.safetensors.index.json"
+    for old in (index, *folder.glob(f"{stem}*.safetensors")):
+        old.unlink(missing_ok=True)
+    for file in files:
+        (scratch / file).rename(folder / file)
+    if len(files) > 1:
+        content = {"metadata": {"total_size": total_bytes}, "weight_map": dict(weight_map)}
+        index.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")

@@ -1,0 +1,236 @@
+"""Tensors of a checkpoint -> sharded arrays, by a weight table, strictly.
+
+Every name and shape is checked first. Then shard after shard is copied out of the mapped file in
+the layout and dtype of its leaf, so the host holds one shard beside what the devices hold.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+import jax
+import numpy as np
+
+from prompteol_jax import distributed
+from prompteol_jax.quant import bitsandbytes
+from prompteol_jax.quant import formats as quant
+from prompteol_jax.weights.mapping import Move, Sources, arrange, expand, lengths, parse
+from prompteol_jax.weights.safetensors import shorten
+
+FLOAT_TYPES: Final = ("float16", "bfloat16", "float32", "float64")
+_TILE_ROWS: Final = 256
+_TILE: Final = 256 * _TILE_ROWS  # items copied at once
+
+
+class WeightMismatch(ValueError):
+    """The names or shapes in a checkpoint are not those of the model."""
+
+    def __init__(
+        self, missing: Sequence[str], unexpected: Sequence[str], misshapen: Sequence[str]
+    ) -> None:
+        self.missing = tuple(missing)
+        self.unexpected = tuple(unexpected)
+        self.misshapen = tuple(misshapen)
+        kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
+        listed = "".join(
+            f"\n  {kind} ({len(names)}): {shorten(names)}" for kind, names in kinds.items() if names
+        )
+        super().__init__(
+            f"the checkpoint does not fit the model:{listed}\n"
+            "Check that config.json and the weight files belong together and are complete."
+        )
+
+
+def read_weights(
+    tensors: Mapping[str, np.ndarray],
+    moves: Sequence[Move],
+    leaves: Mapping[str, jax.ShapeDtypeStruct | quant.Quantised],
+    sizes: Mapping[str, int],
+    *,
+    layers: int,
+    ignore: Sequence[str] = (),
+    alias: Mapping[str, str] | None = None,
+) -> dict[str, jax.Array | quant.Quantised]:
+    """Read a checkpoint into arrays of the given shapes, dtypes and shardings.
+
+    Names and shapes are checked before anything is read. Then each process reads what its devices
+    hold, shard by shard, so that host memory holds one shard beside what is already placed. Of a
+    leaf that is quantised each process reads whole tensors, one at a time.
+
+    Args:
+        leaves: what to make, by target path; a stacked leaf has a leading axis of `layers - 1`.
+        sizes: length of each letter in `dims`; `sizes["L"]` is the number of layers in the file.
+        layers: how many of them to load, from the first.
+        ignore: patterns of whole names that may be in the file and are not read.
+        alias: for a name that may be missing, the one to take instead (a tied embedding).
+    Raises: WeightMismatch; ValueError naming a tensor that holds NaN or infinity, before or after
+        the cast to its leaf's dtype.
+    """
+    if not 1 <= layers <= sizes["L"]:
+        raise ValueError(f"{layers} layers asked for; the checkpoint has {sizes['L']}.")
+    alias = alias or {}
+    sources = expand(moves, layers)
+    _check_leaves(leaves, sources, sizes)
+    known = {name for found in expand(moves, sizes["L"]).values() for name in found.names}
+    _check_tensors(tensors, sources, sizes, known=known, ignore=ignore, alias=alias)
+    arrays = {}
+    for target, leaf in leaves.items():
+        names, stacked, dims = sources[target]
+        present = [name if name in tensors else alias[name] for name in names]
+        views = [(name, arrange(tensors[name], dims, sizes)) for name in present]
+        arrays[target] = _place(leaf, views, stacked=stacked)
+    return arrays
+
+
+def _check_leaves(
+    leaves: Mapping[str, jax.ShapeDtypeStruct | quant.Quantised],
+    sources: Mapping[str, Sources],
+    sizes: Mapping[str, int],
+) -> None:
+    problems = [f"{target}: no move makes it" for target in leaves if target not in sources]
+    for target, (names, stacked, dims) in sources.items():
+        shape = ((len(names),) if stacked else ()) + lengths(parse(dims)[1], sizes)
+        if target in leaves and leaves[target].shape != shape:
+            problems.append(f"{target}: its moves give {shape}, the leaf is {leaves[target].shape}")
+        elif target not in leaves and names:
+            problems.append(f"{target}: no such leaf")
+    if problems:
+        raise ValueError(f"weight table and model disagree: {'; '.join(problems)}.")
+
+
+def _check_tensors(
+    tensors: Mapping[str, np.ndarray],
+    sources: Mapping[str, Sources],
+    sizes: Mapping[str, int],
+    *,
+    known: set[str],
+    ignore: Sequence[str],
+    alias: Mapping[str, str],
+) -> None:
+    missing, misshapen = [], []
+    for names, _, dims in sources.values():
+        shape = lengths(parse(dims)[0], sizes)
+        for name in names:
+            other = alias.get(name, name)
+            if name not in tensors and other not in tensors:
+                missing.append(name if other == name else f"{name} (or {other})")
+                continue
+            found = name if name in tensors else other
+            tensor = tensors[found]
+            if tensor.shape != shape or tensor.dtype.name not in FLOAT_TYPES:
+                misshapen.append(
+                    f"{found} is {tensor.dtype} {tensor.shape}, should be float {shape}"
+                )
+    allowed = known | set(alias.values())
+    unexpected = [
+        name
+        for name in tensors
+        if name not in allowed and not any(re.fullmatch(pattern, name) for pattern in ignore)
+    ]
+    if missing or unexpected or misshapen:
+        raise WeightMismatch(missing, unexpected, misshapen)
+
+
+Index = tuple[slice, ...]
+
+
+def _place(
+    leaf: jax.ShapeDtypeStruct | quant.Quantised,
+    views: Sequence[tuple[str, np.ndarray]],
+    *,
+    stacked: bool,
+) -> jax.Array | quant.Quantised:
+    if isinstance(leaf, quant.Quantised):
+        return place_quantised(leaf, views, stacked=stacked)
+    if leaf.sharding is None:
+        whole = tuple(slice(0, n) for n in leaf.shape)
+        return jax.device_put(_shard(leaf, views, whole, stacked=stacked))
+    holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    for device, index in leaf.sharding.addressable_devices_indices_map(leaf.shape).items():
+        bounds = tuple(part.indices(n)[:2] for part, n in zip(index or (), leaf.shape, strict=True))
+        holders.setdefault(bounds, []).append(device)
+    placed = []
+    for bounds, devices in holders.items():
+        index = tuple(slice(*bound) for bound in bounds)
+        placed += _put(_shard(leaf, views, index, stacked=stacked), devices)
+    return jax.make_array_from_single_device_arrays(
+        leaf.shape, leaf.sharding, placed, dtype=leaf.dtype
+    )
+
+
+def place_quantised(
+    leaf: quant.Quantised, views: Sequence[tuple[str, np.ndarray]], *, stacked: bool
+) -> quant.Quantised:
+    """Quantise the tensors of a leaf one after another, and put the result where the leaf says.
+
+    Args:
+        views: names and weights, one for each layer where the leaf is stacked, else one.
+    """
+    places = leaf.parts()
+    hosts = {name: _aligned(place.shape, place.dtype) for name, place in places.items()}
+    for layer, (name, view) in enumerate(views):
+        parts = bitsandbytes.quantise(leaf.kind, view.reshape(leaf.outputs, -1), name)
+        for part, host in hosts.items():
+            target = host[layer, ...] if stacked else host
+            target[...] = parts[part].reshape(target.shape)
+    arrays = {
+        name: jax.block_until_ready(distributed.to_global(host, places[name].sharding))
+        for name, host in hosts.items()
+    }
+    return dataclasses.replace(leaf, **arrays)
+
+
+def _put(shard: np.ndarray, devices: Sequence[jax.Device]) -> list[jax.Array]:
+    # Waiting here lets go of the host's copy before the next one is made.
+    return jax.block_until_ready([jax.device_put(shard, device) for device in devices])
+
+
+def _shard(
+    leaf: jax.ShapeDtypeStruct,
+    views: Sequence[tuple[str, np.ndarray]],
+    index: Index,
+    *,
+    stacked: bool,
+) -> np.ndarray:
+    shard = _aligned(tuple(part.stop - part.start for part in index), leaf.dtype)
+    if not stacked:
+        ((name, view),) = views
+        copy_finite(shard, view[index], name)
+        return shard
+    for layer, (name, view) in zip(shard, views[index[0]], strict=True):
+        copy_finite(layer, view[index[1:]], name)
+    return shard
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array at a multiple of 64 bytes, which CPU devices take over without a copy."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def copy_finite(target: np.ndarray, source: np.ndarray, name: str) -> None:
+    """Copy and cast, refusing what is NaN or infinite afterwards."""
+    for part in _tiles(target.shape):
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.copyto(target[part], source[part], casting="unsafe")
+        if not np.isfinite(target[part]).all():
+            raise ValueError(
+                f"tensor {name!r} holds NaN or infinity as {target.dtype} "
+                f"(in the file: {source.dtype}). The checkpoint is damaged, or needs a wider dtype."
+            )
+
+
+def _tiles(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """Blocks over the first two axes, small enough that a transposition stays in cache."""
+    if len(shape) < 2:
+        yield ()
+        return
+    rows, columns, *rest = shape
+    width = max(1, _TILE // (_TILE_ROWS * max(1, math.prod(rest))))
+    for row in range(0, rows, _TILE_ROWS):
+        for column in range(0, columns, width):
+            yield slice(row, row + _TILE_ROWS), slice(column, column + width)

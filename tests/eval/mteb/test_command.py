@@ -1,0 +1,173 @@
+"""An embedder is an encoder of MTEB: a local task gives the scores that our own harness gives."""
+
+import json
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from eval.mteb import command
+from prompteol_jax import Embedder
+from prompteol_jax.text.template import TEMPLATES, Template, clean_sentence
+
+mteb = pytest.importorskip("mteb", reason="the extra mteb is not installed")
+
+PAIRS = [
+    (5.0, "A cat sleeps", "A cat is asleep?"),
+    (4.0, "Two men talk", 'Some men are "talking"'),
+    (3.0, "She reads a book", "A girl has a book"),
+    (1.5, "The train is late", "He missed the bus"),
+    (1.0, "Rain falls on the town", "The soup is too hot"),
+]
+LABELS = [("good", 1), ("bad", 0)]
+
+
+@pytest.fixture(autouse=True)
+def ignore_warnings_of_mteb():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@pytest.fixture(scope="module")
+def embedder():
+    return Embedder.from_pretrained("tiny", dtype="float32")
+
+
+@pytest.fixture
+def encoder(embedder):
+    from eval.mteb.encoder import MtebEncoder
+
+    return MtebEncoder(embedder)
+
+
+def local_task(kind, name, columns):
+    """A task of MTEB whose data is made here."""
+    from datasets import Dataset, DatasetDict
+    from mteb.abstasks.task_metadata import TaskMetadata
+
+    metadata = TaskMetadata(
+        **{"name": name, "description": name, "reference": "https://example.org"},
+        **{"type": "STS" if "STS" in kind.__name__ else "Classification", "category": "t2t"},
+        **{"eval_splits": ["test"], "eval_langs": ["eng-Latn"], "modalities": ["text"]},
+        **{"main_score": "cosine_spearman" if "STS" in kind.__name__ else "accuracy"},
+        **{"dataset": {"path": "local/data", "revision": "1"}, "bibtex_citation": ""},
+    )
+
+    class Local(kind):
+        def load_data(self, **_):
+            splits = {split: Dataset.from_dict(columns) for split in ("train", "test")}
+            self.dataset = DatasetDict(splits)
+            self.data_loaded = True
+
+    Local.metadata = metadata
+    return Local()
+
+
+@pytest.fixture
+def sts_task():
+    from mteb.abstasks import AbsTaskSTS
+
+    gold, first, second = map(list, zip(*PAIRS, strict=True))
+    columns = {"sentence1": first, "sentence2": second, "score": gold}
+    return local_task(AbsTaskSTS, "LocalSTS", columns)
+
+
+def test_the_adapter_satisfies_the_protocol(encoder):
+    assert isinstance(encoder, mteb.EncoderProtocol)
+    meta = encoder.mteb_model_meta
+    assert meta.name == "local/tiny-eol"
+    assert meta.embed_dim == encoder.embedder.width
+    z = encoder.embedder.encode(["A cat.", "A dog.", "It rains."])
+    whole = encoder.similarity(z, z)
+    assert np.diag(whole) == pytest.approx(1, abs=1e-6)
+    assert encoder.similarity_pairwise(z[:2], z[1:]) == pytest.approx([whole[0, 1], whole[1, 2]])
+
+
+def test_a_local_task_scores_what_our_cosines_score(encoder, embedder, sts_task):
+    from eval.mteb.encoder import run_tasks
+
+    found = run_tasks(encoder, [sts_task], None)["LocalSTS"]
+    sides = [[clean_sentence(pair[side]) for pair in PAIRS] for side in (1, 2)]
+    cosines = np.diag(embedder.similarity(*sides))
+    expected = 100 * stats.spearmanr(cosines, [pair[0] for pair in PAIRS]).statistic
+    assert found["score"] == pytest.approx(expected, abs=0.01)
+    assert found["type"] == "STS"
+
+
+@pytest.mark.slow
+def test_a_classification_task_runs(encoder):
+    from mteb.abstasks import AbsTaskClassification
+
+    from eval.mteb.encoder import run_tasks
+
+    texts = [f"It was {word}, number {n}." for n in range(10) for word, _ in LABELS]
+    labels = [label for _ in range(10) for _, label in LABELS]
+    task = local_task(AbsTaskClassification, "LocalWords", {"text": texts, "label": labels})
+    assert 50 <= run_tasks(encoder, [task], None)["LocalWords"]["score"] <= 100
+
+
+@pytest.mark.slow
+def test_a_type_of_task_and_a_side_have_their_templates(embedder):
+    from eval.mteb.encoder import MtebEncoder
+
+    query = Template("q", "Query: ", "")
+    encoder = MtebEncoder(
+        embedder, {"Retrieval": TEMPLATES["cot"], "Retrieval:query": query}, clean=False
+    )
+
+    def vector(kind, side):
+        meta = SimpleNamespace(type=kind)
+        batches = [{"text": ["A cat"]}]
+        where = {"hf_split": "test", "hf_subset": "default"}
+        return encoder.encode(batches, task_metadata=meta, prompt_type=side, **where)
+
+    made = {
+        ("STS", None): TEMPLATES["eol"],
+        ("Retrieval", "document"): TEMPLATES["cot"],
+        ("Retrieval", "query"): query,
+    }
+    for (kind, side), template in made.items():
+        alone = Embedder(embedder.pretrained, template).encode(["A cat"])
+        assert np.array_equal(vector(kind, side), alone)
+
+
+@pytest.mark.slow
+def test_the_command_writes_a_result(sts_task, monkeypatch, tmp_path, capsys):
+    from eval.mteb import encoder as mteb_encoder
+
+    monkeypatch.setattr(mteb_encoder, "find_tasks", lambda names: [sts_task])
+    file = tmp_path / "mteb.json"
+    settings = {"tasks": ("LocalSTS",), "task_templates": ("STS=cot",), "output": tmp_path / "o"}
+    command.run(command.MtebOptions(model="tiny", json=file, **settings))
+    result = json.loads(file.read_text())
+    assert result["average"] == result["scores"]["LocalSTS"]
+    assert result["task_templates"]["STS"]["prefix"].startswith("After thinking")
+    assert result["provenance"]["versions"]["jax"]
+    assert "LocalSTS" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", "STS1200"], "STS1200"),
+        (["--tasks", "STS12", "--task-templates", "STS"], "takes TYPE=TEMPLATE"),
+        (["--tasks", "STS12", "--task-templates", "STS=none.json"], "none.json"),
+        (["--tasks", "STS12"], "the data of STS12 could not be had"),
+    ],
+)
+def test_what_cannot_be_run_is_one_error(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["--model", "tiny", *arguments])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("python -m eval.mteb: error: ") and message in error
+
+
+def test_without_the_extra_the_command_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(command, "find_spec", lambda _: None)
+    with pytest.raises(SystemExit):
+        command.main(["--model", "tiny", "--tasks", "STS12"])
+    assert 'pip install ".[mteb]"' in capsys.readouterr().err

@@ -1,0 +1,112 @@
+"""Laws of LLaMA's config and of its frequencies; hidden states are in test_parity."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+
+from prompteol_jax.models import build
+from prompteol_jax.models.llama import LlamaConfig, Rope
+
+# meta-llama/Llama-3.1-8B's config.json.
+PUBLISHED = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 131072,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.43.0.dev0",
+    "use_cache": True,
+    "vocab_size": 128256,
+}
+LLAMA3 = Rope(theta=500000.0, scaling="llama3", factor=8.0)
+CONFIG = LlamaConfig(
+    L=32, D=4096, N=32, K=8, H=128, F=14336, V=128256, P=131072, norm_eps=1e-5, rope=LLAMA3
+)
+LINEAR = {"type": "linear", "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {}),
+        ({"rope_scaling": None}, {"rope": Rope(theta=500000.0)}),
+        ({"rope_scaling": LINEAR}, {"rope": Rope(theta=500000.0, scaling="linear", factor=4.0)}),
+        ({"rope_scaling": None, "rope_theta": None}, {"rope": Rope()}),
+        ({"num_key_value_heads": None}, {"K": 32}),
+        ({"head_dim": 96}, {"H": 96}),
+        ({"pretraining_tp": 2, "attention_bias": True}, {"attention_bias": True}),
+        ({"mlp_bias": True, "tie_word_embeddings": True}, {"mlp_bias": True, "tied": True}),
+    ],
+)
+def test_reads_published_configs_and_their_variants_and_writes_them_back(changes, expected):
+    config = LlamaConfig.from_hf(PUBLISHED | changes)
+    assert config == dataclasses.replace(CONFIG, **expected)
+    assert LlamaConfig.from_hf(config.to_hf()) == config
+
+
+@pytest.mark.parametrize(
+    "rope", [Rope(), Rope(scaling="linear", factor=4.0), LLAMA3], ids=lambda r: r.scaling
+)
+def test_transformers_reads_what_is_written_and_turns_at_the_same_frequencies(rope):
+    from transformers import LlamaConfig as Theirs
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    theirs = Theirs(**dataclasses.replace(CONFIG, rope=rope, H=64).to_hf())
+    assert LlamaConfig.from_hf(theirs.to_dict()).rope == rope
+    frequencies = LlamaRotaryEmbedding(theirs).inv_freq.numpy()
+    np.testing.assert_allclose(rope.inverse_frequencies(64), frequencies, rtol=1e-6)
+    assert rope.inverse_frequencies(64).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported; supported: ['silu']"),
+        ({"sliding_window": 4096}, "sliding_window = 4096 is unknown and could change the numbers"),
+        ({"num_key_value_heads": 5}, "num_attention_heads = 32 is not a multiple of num_key_value"),
+        ({"num_attention_heads": 24}, "hidden_size = 4096 is not a multiple of num_attention_head"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling of type 'dynamic' is"),
+        ({"rope_scaling": {"type": "yarn"}}, "supported: ['default', 'linear', 'llama3']"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling 'linear' takes ['factor'], found []"),
+        (
+            {"rope_scaling": {**LINEAR, "beta": 1}},
+            "rope_scaling 'linear' takes ['factor'], found ['beta', 'factor']",
+        ),
+        (
+            {"rope_scaling": {**LINEAR, "rope_type": "llama3"}},
+            "is not supported; supported: ['default', 'linear', 'llama3']",
+        ),
+    ],
+)
+def test_refuses_what_would_change_the_numbers(changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        LlamaConfig.from_hf(PUBLISHED | changes)
+
+
+def test_has_no_dropout_to_override():
+    assert build.replace_dropout(CONFIG, 0.3) is CONFIG
+    assert CONFIG.dropout == 0.0

@@ -1,0 +1,110 @@
+"""Laws of attention: whom a query sees, and that a prefix is as good as tokens before the row."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prompteol_jax.ops import attention
+
+B, T, C, N, K, H = 2, 6, 3, 4, 2, 8
+
+
+def draw(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+Q_BTNH, K_BTKH, V_BTKH = draw(B, T, N, H), draw(B, T, K, H, seed=1), draw(B, T, K, H, seed=2)
+PREFIX = draw(C, K, H, seed=3), draw(C, K, H, seed=4)
+START_BT = jnp.array([[0, 0, 0, 3, 3, 3], [0, 0, 2, 2, 2, 2]])
+
+
+def by_hand(q, k, v, mask):
+    """Attention of one head at a time in float64."""
+    y = np.zeros(q.shape)
+    for b, n in np.ndindex(q.shape[0], q.shape[2]):
+        kv_head = n // (q.shape[2] // k.shape[2])
+        scores = np.float64(q[b, :, n]) @ np.float64(k[b, :, kv_head]).T / H**0.5
+        p = np.where(mask[b % len(mask)], np.exp(scores), 0)
+        y[b, :, n] = p / p.sum(-1, keepdims=True) @ np.float64(v[b, :, kv_head])
+    return y
+
+
+def test_a_query_sees_itself_and_what_is_before_it():
+    assert (np.asarray(attention.visible(4)) == np.tril(np.ones((1, 4, 4)))).all()
+    chosen = attention.visible(4, jnp.array([[2], [0]]))
+    assert chosen.astype(int).tolist() == [[[1, 1, 1, 0]], [[1, 0, 0, 0]]]
+
+
+def test_a_packed_query_sees_nothing_before_its_sentence():
+    mask = attention.visible(T, None, START_BT)
+    assert mask[0, 4].tolist() == [False, False, False, True, True, False]
+    assert mask[1, 1].tolist() == [True, True, False, False, False, False]
+    chosen = attention.visible(T, jnp.array([[4, 1], [5, 1]]), START_BT)
+    assert (chosen[0] == mask[0, jnp.array([4, 1])]).all()
+    assert (chosen[1] == mask[1, jnp.array([5, 1])]).all()
+
+
+def test_a_head_is_seen_by_every_sentence_of_its_row_and_sees_only_itself():
+    start_BT = jnp.array([[2, 2, 2, 2, 4, 4]])  # two tokens at the head, then two sentences
+    mask = np.asarray(attention.visible(T, None, start_BT, head=2))[0].astype(int)
+    assert mask[1].tolist() == [1, 1, 0, 0, 0, 0]
+    assert mask[3].tolist() == [1, 1, 1, 1, 0, 0]
+    assert mask[5].tolist() == [1, 1, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("start_BT", [None, START_BT], ids=["rows", "packed"])
+def test_grouped_heads_attend_as_written_out_head_by_head(start_BT):
+    mask = attention.visible(T, None, start_BT)
+    y = attention.attend(Q_BTNH, K_BTKH, V_BTKH, mask)
+    np.testing.assert_allclose(y, by_hand(Q_BTNH, K_BTKH, V_BTKH, np.asarray(mask)), atol=2e-6)
+
+
+def test_a_prefix_is_the_same_as_tokens_before_every_row():
+    wide = [jnp.broadcast_to(p, (B, *p.shape)) for p in PREFIX]
+    k, v = (jnp.concatenate(two, axis=1) for two in zip(wide, (K_BTKH, V_BTKH), strict=True))
+    mask = attention.visible(C + T, jnp.arange(C, C + T)[None].repeat(B, 0))
+    y = attention.attend(Q_BTNH, K_BTKH, V_BTKH, attention.visible(T), PREFIX)
+    np.testing.assert_allclose(y, by_hand(Q_BTNH, k, v, np.asarray(mask)), atol=2e-6)
+
+
+def test_an_empty_prefix_changes_nothing():
+    empty = tuple(p[:0] for p in PREFIX)
+    mask = attention.visible(T)
+    with_empty = attention.attend(Q_BTNH, K_BTKH, V_BTKH, mask, empty)
+    np.testing.assert_array_equal(with_empty, attention.attend(Q_BTNH, K_BTKH, V_BTKH, mask))
+
+
+@pytest.mark.parametrize("prefix", [None, PREFIX], ids=["alone", "prefix"])
+@pytest.mark.parametrize("place", range(T))
+def test_no_gradient_flows_from_a_query_to_what_it_does_not_see(place, prefix):
+    mask = attention.visible(T, None, START_BT)
+
+    def loss(k, v):
+        return jnp.square(attention.attend(Q_BTNH, k, v, mask, prefix)[:, place]).sum()
+
+    for gradient in jax.grad(loss, argnums=(0, 1))(K_BTKH, V_BTKH):
+        reached_BT = np.abs(gradient).max((2, 3)) > 0
+        # A token that is seen alone has a fixed weight of one, and its key no gradient.
+        seen_BT = np.asarray(mask[:, place])
+        assert not reached_BT[~seen_BT].any()
+        assert reached_BT[seen_BT].all() or (prefix is None and seen_BT.sum(1).min() == 1)
+
+
+def test_large_scores_stay_finite():
+    y = attention.attend(1e4 * Q_BTNH, 1e4 * K_BTKH, V_BTKH, attention.visible(T))
+    assert np.isfinite(y).all()
+
+
+def test_rotation_keeps_lengths_and_makes_products_depend_on_distance_alone():
+    frequency = jnp.asarray(1.0 / 100.0 ** (np.arange(0, H, 2) / H), jnp.float32)
+    q, k = draw(1, 1, 1, H), draw(1, 1, 1, H, seed=1)
+
+    def turned(x, place):
+        return attention.rotate(x, attention.rotary_angles(jnp.array([[place]]), frequency))
+
+    np.testing.assert_array_equal(turned(q, 0), q)
+    np.testing.assert_allclose(jnp.linalg.norm(turned(q, 7)), jnp.linalg.norm(q), rtol=1e-6)
+    products = [float((turned(q, p) * turned(k, p + 3)).sum()) for p in (0, 5, 30)]
+    np.testing.assert_allclose(products, products[0], rtol=1e-5)
+    assert abs(float((turned(q, 0) * turned(k, 4)).sum()) - products[0]) > 1e-2

@@ -1,0 +1,50 @@
+"""The kernels of norms compute what the plain formula does, and its gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prompteol_jax import axes
+from prompteol_jax.ops import norm
+
+KINDS = {"layer": (True, True), "rms": (False, False)}
+
+
+def both(kind, x, scale, bias, weights):
+    """Value and gradients of a norm beside a residual connection: plain, and by the kernels."""
+    centred, _ = KINDS[kind]
+
+    def value(interpret, x, scale, bias):
+        y, x = norm.beside(norm.Norm(1e-5, centred, interpret), x, scale, bias)
+        return (y * weights[0] + x * weights[1]).sum(), y
+
+    return [
+        jax.value_and_grad(lambda *o, i=i: value(i, *o), argnums=(0, 1, 2), has_aux=True)(
+            x, scale, bias
+        )
+        for i in (False, True)
+    ]
+
+
+def operands(kind, rows=2, tokens=128, width=256):
+    draws = jax.random.split(jax.random.key(0), 5)
+    x, *weights = (jax.random.normal(k, (rows, tokens, width)) * 3 + 1 for k in draws[:3])
+    scale, bias = (jax.random.normal(k, (width,)) for k in draws[3:])
+    return x, scale, bias if KINDS[kind][1] else None, weights
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_and_gradients_are_those_of_the_formula(kind):
+    wanted, found = both(kind, *operands(kind))
+    for one, other in zip(jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=2e-5 * float(jnp.abs(one).max()))
+
+
+def test_a_mesh_changes_nothing():
+    given = operands("layer")
+    alone = both("layer", *given)[1]
+    with jax.set_mesh(axes.make_mesh((2, 4))):
+        spread = jax.jit(lambda *o: both("layer", *o)[1])(*given)
+    for one, other in zip(jax.tree.leaves(alone), jax.tree.leaves(spread), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)

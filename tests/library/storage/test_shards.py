@@ -1,0 +1,302 @@
+"""Shards come to the same bytes however often their writer is killed, and mix with nothing else."""
+
+import contextlib
+import hashlib
+import json
+import random
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+
+from prompteol_jax.storage import merge_shards, shards
+from prompteol_jax.storage.corpus import Chunk
+
+SETTINGS = {"model": "tiny", "prompt": "{}", "dtype": "float32"}
+CHUNKS = [Chunk(3, "a"), Chunk(3, "b"), Chunk(1, "c")]
+WIDTH = 4
+
+
+def vectors(number):
+    rows = CHUNKS[number].rows
+    return np.arange(rows * WIDTH, dtype=np.float32).reshape(rows, WIDTH) + 100 * number
+
+
+def opened(folder, settings=SETTINGS, chunks=CHUNKS, overwrite=False):
+    return shards.opened(folder, settings, chunks, overwrite=overwrite)
+
+
+def fill(folder, numbers=range(3)):
+    with opened(folder) as run:
+        run.begin(WIDTH)
+        for number in numbers:
+            run.write(number, vectors(number))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "run"
+
+
+def test_written_shards_are_done_and_the_others_missing(folder):
+    fill(folder, [2, 0])
+    with opened(folder) as run:
+        assert (run.missing, run.width, run.rows, run.damaged) == ([1], WIDTH, 7, 0)
+        np.testing.assert_array_equal(run.read(2), vectors(2))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["settings"] == SETTINGS
+    assert (manifest["rows"], manifest["width"]) == (7, WIDTH)
+    assert manifest["shards"][1] == {
+        "file": "shard-00001.npy",
+        "rows": 3,
+        "input_sha256": "b",
+        "sha256": None,
+    }
+    raw = (folder / "shard-00002.npy").read_bytes()
+    assert manifest["shards"][2]["sha256"] == hashlib.sha256(raw).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\x01"),
+        lambda path: path.write_bytes(b""),
+    ],
+)
+def test_a_damaged_shard_is_missing_again(folder, damage):
+    fill(folder)
+    damage(folder / "shard-00001.npy")
+    with opened(folder) as run:
+        assert (run.missing, run.damaged) == ([1], 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "chunks", "message"),
+    [
+        ({"dtype": "bfloat16"}, CHUNKS, r"dtype was 'float32' and is now 'bfloat16'\. Repeat"),
+        ({"layer": -2}, CHUNKS, "layer was None and is now -2"),
+        ({"prompt": "x", "dtype": "y"}, CHUNKS, r"prompt was '\{\}' .*'x'; dtype was .* 'y'"),
+        ({}, CHUNKS[:2], "the input had 7 texts and has now 6"),
+        (
+            {},
+            [Chunk(3, "a"), Chunk(3, "x"), Chunk(1, "c")],
+            "the input's texts have changed, in 1 of 3 shards",
+        ),
+        (
+            {"shard_rows": 7},
+            [Chunk(7, "d")],
+            r"run: shard_rows was None and is now 7\. Repeat",
+        ),
+    ],
+)
+def test_another_run_is_refused_and_replaced_only_on_demand(folder, settings, chunks, message):
+    fill(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with (
+        pytest.raises(ValueError, match=message),
+        opened(folder, {**SETTINGS, **settings}, chunks),
+    ):
+        pass
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    with opened(folder, {**SETTINGS, **settings}, chunks, overwrite=True) as run:
+        assert run.missing == list(range(len(chunks)))
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+        run.begin(WIDTH)
+        assert [path.name for path in folder.iterdir()] == ["manifest.json"]
+
+
+def test_names_of_the_same_model_and_template_may_differ(folder):
+    fill(folder)
+    with opened(folder, {**SETTINGS, "model": "./tiny", "template": "eol.json"}) as run:
+        assert run.missing == []
+
+
+def test_overwriting_goes_on_with_the_same_run(folder):
+    fill(folder, [0])
+    with opened(folder, overwrite=True) as run:
+        run.begin(WIDTH)
+        assert run.missing == [1, 2]
+
+
+def test_refuses_a_damaged_manifest(folder):
+    fill(folder)
+    (folder / "manifest.json").write_text('{"settings": {}')
+    with (
+        pytest.raises(ValueError, match=r"its manifest\.json is damaged \(.*--overwrite"),
+        opened(folder),
+    ):
+        pass
+
+
+def test_refuses_folders_of_others_and_touches_nothing(folder):
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("x")
+    for overwrite in (False, True):
+        with (
+            pytest.raises(FileExistsError, match=r"holds other files \(thesis\.tex\); give a new"),
+            opened(folder, overwrite=overwrite),
+        ):
+            pass
+    assert (folder / "thesis.tex").read_text() == "x"
+
+
+def test_refuses_vectors_of_another_shape(folder):
+    fill(folder, [0])
+    with opened(folder) as run:
+        with pytest.raises(ValueError, match="holds vectors of 4 numbers, the model gives 5"):
+            run.begin(5)
+        with pytest.raises(ValueError, match=r"shard 1 needs \(3, 4\) numbers, got \(1, 4\)"):
+            run.write(1, vectors(2))
+
+
+def test_a_second_writer_is_refused(folder):
+    with opened(folder) as run:
+        run.begin(WIDTH)
+        refusal = "another run is writing to .*run; wait for it"
+        with pytest.raises(ValueError, match=refusal), opened(folder):
+            pass
+        run.write(0, vectors(0))
+    with opened(folder) as run:
+        assert run.missing == [1, 2]
+
+
+def begun(stack, folder, process, processes):
+    part = dict(overwrite=False, process=process, processes=processes)
+    return stack.enter_context(shards.opened(folder, SETTINGS, CHUNKS, **part))
+
+
+def test_processes_share_the_shards_and_the_first_joins_them(folder, tmp_path):
+    with contextlib.ExitStack() as stack:
+        first, second = (begun(stack, folder, process, 2) for process in (0, 1))
+        assert (first.share, second.share) == ([0, 2], [1])
+        for run in (first, second):
+            run.begin(WIDTH)
+        for run in (second, first):
+            for number in run.share:
+                run.write(number, vectors(number))
+        assert (first.missing, second.missing) == ([1], [0, 2])
+        (folder / "shard-00001.npy").rename(folder / "shard-00009.npy")
+        with pytest.raises(ValueError, match="1 of 3 shards in .* every process must see the same"):
+            first.gather()
+        (folder / "shard-00009.npy").rename(folder / "shard-00001.npy")
+        second.write(1, vectors(1))
+        with ThreadPoolExecutor() as pool:
+            entered = pool.submit(second.wait_for_first, removed=False)
+            removed = pool.submit(second.wait_for_first, removed=True)
+            assert not (entered.done() or removed.done())
+            first.gather()
+            assert first.missing == []
+            entered.result(timeout=10)
+            assert not list(folder.glob("manifest.*.json"))
+            merge_shards.join_npy(first, tmp_path / "a.npy")
+            assert not removed.done()
+            first.remove()
+            removed.result(timeout=10)
+    expected = np.concatenate([vectors(number) for number in range(3)])
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), expected)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_a_killed_run_of_two_processes_is_resumed_by_any_number(folder, processes):
+    with contextlib.ExitStack() as stack:
+        runs = [begun(stack, folder, process, 2) for process in (0, 1)]
+        for run in runs:
+            run.begin(WIDTH)
+        runs[1].write(1, vectors(1))  # entered by the second process alone
+    with contextlib.ExitStack() as stack:
+        runs = [begun(stack, folder, process, processes) for process in range(processes)]
+        assert sorted(number for run in runs for number in run.share) == [0, 2]
+        runs[0].begin(WIDTH)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert [shard["sha256"] is None for shard in manifest["shards"]] == [True, False, True]
+        assert not list(folder.glob("manifest.*.json"))
+
+
+def test_a_run_that_never_begins_leaves_no_folder(folder):
+    with opened(folder):
+        pass
+    assert not folder.exists()
+    folder.mkdir()
+    with opened(folder):
+        pass
+    assert folder.exists()
+
+
+@pytest.mark.parametrize("chunks", [[], CHUNKS[:1], CHUNKS])
+def test_joined_rows_are_those_of_the_shards_in_order(folder, tmp_path, chunks):
+    with opened(folder, chunks=chunks) as run:
+        run.begin(WIDTH)
+        for number in reversed(range(len(chunks))):
+            run.write(number, vectors(number))
+        merge_shards.join_npy(run, tmp_path / "a.npy")
+        merge_shards.join_parquet(run, tmp_path / "a.parquet")
+    expected = np.concatenate([np.empty((0, WIDTH)), *map(vectors, range(len(chunks)))])
+    joined = np.load(tmp_path / "a.npy")
+    assert joined.dtype == np.float32
+    np.testing.assert_array_equal(joined, expected)
+    np.save(tmp_path / "numpy.npy", expected.astype(np.float32))
+    assert (tmp_path / "numpy.npy").read_bytes() == (tmp_path / "a.npy").read_bytes()
+    table = parquet.read_table(tmp_path / "a.parquet")
+    assert str(table.schema.field("embedding").type) == "fixed_size_list<element: float>[4]"
+    rows = np.array(table["embedding"].to_pylist(), np.float32).reshape(-1, WIDTH)
+    np.testing.assert_array_equal(rows, expected)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+import numpy as np
+from prompteol_jax import joins, shards
+from prompteol_jax.corpus import Chunk
+
+output = Path(sys.argv[1])
+chunks = [Chunk(50, str(n)) for n in range(40)]
+print("ready", flush=True)
+with shards.opened(output.with_name("parts"), {"model": "m"}, chunks, overwrite=False) as run:
+    run.begin(64)
+    for n in run.missing:
+        run.write(n, np.random.default_rng(n).random((50, 64), np.float32))
+    joins.join_npy(run, output)
+    run.remove()
+"""
+
+
+def start_writer(output):
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, output], stdout=subprocess.PIPE)
+    with writer.stdout as ready:
+        assert ready.readline() == b"ready\n"
+    return writer
+
+
+def test_killed_at_any_moment_and_resumed_gives_the_same_file(tmp_path):
+    alone = tmp_path / "alone" / "vectors.npy"
+    alone.parent.mkdir()
+    start = time.perf_counter()
+    writer = start_writer(alone)
+    assert writer.wait() == 0
+    seconds = time.perf_counter() - start
+    expected = [np.random.default_rng(n).random((50, 64), np.float32) for n in range(40)]
+    np.testing.assert_array_equal(np.load(alone), np.concatenate(expected))
+
+    moments = random.Random(0)
+    output = tmp_path / "killed" / "vectors.npy"
+    output.parent.mkdir()
+    kills = 0
+    for _ in range(8):
+        writer = start_writer(output)
+        time.sleep(moments.random() * seconds / 4)
+        writer.kill()
+        kills += writer.wait() != 0
+        if output.exists():
+            assert output.read_bytes() == alone.read_bytes()
+    assert kills
+    assert start_writer(output).wait() == 0
+    assert output.read_bytes() == alone.read_bytes()
+    assert not Path(output.with_name("parts")).exists()

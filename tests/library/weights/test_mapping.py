@@ -1,0 +1,72 @@
+"""Laws of moves: a pattern and its reverse undo each other, and expansion counts layers."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prompteol_jax.weights import mapping
+
+SIZES = {"A": 2, "B": 3, "C": 1, "D": 4}
+
+
+@st.composite
+def patterns(draw: Any) -> str:
+    """Two sides over the same letters, each in any order with any of them joined."""
+    letters = draw(st.lists(st.sampled_from(sorted(SIZES)), unique=True, max_size=4))
+
+    def side() -> str:
+        order = draw(st.permutations(letters))
+        groups: list[list[str]] = []
+        for letter in order:
+            if groups and draw(st.booleans()):
+                groups[-1].append(letter)
+            else:
+                groups.append([letter])
+        return " ".join(g[0] if len(g) == 1 else f"({' '.join(g)})" for g in groups)
+
+    return f"{side()} -> {side()}"
+
+
+@settings(deadline=None)
+@given(patterns())
+def test_round_trip_of_any_pattern(dims: str) -> None:
+    shape = mapping.lengths(mapping.parse(dims)[0], SIZES)
+    array = np.arange(int(np.prod(shape, dtype=int)), dtype=np.int32).reshape(shape)
+    there = mapping.arrange(array, dims, SIZES)
+    assert there.shape == mapping.lengths(mapping.parse(dims)[1], SIZES)
+    np.testing.assert_array_equal(mapping.arrange(there, mapping.reverse(dims), SIZES), array)
+
+
+def test_arranged_axes_are_those_named() -> None:
+    array = np.arange(24).reshape(6, 4)
+    expected = np.einsum("ABD->DAB", array.reshape(2, 3, 4))
+    np.testing.assert_array_equal(mapping.arrange(array, "(A B) D -> D A B", SIZES), expected)
+
+
+def test_splitting_and_reordering_is_a_view() -> None:
+    array = np.arange(24).reshape(6, 4)
+    for source in (array, np.asfortranarray(array)):
+        assert np.shares_memory(mapping.arrange(source, "(A B) D -> D A B", SIZES), source)
+
+
+@pytest.mark.parametrize("dims", ["A B -> A", "A A -> A A", "A -> B", "A", "A -> A -> A"])
+def test_refuses_a_pattern_that_loses_or_repeats_axes(dims: str) -> None:
+    with pytest.raises(ValueError, match="does not name the same axes once on each side"):
+        mapping.parse(dims)
+
+
+TABLE = (mapping.Move("top", "stem.x", "D -> D"), mapping.Move("l.{l}.w", "block.a.w", "D -> D"))
+
+
+@pytest.mark.parametrize(
+    ("layers", "stacked", "last"), [(1, (), "l.0.w"), (3, ("l.0.w", "l.1.w"), "l.2.w")]
+)
+def test_layers_but_the_last_are_stacked(layers: int, stacked: tuple[str, ...], last: str) -> None:
+    assert mapping.expand(TABLE, layers) == {
+        "stem.x": (("top",), False, "D -> D"),
+        "blocks.a.w": (stacked, True, "D -> D"),
+        "last.a.w": ((last,), False, "D -> D"),
+    }

@@ -1,0 +1,284 @@
+"""Laws of a launch: the commands it gives, and what becomes of a job on two hosts.
+
+gcloud is a stand-in that runs the hosts' own script in folders of this machine; only the Python
+of a host is made up.
+"""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from tpu.launch import command as launch
+from tpu.launch.command import LaunchOptions, hosted
+from tpu.launch.gcloud import Machine
+from tpu.launch.slices import parse_slice
+
+ROOT = Path(__file__).resolve().parents[3]
+PLACE = ["--zone=z", "--project=p"]
+
+# Python on a host: the job writes where it ran and what it was told.
+PYTHON = """#!/usr/bin/env bash
+case "$1" in
+-c) echo jax 0 ;;
+*) mkdir -p runs; echo "$@" >runs/said; echo "step 1 of $@"
+   case "$*" in
+   *bad) exit 7 ;;
+   *train.contrastive*|*slow)  # the first time, long enough to be taken away
+      begun="$FAKE_CLOUD/begun-$(basename "$HOME")"
+      [ -f "$begun" ] || { touch "$begun"; sleep 60; } ;;
+   esac ;;
+esac
+"""
+UV = """#!/usr/bin/env bash
+if [ "$1" = venv ]; then mkdir -p .venv/bin; cp "$FAKE_CLOUD/python" .venv/bin/python; fi
+"""
+
+
+@pytest.fixture
+def cloud(tmp_path, monkeypatch):
+    """The folder of the stand-in cloud, whose gcloud and uv come first on the path."""
+    folder, programs = tmp_path / "cloud", tmp_path / "bin"
+    folder.mkdir()
+    programs.mkdir()
+    fake = f'#!/usr/bin/env bash\nexec {sys.executable} {ROOT}/tests/support/fake_gcloud.py "$@"\n'
+    for path, text in (
+        (programs / "gcloud", fake),
+        (programs / "uv", UV),
+        (folder / "python", PYTHON),
+    ):
+        path.write_text(text)
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE_CLOUD", str(folder))
+    return folder
+
+
+def verbs(cloud: Path) -> list[str]:
+    """What was asked of the cloud, in order, each as `create`, `ssh 0 follow` and the like."""
+    said = []
+    for line in (cloud / "calls").read_text().splitlines():
+        words = json.loads(line)
+        worker = [w.partition("=")[2] for w in words if w.startswith("--worker=")]
+        job = [w.split("host.sh ")[1].split()[0] for w in words if "host.sh" in w]
+        said.append(" ".join([words[3], *worker, *job]))
+    return said
+
+
+def options(**changes) -> LaunchOptions:
+    return LaunchOptions(**{"slice": "v5e-8", "zone": "z", "poll_s": 0.05} | changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("v5e-8", ("v5litepod-8", "v2-alpha-tpuv5-lite", 8)),
+        ("v6e-256", ("v6e-256", "v2-alpha-tpuv6e", 256)),
+        ("v4-8", ("v4-8", "tpu-ubuntu2204-base", 4)),
+        ("v5p-128", ("v5p-128", "v2-alpha-tpuv5", 64)),
+    ],
+)
+def test_slices_have_the_names_of_the_cloud(name, expected):
+    assert parse_slice(name) == expected
+
+
+@pytest.mark.parametrize("name", ["v5e", "v5e-0", "v9-8", "v4-3", "8", "v5litepod-8"])
+def test_other_slices_are_refused(name):
+    with pytest.raises(ValueError, match=f"slice '{name}'"):
+        parse_slice(name)
+
+
+VM = Machine(name="n", zone="z", project="p")
+QUEUED = Machine(name="n", zone="z", project="p", queued=True)
+SLICE = parse_slice("v5e-8")
+KIND, IMAGE = "--accelerator-type=v5litepod-8", "v2-alpha-tpuv5-lite"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            VM.create(SLICE, spot=True, extra=["--network=x"]),
+            ["tpu-vm", "create", "n", f"--version={IMAGE}", KIND, "--spot", *PLACE, "--network=x"],
+        ),
+        (
+            QUEUED.create(SLICE, spot=False),
+            [
+                *("queued-resources", "create", "n", "--node-id=n"),
+                *(f"--runtime-version={IMAGE}", KIND, *PLACE),
+            ],
+        ),
+        (VM.delete(), ["tpu-vm", "delete", "n", "--quiet", *PLACE]),
+        (QUEUED.delete(), ["queued-resources", "delete", "n", "--force", "--quiet", *PLACE]),
+        (VM.state(), ["tpu-vm", "describe", "n", "--format=value(state)", *PLACE]),
+        (
+            QUEUED.request_state(),
+            ["queued-resources", "describe", "n", "--format=value(state.state)", *PLACE],
+        ),
+        (VM.run("a b", worker="0"), ["tpu-vm", "ssh", "n", "--worker=0", "--command=a b", *PLACE]),
+        (VM.send("f", "g"), ["tpu-vm", "scp", "f", "n:g", "--worker=all", *PLACE]),
+        (VM.fetch("f", "."), ["tpu-vm", "scp", "--recurse", "n:f", ".", "--worker=0", *PLACE]),
+    ],
+    ids=lambda value: value[4] if value[0] == "gcloud" else "",
+)
+def test_commands_are_those_that_gcloud_takes(words, expected):
+    assert words == ["gcloud", "compute", "tpus", *expected]
+
+
+TRAIN = ["python", "-m", "train.contrastive"]
+
+
+@pytest.mark.parametrize(
+    ("command", "again", "added"),
+    [
+        (TRAIN, False, ["--coordinator", "auto"]),
+        (TRAIN, True, ["--coordinator", "auto", "--resume"]),
+        ([*TRAIN, "--coordinator", "h:1", "--resume"], True, []),
+        (["prompteol", "encode"], True, ["--coordinator", "auto"]),
+        (["python", "-m", "eval.sts"], True, []),
+    ],
+)
+def test_processes_find_each_other_and_what_may_start_again_resumes(command, again, added):
+    assert hosted(command, again=again) == [*command, *added]
+
+
+def test_a_job_runs_on_every_host_and_its_results_come_back(cloud, tmp_path, capfd):
+    chosen = options(fetch_to=tmp_path, delete=True)
+    assert launch.run(chosen, ["python", "-m", "it's", "a job"]) == 0
+    assert verbs(cloud) == [
+        *("describe", "create", "describe", "scp all", "ssh all setup", "ssh all start"),
+        *("ssh 0 follow", "scp 0", "delete"),
+    ]
+    assert (tmp_path / "runs" / "said").read_text() == "-m it's a job\n"
+    assert "step 1 of -m it's a job" in capfd.readouterr().out
+    assert not (cloud / "state").exists()
+
+
+def test_a_slice_that_exists_is_reused(cloud, tmp_path):
+    for target in (tmp_path / "a", tmp_path / "b"):
+        target.mkdir()
+        assert launch.run(options(fetch_to=target), ["python", "job"]) == 0
+        assert (cloud / "host1" / "prompteol-jax" / "runs" / "said").read_text() == "job\n"
+    assert verbs(cloud).count("create") == 1
+
+
+def test_the_status_of_the_job_is_that_of_the_launch(cloud, tmp_path):
+    assert launch.run(options(fetch_to=tmp_path, delete=True), ["python", "x", "bad"]) == 7
+    assert verbs(cloud)[-2:] == ["scp 0", "delete"]
+    assert (tmp_path / "runs" / "said").read_text() == "x bad\n"
+
+
+def test_a_connection_that_breaks_is_made_again(cloud, tmp_path, capfd):
+    (cloud / "drop").touch()
+    assert launch.run(options(fetch_to=tmp_path), ["python", "x"]) == 0
+    assert verbs(cloud).count("ssh 0 follow") == 2
+    shown = capfd.readouterr()
+    assert "the connection to host 0 broke" in shown.err
+    assert "step 1 of x" in shown.out
+
+
+def test_a_spot_slice_is_asked_for_again_and_the_run_goes_on(cloud):
+    (cloud / "preempt").touch()
+    command = ["python", "-m", "train.contrastive", "--output", "gs://b/run"]
+    assert launch.run(options(spot=True, queued=True), command) == 0
+    asked = verbs(cloud)
+    assert asked.count("create") == 2
+    assert asked.count("ssh 0 follow") == 2
+    said = (cloud / "host0" / "prompteol-jax" / "runs" / "said").read_text()
+    assert said == "-m train.contrastive --output gs://b/run --coordinator auto --resume\n"
+
+
+def test_a_slice_that_is_no_spot_slice_and_goes_away_is_an_error(cloud):
+    (cloud / "preempt").touch()
+    with pytest.raises(ValueError, match="the slice prompteol is gone: PREEMPTED"):
+        launch.run(options(), ["python", "slow"])
+
+
+def test_a_dry_run_prints_commands_and_runs_none(cloud, capsys):
+    assert launch.run(options(dry_run=True, delete=True), ["python", "job"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[4] for line in printed if line.startswith("gcloud")] == [
+        *("describe", "create", "describe", "scp", "ssh", "ssh", "ssh", "scp", "delete")
+    ]
+    assert not (cloud / "calls").exists()
+
+
+def test_all_that_is_wrong_comes_in_one_line():
+    flags = ["v5e", "--zone", "z", "--spot", "--poll-s", "0"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tpu.launch", *flags, "--", "python", "-m", "train.contrastive"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    for part in ("slice 'v5e' is none of", "--output gs://", "--poll-s above 0"):
+        assert part in done.stderr
+
+
+def test_no_gcloud_is_an_error_that_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="install the Google Cloud CLI"):
+        launch.run(options(), ["python", "job"])
+
+
+def test_the_shell_script_has_no_faults():
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    scripts = [ROOT / "tpu" / "launch" / "host.sh", ROOT / ".ci" / "run"]
+    done = subprocess.run([shellcheck, *scripts], capture_output=True, text=True, check=False)
+    assert done.stdout == ""
+
+
+def test_the_jobset_asks_for_whole_hosts_of_its_topology():
+    job = yaml.safe_load((ROOT / "tpu/deploy/jobset.yaml").read_text(encoding="utf-8"))
+    assert (job["apiVersion"], job["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    (hosts,) = job["spec"]["replicatedJobs"]
+    # Unknown or misplaced fields of the job and its pod are refused by Kubernetes' own schema.
+    head = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "hosts"}}
+    version = kubernetes_validate.latest_version()
+    kubernetes_validate.validate(head | hosts["template"], version, strict=True)
+    assert set(job["spec"]) <= JOBSET_FIELDS
+    assert set(hosts) == {"name", "replicas", "template"}
+    spec = hosts["template"]["spec"]
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    topology = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
+    rows, columns = map(int, topology.split("x"))
+    chips = container["resources"]["limits"]["google.com/tpu"]
+    assert spec["parallelism"] == spec["completions"] == rows * columns // chips
+    assert parse_slice(f"v5e-{rows * columns}").chips == rows * columns
+    assert f"--mesh={rows * columns}x1" in container["command"]
+    check_command(container["command"])
+
+
+def test_the_skypilot_task_runs_a_command_that_parses():
+    task = yaml.safe_load((ROOT / "tpu/deploy/skypilot.yaml").read_text(encoding="utf-8"))
+    kind = task["resources"]["accelerators"].removeprefix("tpu-")
+    assert kind == parse_slice("v5e-8").accelerator_type
+    assert task["resources"]["accelerator_args"]["runtime_version"] == parse_slice("v5e-8").image
+    assert set(task) == {"name", "workdir", "resources", "setup", "run"}
+    check_command(task["run"].replace("\\\n", " ").split())
+
+
+# Fields of a JobSet's spec; source: its API v1alpha2.
+JOBSET_FIELDS = frozenset(
+    "replicatedJobs network successPolicy failurePolicy startupPolicy suspend coordinator "
+    "managedBy ttlSecondsAfterFinished volumeClaimPolicies".split()
+)
+
+
+def check_command(words: list[str]) -> None:
+    import tyro
+
+    from train.config import TrainConfig
+
+    config = tyro.cli(TrainConfig, args=words[words.index("train.contrastive") + 1 :])
+    assert str(config.output).startswith("gs:")

@@ -1,0 +1,148 @@
+"""The command line of the plan: what it refuses, how it ranks, what it writes."""
+
+import dataclasses
+import json
+
+import pytest
+
+from prompteol_jax.models.published import PUBLISHED
+from tpu.chips import parse_topology
+from tpu.plan import command as plan
+from tpu.plan import report, search
+from tpu.plan.command import PlanOptions
+from tpu.plan.planning import Plan
+
+FITTING = Plan(
+    model="opt-1.3b",
+    job="encode",
+    topology="v5e:2x4",
+    mesh="8x1",
+    shapes="512 rows of 128",
+    fits=True,
+    hbm_bytes=16 * 2**30,
+    argument_bytes=3 * 2**30,
+    temp_bytes=2**30,
+    needed_bytes=4 * 2**30,
+    flops=1e13,
+    bytes=1e9,
+    collectives=[
+        {"kind": "all-reduce", "source": "mlp", "count": 62, "bytes": 6200, "link_s": 0.01}
+    ],
+    compute_s=0.1,
+    collective_s=0.01,
+    copy_s=0.0,
+    kernel_s=0.01,
+    estimated_s=0.12,
+    link_s=0.01,
+    roofline_s=0.05,
+    bound="compute",
+    sentences_per_s=1000.0,
+    useful_mfu=0.7,
+    real_tokens=65000.0,
+    unpriced={"sort": 1.0},
+    compile_s=5.0,
+)
+SLOWER = dataclasses.replace(FITTING, mesh="4x2", estimated_s=0.2)
+LARGE = dataclasses.replace(
+    FITTING,
+    **{"mesh": "2x4", "fits": False, "needed_bytes": 20 * 2**30},
+    **dict.fromkeys(("estimated_s", "sentences_per_s", "useful_mfu")),
+)
+
+
+def job_of(**options):
+    return plan.make_job(PlanOptions(**{"model": "opt-1.3b"} | options))
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"model": "opt-7b"}, "Shapes known by name: opt-125m"),
+        ({"template": "nonsense"}, "no prefix length"),
+    ],
+)
+def test_a_wrong_job_is_refused_before_any_work(options, match):
+    with pytest.raises((ValueError, FileNotFoundError), match=match):
+        job_of(**options)
+
+
+@pytest.mark.parametrize(("mesh", "match"), [("4x1", "v5e:2x4 has 8"), ("8", "not DATAxMODEL")])
+def test_a_wrong_mesh_is_refused(mesh, match):
+    with pytest.raises(ValueError, match=match):
+        search.meshes(job_of(), parse_topology("v5e:2x4"), mesh)
+
+
+def test_auto_tries_every_mesh_that_fits_the_model_and_the_batch():
+    topology = parse_topology("v5e:2x4")
+    assert search.meshes(job_of(), topology, "auto") == [(8, 1), (4, 2), (2, 4), (1, 8)]
+    assert search.meshes(job_of(job="train", batch=12), topology, "auto") == [
+        (4, 2),
+        (2, 4),
+        (1, 8),
+    ]
+    assert search.meshes(job_of(model="opt-125m"), topology, "auto") == [(8, 1), (4, 2), (2, 4)]
+
+
+def test_the_fastest_comes_first_and_what_does_not_fit_last():
+    ranked = sorted([LARGE, SLOWER, FITTING], key=search.rank)
+    assert [p.mesh for p in ranked] == ["8x1", "4x2", "2x4"]
+
+
+def test_the_smallest_slice_that_fits_is_found(monkeypatch):
+    tried = []
+
+    def pretend(name, job, topology, mesh):
+        tried.append(str(topology))
+        return dataclasses.replace(FITTING, fits=topology.devices >= 8)
+
+    monkeypatch.setattr(search, "make_plan", pretend)
+    plans = search.ranking("opt-1.3b", job_of(), "auto", "auto")
+    assert plans[0].fits
+    assert list(dict.fromkeys(tried)) == ["v5e:1x1", "v5e:2x2", "v5e:2x4"]
+
+
+def test_the_command_prints_and_writes_the_winner_and_the_ranking(monkeypatch, tmp_path, capsys):
+    plans = {
+        "8x1": FITTING,
+        "4x2": SLOWER,
+        "2x4": LARGE,
+        "1x8": dataclasses.replace(LARGE, mesh="1x8"),
+    }
+    monkeypatch.setattr(
+        search, "make_plan", lambda name, job, topology, mesh: plans[f"{mesh[0]}x{mesh[1]}"]
+    )
+    path = tmp_path / "plan.json"
+    plan.main(["--model", "opt-1.3b", "--json", str(path)])
+    written = json.loads(path.read_text())
+    assert written["mesh"] == "8x1"
+    assert [p["mesh"] for p in written["ranking"]] == ["8x1", "4x2", "2x4", "1x8"]
+    shown = capsys.readouterr().out
+    for text in ("compiler-estimated", "fits with 12.00 GiB left", "sort x1", "does not fit"):
+        assert text in shown
+
+
+def test_a_job_that_does_not_fit_says_by_how_much(capsys):
+    report.print_plans([LARGE])
+    assert "too much by 4.00 GiB" in capsys.readouterr().out
+
+
+def test_a_sweep_has_a_table_and_a_plot(monkeypatch, tmp_path, capsys):
+    def pretend(name, job, topology, mesh):
+        rate = job.batch / 256 * 1000.0
+        shape = f"{mesh[0]}x{mesh[1]}"
+        return dataclasses.replace(FITTING, mesh=shape, sentences_per_s=rate)
+
+    monkeypatch.setattr(search, "make_plan", pretend)
+    options = ["--model", "opt-1.3b", "--job", "train", "--sweep", "v5e:2x4,v5e:4x4"]
+    plot, written = tmp_path / "plot.svg", tmp_path / "sweep.json"
+    plan.main([*options, "--mesh", "auto", "--plot", str(plot), "--json", str(written)])
+    rows = json.loads(written.read_text())["sweep"]
+    assert [(row["kind"], row["sentences_per_s"]) for row in rows] == [
+        *(("weak", 1000.0), ("weak", 2000.0), ("strong", 1000.0), ("strong", 1000.0))
+    ]
+    assert "<svg" in plot.read_text()
+    assert "scaling" in capsys.readouterr().out
+
+
+def test_every_name_of_a_published_shape_gives_its_config():
+    assert plan.find_config("facebook/opt-6.7b") == PUBLISHED["opt-6.7b"]

@@ -1,0 +1,94 @@
+"""The described jobs are the real ones: they trace, lower for every platform, and count right."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from prompteol_jax import axes
+from prompteol_jax.models import build, tiny
+from prompteol_jax.models.published import PUBLISHED
+from prompteol_jax.ops.einsum import matrix_flops
+from tpu.lengths import read_lengths
+from tpu.plan.jobs import Encode, Train, linear_weights
+
+STREAM = {job: read_lengths(None, job) for job in ("encode", "train")}
+JOBS = {
+    "packed": Encode(
+        config=tiny.CONFIG, lengths=STREAM["encode"], C=4, packed=True, batch_tokens=1024
+    ),
+    "ladder": Encode(config=tiny.CONFIG, lengths=STREAM["encode"], C=4, batch_tokens=512),
+    "train": Train(config=tiny.CONFIG, lengths=STREAM["train"], C=4, batch=16, remat="full"),
+}
+
+
+@pytest.fixture
+def mesh():
+    return axes.make_mesh((2, 2))
+
+
+@pytest.mark.parametrize(
+    ("job", "platform"),
+    [
+        ("packed", "cuda"),
+        ("packed", "tpu"),
+        ("train", "cuda"),
+        pytest.param("train", "tpu", marks=pytest.mark.slow),
+    ],
+)
+def test_jobs_lower_for_accelerators(job, platform, mesh, monkeypatch):
+    monkeypatch.setattr(axes, "platform", lambda: {"cuda": "gpu"}.get(platform, platform))
+    jax.clear_caches()  # what is traced depends on the platform, which a mesh on the CPU denies
+    (step,) = JOBS[job].steps(mesh)
+    text = step.trace(mesh).lower(lowering_platforms=(platform,)).as_text()
+    jax.clear_caches()
+    kernel = "tpu_custom_call" in text
+    assert kernel == (platform == "tpu" and job == "packed")
+    assert "bitcast_convert" not in text.split("dot_general")[0]
+
+
+def test_the_shares_of_a_ladder_are_a_whole(mesh):
+    steps = list(JOBS["ladder"].steps(mesh))
+    assert sum(step.share for step in steps) == pytest.approx(1)
+    sentences = sum(step.share * step.sentences for step in steps)
+    tokens = sum(step.share * step.tokens for step in steps)
+    assert tokens / sentences == pytest.approx(STREAM["encode"].mean)
+
+
+def test_a_scaled_job_has_so_many_times_the_load(mesh):
+    assert JOBS["packed"].scaled(2.0, 8).batch_tokens == 2048
+    own = dataclasses.replace(JOBS["packed"], batch_tokens=None)
+    # A TPU's own slab is 2^22 activations; 2^24 where weights are made whole for each.
+    assert own.scaled(1.0, 8).batch_tokens == 8 * 2**22 // tiny.CONFIG.D
+    quantised = dataclasses.replace(own, quantize="nf4")
+    assert quantised.scaled(1.0, 8).batch_tokens == 8 * 2**24 // tiny.CONFIG.D
+    assert own.scaled(4.0, 8) == own.scaled(1.0, 32)
+    assert JOBS["train"].scaled(4.0, 8).batch == 64
+
+
+def test_packed_rows_hold_little_padding(mesh):
+    (step,) = JOBS["packed"].steps(mesh)
+    rows = step.arguments[1].ids_BT
+    assert 0.95 < step.tokens / rows.size <= 1
+
+
+def test_the_linear_layers_are_counted_whole(mesh):
+    for name in ("opt-1.3b", "llama-3-8b"):
+        config = PUBLISHED[name]
+        leaves = build.leaves(build.abstract_decoder(config, mesh, dtype="bfloat16"))
+        weights = (leaf.size for path, leaf in leaves.items() if path.endswith(".w"))
+        assert linear_weights(config) == sum(weights)
+    assert linear_weights(PUBLISHED["opt-6.7b"]) == 12 * 32 * 4096**2
+
+
+def test_products_are_counted_through_loops(mesh):
+    def f(x, w):
+        def layer(x, _):
+            return x @ w, None
+
+        return jax.lax.scan(layer, x @ w, length=5)[0]
+
+    traced = jax.jit(f).trace(
+        jax.ShapeDtypeStruct((8, 16), "f4"), jax.ShapeDtypeStruct((16, 16), "f4")
+    )
+    assert matrix_flops(traced.jaxpr.jaxpr) == 6 * 2 * 8 * 16 * 16

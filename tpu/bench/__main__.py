@@ -1,0 +1,5 @@
+"""`python -m tpu.bench`."""
+
+from tpu.bench.command import main
+
+main()

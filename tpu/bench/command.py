@@ -1,0 +1,236 @@
+"""Measured speed on the devices at hand, against torch on the same checkpoint and the same texts.
+
+    python -m tpu.bench encode --model facebook/opt-1.3b --texts texts.txt --peer transformers
+    python -m tpu.bench encode --model random:opt-6.7b --tokenizer OPT-TOKENIZER --texts texts.txt
+    python -m tpu.bench train --model facebook/opt-125m --peer
+
+Ours and the peer, which is torch in a second process, take turns; every round has a new order of
+texts, and a ratio is the median over rounds. The table goes to standard output, everything to
+`--json FILE`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from prompteol_jax.cli.commands import run_one_of
+from prompteol_jax.cli.options import ModelOptions
+
+PROGRAM: Final = "python -m tpu.bench"
+RANDOM: Final = "random:"  # before a published shape, in the place of a model's name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncodeBench(ModelOptions):
+    """Measures encoding, in bfloat16 unless told otherwise.
+
+    `--model random:opt-1.3b` makes a random checkpoint of that shape in place.
+    """
+
+    texts: Path | None = None
+    """.txt, .jsonl, .csv or .parquet, as `prompteol encode` reads them; distinct ones are taken."""
+    lengths: Path | None = None
+    """Without --texts: a file of `python -m tpu.lengths` that made-up texts follow; by default the
+    stored one of STS-B dev."""
+    n: int = 512
+    """Texts, from the first; fewer if there are no more."""
+    clean: bool = False
+    """Rewrite each text with the punctuation rules of the original's evaluation."""
+    peer: tuple[Literal["transformers", "sentence-transformers"], ...] = ()
+    """Peers: `transformers` does what the released code does, `sentence-transformers` is it."""
+    peer_batch: int | None = None
+    """Texts that a peer computes at once, instead of its own number: 16 and 32."""
+    peer_python: Path = Path(sys.executable)
+    """The Python that peers run in, which needs torch."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer of a random: model."""
+    rounds: int = 3
+    """Timed runs of each."""
+    planned: Path | None = None
+    """What `python -m tpu.plan --json` wrote of the same job, to be shown beside it."""
+    json: Path | None = None
+    """File for everything that was measured."""
+    profile: Path | None = None
+    """Folder for a trace of one more run: scopes prefix, attention, mlp and pool."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainBench:
+    """Measures steps of `python -m train.contrastive`, against peft in torch with --peer.
+
+    A step counts with the assembling of its batch; the peer has the same sentences and dropouts.
+    """
+
+    model: str
+    """As `encode` takes it, random:SHAPE too."""
+    data: str = "synthetic"
+    """`synthetic`, or a .csv or .jsonl file of triplets."""
+    template: str = "eol"
+    """A template's name or file."""
+    mesh: str = "1x1"
+    """DATAxMODEL: devices along each axis; a CPU simulates what it lacks."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Of activations and frozen weights; float32 on a CPU, bfloat16 elsewhere by default."""
+    quantize: Literal["nf4", "int8"] | None = None
+    """Keep the frozen linear layers so; the peer keeps them whole."""
+    batch: int = 64
+    """Triplets of a batch."""
+    rank: int = 64
+    """LoRA: rank of the updates of every linear layer."""
+    dropout: float = 0.05
+    """LoRA: dropout of the updates' inputs."""
+    base_dropout: float | None = None
+    """The model's own dropout, instead of its config's (OPT: 0.1)."""
+    chunks: int = 1
+    """Parts that a batch is encoded in."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass recomputes."""
+    peer: bool = False
+    """Take turns with peft in torch."""
+    peer_python: Path = Path(sys.executable)
+    """The Python that the peer runs in, which needs torch and peft."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer of a random: model."""
+    rounds: int = 5
+    """Timed steps of each, after two that compile."""
+    planned: Path | None = None
+    """What `python -m tpu.plan --json` wrote of the same job, to be shown beside it."""
+    json: Path | None = None
+    """File for everything that was measured."""
+    profile: Path | None = None
+    """Folder for a trace of one more step: scopes prefix, attention, mlp, pool and loss."""
+
+
+def encode(options: EncodeBench) -> dict[str, Any]:
+    """Measure encoding, print the table and return what was measured."""
+    from tpu.bench import encode as bench_encode
+
+    return _run("encode", options, bench_encode.measure)
+
+
+def train(options: TrainBench) -> dict[str, Any]:
+    """Measure training, print the table and return what was measured."""
+    from tpu.bench import train as bench_train
+
+    return _run("train", options, bench_train.measure)
+
+
+COMMANDS: Final[dict[str, tuple[type, Callable[[Any], object]]]] = {
+    "encode": (EncodeBench, encode),
+    "train": (TrainBench, train),
+}
+
+
+def _run(job: str, options: Any, measure: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    _check(options)
+    if options.peer:  # two frameworks share a GPU: neither may take all of its memory at once
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    planned = None if options.planned is None else read_plan(options.planned, job)
+    with _made(options) as ready:
+        result = measure(ready)
+    result |= {"model": options.model, "planned": planned}
+    print_table(result)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return result
+
+
+def _check(options: Any) -> None:
+    """Refuse what cannot be measured, before any work."""
+    problems = []
+    if options.rounds < 1:
+        problems.append(f"--rounds {options.rounds} must be 1 or more")
+    if isinstance(options, EncodeBench) and options.n < 1:
+        problems.append(f"--n {options.n} must be 1 or more")
+    if options.model.startswith(RANDOM) and options.tokenizer is None:
+        problems.append(f"--model {options.model} needs --tokenizer FOLDER beside it")
+    if options.peer and options.model == "tiny":
+        problems.append("tiny has no folder that a peer could read; give another --model")
+    if isinstance(options, EncodeBench) and options.peer and _is_ours_alone(options):
+        problems.append("a peer knows no --adapter, --layer or --pooling mean")
+    if isinstance(options, EncodeBench) and options.texts and options.lengths:
+        problems.append("--texts and --lengths exclude each other")
+    if options.json is not None and not options.json.parent.is_dir():
+        problems.append(f"the folder of --json {options.json} does not exist")
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def _is_ours_alone(options: EncodeBench) -> bool:
+    return bool(options.adapter) or options.layer is not None or options.pooling != "last"
+
+
+@contextlib.contextmanager
+def _made(options: Any) -> Iterator[Any]:
+    """The options with a random: model written to a folder, for as long as it is needed."""
+    if not options.model.startswith(RANDOM):
+        yield options
+        return
+    from tpu.random_checkpoint import write_random_checkpoint
+
+    with tempfile.TemporaryDirectory(prefix="random-checkpoint-") as folder:
+        shape = options.model.removeprefix(RANDOM)
+        dtype = options.dtype or "bfloat16"
+        write_random_checkpoint(shape, Path(folder), options.tokenizer, dtype=dtype)
+        yield dataclasses.replace(options, model=folder)
+
+
+def read_plan(path: Path, job: str) -> dict[str, Any]:
+    """The rates of a plan.
+
+    Raises: ValueError where a file is no plan of this job, or of one that does not fit.
+    """
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        if plan["job"] != job or not plan["fits"]:
+            raise ValueError(f"it plans {plan['job']}, which fits: {plan['fits']}")
+        return {name: plan[name] for name in _PLANNED}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} holds no plan of {job}, as `python -m tpu.plan --json` writes it: {error}"
+        ) from None
+
+
+_PLANNED: Final = ("topology", "mesh", "shapes", "sentences_per_s", "estimated_s", "useful_mfu")
+
+
+def print_table(result: Mapping[str, Any]) -> None:
+    """Print ours and the peers under what they had to do."""
+    from rich import console, table, text
+
+    header = f"{result['job']}: {result['model']}, {result['setting']}, on {result['device']}"
+    grid = table.Table(title=text.Text(header), title_justify="left")
+    names = list(result["ours"]["shown"])
+    grid.add_column("", no_wrap=True)
+    for name in (*names, "ours / it"):
+        grid.add_column(name, justify="right")
+    grid.add_row("ours", *result["ours"]["shown"].values(), "")
+    for peer, measured in result["peers"].items():
+        shown = [measured["shown"].get(name, "") for name in names]
+        grid.add_row(peer, *shown, f"{measured['ratio']:.2f}")
+    if result["planned"] is not None:
+        plan = result["planned"]
+        planned = {
+            "sentences/s": f"{plan['sentences_per_s']:,.1f}",
+            "seconds a step": f"{plan['estimated_s']:.3f}",
+            "useful MFU": f"{plan['useful_mfu']:.1%}",
+        }
+        shown = [planned.get(name, "") for name in names]
+        grid.add_row(f"planned {plan['topology']}", *shown, "")
+    shown = console.Console()
+    shown.print(grid)
+    shown.print(text.Text(result["note"]))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    description = "Measured speed of encoding and training, against torch."
+    run_one_of(PROGRAM, description, COMMANDS, argv)

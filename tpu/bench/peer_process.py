@@ -1,0 +1,55 @@
+"""A peer in a process beside ours, asked line by line: see `tpu.bench.peer` for what it does."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+class Peer:
+    """A running peer; use it in a `with` statement.
+
+    Attributes:
+        about: its device and the versions of its libraries.
+    Raises: ValueError where it does not start.
+    """
+
+    def __init__(self, kind: str, python: Path, folder: Path, *flags: str):
+        self.kind = kind
+        command = [str(python), "-m", "tpu.bench.peer", kind, str(folder), *flags]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.about = self._reply()
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+
+    def ask(self, prompts: Sequence[Any], **more: Any) -> dict[str, Any]:
+        """Let it work on prompts; its reply holds `seconds`."""
+        self._process.stdin.write(json.dumps({"prompts": prompts, **more}) + "\n")
+        self._process.stdin.flush()
+        return self._reply()
+
+    def compared(self, ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+        """What a result says of a peer: its seconds, and how often ours go into them, paired."""
+        ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+        return {"seconds": theirs, "ratio": statistics.median(ratios), **self.about}
+
+    def _reply(self) -> dict[str, Any]:
+        line = self._process.stdout.readline()
+        if not line:
+            raise ValueError(
+                f"the peer {self.kind} ended with status {self._process.wait()}, see above; what "
+                "--peer-python names needs torch, transformers and the peer's own package"
+            )
+        return json.loads(line)

@@ -1,0 +1,5 @@
+"""`python -m tpu.launch`."""
+
+from tpu.launch.command import main
+
+main()

@@ -1,0 +1,5 @@
+"""`python -m tpu.plan`."""
+
+from tpu.plan.command import main
+
+main()

@@ -1,0 +1,143 @@
+"""What a job will need and how fast it should be on TPUs that are not there.
+
+    python -m tpu.plan --model opt-6.7b --topology v5e:2x4 --mesh auto --job encode
+
+The job's own functions are compiled for the named slice by libtpu (extra `tpu`), from the model's
+shape alone. Times are the compiler's estimates, with collectives and kernels charged as `cost`
+says: nothing here is a measurement.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+if TYPE_CHECKING:
+    from prompteol_jax import models
+    from tpu.plan.jobs import Encode, Train
+
+PROGRAM: Final = "python -m tpu.plan"
+AUTO: Final = "auto"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """Plans a job for TPUs: does it fit, how fast should it be, and what binds."""
+
+    model: str
+    """A published shape (opt-6.7b, llama-2-7b, llama-3.1-405b, ...), a folder or a hub name."""
+    job: Literal["encode", "train"] = "encode"
+    """Encoding a steady stream, or a LoRA step on triplets."""
+    topology: str = "v5e:2x4"
+    """CHIP:AxB, such as v5e:2x4 or v5p:2x2x1; `auto` finds the smallest v5e slice that fits."""
+    mesh: str = AUTO
+    """DATAxMODEL over all chips of the slice; `auto` tries those that the model can be cut to."""
+    sweep: str | None = None
+    """Slices, separated by commas: a table of weak and strong scaling instead of one plan."""
+    template: str = "eol"
+    """A template's name; it decides how long the shared prefix is."""
+    lengths: Path | None = None
+    """Lengths of the stream, from `python -m tpu.lengths`; STS-B dev or NLI triplets by default."""
+    quantize: Literal["nf4", "int8"] | None = None
+    """Kind of the linear layers' frozen matrices."""
+    packed: bool = True
+    """Encode: several sentences a row; --no-packed for one a row on the ladder of lengths."""
+    batch_tokens: int | None = None
+    """Encode: tokens computed at once over all devices; the device's own number by default."""
+    batch: int = 256
+    """Train: triplets of the global batch."""
+    chunks: int = 1
+    """Train: parts that a batch is encoded in."""
+    remat: Literal["none", "dots", "full"] = "dots"
+    """Train: what the backward pass recomputes."""
+    json: Path | None = None
+    """File for the plan; with several, the best one's fields and `ranking` or `sweep`."""
+    plot: Path | None = None
+    """File (.svg, .png) for the plot of --sweep."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    import tyro
+
+    from prompteol_jax.cli.commands import run_command
+
+    run_command(PROGRAM, run, tyro.cli(PlanOptions, args=argv, prog=PROGRAM))
+
+
+def run(options: PlanOptions) -> dict[str, Any]:
+    """Plan as asked, print the table, and return what `--json` gets."""
+    import os
+
+    os.environ["JAX_PLATFORMS"] = "cpu"  # libtpu compiles; it must not look for a TPU to run on
+    from tpu.chips import parse_topology
+    from tpu.plan import report, search
+
+    job = make_job(options)
+    if options.sweep is not None:
+        topologies = [parse_topology(name) for name in options.sweep.split(",")]
+        plans = search.sweep(options.model, job, topologies, options.mesh)
+        report.print_sweep(plans)
+        if options.plot is not None:
+            report.plot_sweep(plans, options.plot)
+        result = {"sweep": [{"kind": kind} | dataclasses.asdict(plan) for kind, plan in plans]}
+    else:
+        ranking = search.ranking(options.model, job, options.topology, options.mesh)
+        report.print_plans(ranking)
+        result = dataclasses.asdict(ranking[0])
+        if options.mesh == AUTO:
+            result["ranking"] = [dataclasses.asdict(plan) for plan in ranking]
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def make_job(options: PlanOptions) -> Encode | Train:
+    """The job that the flags describe, on any slice.
+
+    Raises: ValueError or FileNotFoundError for what does not fit, before anything is compiled.
+    """
+    from tpu.lengths import read_lengths
+    from tpu.plan.jobs import Encode, Train
+
+    lengths = read_lengths(options.lengths, options.job)
+    C, config = lengths.shared(options.template), find_config(options.model)
+    if options.job == "encode":
+        return Encode(
+            config=config,
+            lengths=lengths,
+            C=C,
+            quantize=options.quantize,
+            packed=options.packed,
+            batch_tokens=options.batch_tokens,
+        )
+    return Train(
+        config=config,
+        lengths=lengths,
+        C=C,
+        quantize=options.quantize,
+        batch=options.batch,
+        chunks=options.chunks,
+        remat=options.remat,
+    )
+
+
+def find_config(model: str) -> models.Config:
+    """The shape of a model: published, or read from the `config.json` of a folder or hub name."""
+    from prompteol_jax.models import build, tiny
+    from prompteol_jax.models.published import PUBLISHED, published
+    from prompteol_jax.pretrained import hub
+
+    if model == tiny.NAME:
+        return tiny.CONFIG
+    known = published(model)
+    if known is not None and not Path(model).is_dir():
+        return known
+    try:
+        return build.read_config(hub.config_folder(model))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error} Shapes known by name: {', '.join(PUBLISHED)}.") from None

@@ -1,0 +1,145 @@
+"""Compile a job for TPUs that are not there, and read off what it needs and costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import jax
+from jax.sharding import Mesh
+
+from prompteol_jax import axes
+from prompteol_jax.ops.einsum import matrix_flops
+from tpu.chips import Topology
+from tpu.plan import cost, hlo
+from tpu.plan.jobs import Encode, Step, Train
+
+_UNITS: Final = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """One shape of a job on one device.
+
+    Attributes:
+        argument_bytes: weights, adapter, optimizer, ids; temp_bytes: the most that is held beside
+            them and the results; needed_bytes: all of it.
+        flops: of all matrix products of the program, over the devices.
+        cost: None where the program does not fit, for then there is none.
+    """
+
+    step: Step
+    argument_bytes: int
+    temp_bytes: int
+    needed_bytes: int
+    flops: float
+    output_bytes: int
+    cost: cost.Cost | None
+    compile_s: float
+
+
+def slice_mesh(topology: Topology, shape: tuple[int, int]) -> Mesh:
+    """A mesh over the described devices of a slice.
+
+    Raises: ValueError where libtpu is missing, does not know the topology, or describes the two
+        cores of its chips one by one (v4), which share memory and run as one device.
+    """
+    devices = _devices(topology)
+    if any(device.core_on_chip for device in devices):
+        raise ValueError(
+            f"topology {topology} is described core by core by libtpu, which no plan can be made "
+            "of; v5e, v5p and v6e can be planned"
+        )
+    return axes.make_mesh(shape, devices)
+
+
+def _devices(topology: Topology) -> Sequence[Any]:
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # plans run side by side
+    # What is compiled for devices that are not there cannot be read back from the cache.
+    jax.config.update("jax_enable_compilation_cache", False)
+    from jax.experimental import topologies
+
+    # libtpu takes a host to have four chips unless it is told of a smaller one.
+    host = {"chips_per_host_bounds": (1, 1, 1)} if topology.devices == 1 else {}
+    try:
+        with _quiet():
+            return topologies.get_topology_desc(
+                platform="tpu", topology_name=str(topology), **host
+            ).devices
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"topology {topology} cannot be described: {reason} This needs libtpu, in an "
+            'environment of its own: pip install "prompteol-jax[tpu]"'
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep libtpu's remarks on the missing TPU, written past Python, off standard error."""
+    kept = os.dup(2)
+    sink = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(sink, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(sink)
+
+
+def compile_job(job: Encode | Train, topology: Topology, mesh: Mesh) -> list[Compiled]:
+    """Compile every shape of a job."""
+    return [compile_step(step, topology, mesh) for step in job.steps(mesh)]
+
+
+def compile_step(step: Step, topology: Topology, mesh: Mesh) -> Compiled:
+    """Compile one shape; one that does not fit is an answer too."""
+    start = time.perf_counter()
+    held = sum(map(_shard_bytes, jax.tree.leaves(step.arguments)))
+    if held > topology.chip.hbm_bytes:  # weights alone do not fit: nothing to compile
+        return Compiled(step, held, 0, held, 0.0, 0, None, 0.0)
+    with _quiet():
+        traced = step.trace(mesh)
+        flops = matrix_flops(traced.jaxpr.jaxpr) / mesh.size
+        try:
+            compiled = traced.lower().compile()
+        except jax.errors.JaxRuntimeError as error:
+            needed = _needed(str(error), step.label, held)
+            spent = time.perf_counter() - start
+            return Compiled(step, held, needed - held, needed, flops, 0, None, spent)
+    memory = compiled.memory_analysis()
+    places = [tuple(device.coords) for device in mesh.devices.flat]
+    estimated = cost.estimate(hlo.parse(compiled.as_text()), topology, places)
+    output = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes + output
+    needed += memory.generated_code_size_in_bytes
+    spent = time.perf_counter() - start
+    return Compiled(step, held, memory.temp_size_in_bytes, needed, flops, output, estimated, spent)
+
+
+def _shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return 0
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
+def _needed(message: str, label: str, held: int) -> int:
+    """Bytes that a program would have needed, from the compiler's refusal.
+
+    Raises: ValueError where it refused for another reason.
+    """
+    temporaries = re.search(r"required for HLO temporaries \(([\d.]+)([KMGT]?)\)", message)
+    used = re.search(r"Used ([\d.]+)([KMGT]?) of", message)
+    found = temporaries or used
+    if "RESOURCE_EXHAUSTED" not in message or found is None:
+        raise ValueError(f"{label} does not compile: {message.splitlines()[0]}")
+    amount = int(float(found[1]) * _UNITS[found[2]])
+    return amount + held if found is temporaries else amount

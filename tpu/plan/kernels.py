@@ -1,0 +1,77 @@
+"""What a custom call is charged: the compiler gives no estimate for one.
+
+A kernel is charged max(FLOPs / peak, bytes / bandwidth) / 0.7, with the bytes of its operands and
+results and the FLOPs that our own function counts from their shapes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from prompteol_jax.ops import attention_program, attention_tpu, lora_program, lora_tpu, norm
+from tpu.chips import Chip
+from tpu.plan.hlo import Array, Instruction, arrays
+
+EFFICIENCY: Final = 0.7
+# Calls that give memory a name and move nothing.
+IDLE: Final = frozenset(("ConcatBitcast", "AllocateBuffer", "AssumeGatherIndicesInBound"))
+
+
+def seconds(instruction: Instruction, chip: Chip) -> float | None:
+    """Seconds of a custom call; None for one that nobody here can count."""
+    if instruction.target in IDLE:
+        return 0.0
+    counted = next((f for name, f in FLOPS.items() if name in instruction.source), None)
+    if counted is None:
+        return None
+    operands = arrays(re.search(r"operand_layout_constraints=\{(.*?\})\}", instruction.text)[1])
+    parts, others = _split(operands)
+    flops = counted(operands, instruction.results)
+    moved = sum(part.bytes // part.shape[0] for part in parts)  # one layer of a stack
+    moved += sum(array.bytes for array in others) + instruction.bytes
+    return max(flops / chip.peak, moved / chip.bandwidth) / EFFICIENCY
+
+
+def _split(operands: tuple[Array, ...]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """The stacks of `stacks.kernel_call`, whose layers the first operand lists, and the rest."""
+    at, *rest = operands
+    count = at.shape[0]
+    return tuple(rest[:count]), tuple(rest[count:])
+
+
+Count = Callable[[tuple[Array, ...], tuple[Array, ...]], int]  # FLOPs, of operands and results
+
+
+def _attention(backward: bool) -> Count:
+    def count(operands: tuple[Array, ...], results: tuple[Array, ...]) -> int:
+        B, width, T = results[0].shape
+        return attention_program.flops(B, T, width, backward=backward)
+
+    return count
+
+
+def _update(backward: bool) -> Count:
+    def count(operands: tuple[Array, ...], results: tuple[Array, ...]) -> int:
+        (_, *factors), (*_, words) = _split(operands)
+        a, *_ = factors
+        outputs = tuple(b.shape[2] for b in factors[len(factors) // 2 :])
+        tokens, (R, inputs) = words.shape[0] * words.shape[2], a.shape[1:]
+        return lora_program.flops(tokens, R, inputs, outputs, backward=backward)
+
+    return count
+
+
+def _none(operands: tuple[Array, ...], results: tuple[Array, ...]) -> int:
+    return 0
+
+
+FLOPS: Final[Mapping[str, Count]] = {
+    attention_tpu.FORWARD: _attention(backward=False),
+    attention_tpu.BACKWARD: _attention(backward=True),
+    lora_tpu.FORWARD: _update(backward=False),
+    lora_tpu.BACKWARD: _update(backward=True),
+    norm.FORWARD: _none,
+    norm.BACKWARD: _none,
+}

@@ -1,0 +1,125 @@
+"""Triplets built from the files of SNLI and MultiNLI: premise, entailment, contradiction.
+
+A premise's n-th entailment goes with its n-th contradiction, each hypothesis once, and premises
+stand in the order in which they first occur. Pairs that the annotators did not agree on (label `-`)
+and neutral ones make no triplet.
+
+Source: Gao et al. 2021 (SimCSE), section 5, for the idea; its own file differs in order and number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from train.data.triplets import Rows, Triplet
+
+FIELDS: Final = ("gold_label", "sentence1", "sentence2")
+LABELS: Final = ("entailment", "contradiction", "neutral", "-")
+_LISTED: Final = 20
+
+
+class Pair(NamedTuple):
+    """A premise and a hypothesis with the label that most annotators gave them."""
+
+    label: str
+    premise: str
+    hypothesis: str
+
+
+def read_nli(files: Sequence[Path], *, skip_bad: bool = False) -> Rows:
+    """Read the `.jsonl` or `.txt` files of either corpus, in the order given.
+
+    Args:
+        skip_bad: drop malformed lines and count them, where the default is to refuse them.
+    Raises:
+        FileNotFoundError: files that are not there, all in one error.
+        ValueError: other kinds of file, malformed lines (all in one error), or no triplet.
+    """
+    _check_files(files)
+    premises: dict[str, dict[str, list[str]]] = {}
+    bad: list[str] = []
+    for path in files:
+        for found in _pairs(path):
+            if isinstance(found, str):
+                bad.append(found)
+                continue
+            kinds = premises.setdefault(found.premise, {label: [] for label in LABELS})
+            if found.hypothesis not in kinds[found.label]:
+                kinds[found.label].append(found.hypothesis)
+    if bad and not skip_bad:
+        more = f"\n  ... and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
+        shown = "".join(f"\n  {problem}" for problem in bad[:_LISTED])
+        raise ValueError(
+            f"{len(bad)} lines are malformed:{shown}{more}\n"
+            "Correct them, or drop them with --skip-bad."
+        )
+    triplets = [
+        Triplet(premise, *hypotheses)
+        for premise, kinds in premises.items()
+        for hypotheses in zip(kinds["entailment"], kinds["contradiction"], strict=False)
+    ]
+    if not triplets:
+        raise ValueError(f"{', '.join(map(str, files))}: no premise has both kinds of hypothesis")
+    return Rows(triplets, skipped=len(bad))
+
+
+def _check_files(files: Sequence[Path]) -> None:
+    missing = [str(path) for path in files if not path.is_file()]
+    if missing or not files:
+        raise FileNotFoundError(f"no files {', '.join(missing)}" if missing else "no files given")
+    strange = [str(path) for path in files if path.suffix not in (".jsonl", ".txt")]
+    if strange:
+        raise ValueError(
+            f"{', '.join(strange)}: give the .jsonl or .txt files of SNLI and MultiNLI, such as "
+            "snli_1.0_train.jsonl and multinli_1.0_train.jsonl"
+        )
+
+
+def _pairs(path: Path) -> Iterator[Pair | str]:
+    """The pairs of a file; a line that holds none comes as what is wrong with it."""
+    names: list[str] | None = None
+    with path.open(encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            place = f"{path}:{number}"
+            if not line.strip():
+                continue
+            if path.suffix == ".txt" and names is None:
+                names = _header(line, path)
+                continue
+            yield _pair(_cells(line, names), place)
+
+
+def _header(line: str, path: Path) -> list[str]:
+    names = line.rstrip("\r\n").split("\t")
+    lacking = [name for name in FIELDS if name not in names]
+    if lacking:
+        raise ValueError(f"{path}: its first line names no column {', '.join(lacking)}")
+    return names
+
+
+def _cells(line: str, names: list[str] | None) -> dict[str, object] | str:
+    if names is not None:
+        cells = line.rstrip("\r\n").split("\t")
+        if len(cells) < len(names):
+            return f"{len(cells)} cells, the first line names {len(names)}"
+        return dict(zip(names, cells, strict=False))  # MultiNLI's lines can hold one more label
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        return f"not JSON ({error})"
+    return value if isinstance(value, dict) else f"a JSON {type(value).__name__}, not an object"
+
+
+def _pair(cells: dict[str, object] | str, place: str) -> Pair | str:
+    if isinstance(cells, str):
+        return f"{place}: {cells}"
+    pair = Pair(*(cells.get(name) for name in FIELDS))
+    if pair.label not in LABELS:
+        return f"{place}: gold_label {pair.label!r} is none of {', '.join(LABELS)}"
+    for name, text in zip(FIELDS[1:], pair[1:], strict=True):
+        if not isinstance(text, str) or (not text.strip() and pair.label in LABELS[:2]):
+            return f"{place}: no text in {name}"
+    return pair

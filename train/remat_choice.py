@@ -1,0 +1,81 @@
+"""Which rematerialisation a step needs to fit its device, by what the compiler sets aside."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from typing import Any, Final, NamedTuple
+
+import jax
+
+from prompteol_jax.distributed import Channel
+from prompteol_jax.ops.scan import Remat
+from train.step import Learner
+
+ORDER: Final[tuple[Remat, ...]] = ("none", "dots", "full")  # from the fastest to the smallest
+_FILLED: Final = 0.9  # of a device's memory: development scores need some
+
+
+class Fit(NamedTuple):
+    """How a step fits a device.
+
+    Attributes:
+        remat: the fastest that fits, or the smallest where none does.
+        needs: bytes that each one tried needs a device.
+        memory: bytes of a device that may be filled.
+    """
+
+    remat: Remat
+    needs: dict[str, int]
+    memory: int
+
+    def __str__(self) -> str:
+        tried = ", ".join(f"{remat} {need / 1e9:.2f} GB" for remat, need in self.needs.items())
+        line = f"memory: a step needs {tried} of a device's {self.memory / 1e9:.2f} GB"
+        line += f": --remat {self.remat}"
+        if self.needs[self.remat] > self.memory:
+            line += "; it does not fit: more --chunks, a larger --mesh or --dtype bfloat16 help"
+        return line
+
+
+def choose_remat(learner: Learner, arguments: tuple, memory: int) -> Fit:
+    """Compile a step with each rematerialisation until one fits; that one is not compiled again.
+
+    Args:
+        arguments: of `learner.step`, or placeholders of them.
+        memory: bytes of a device that may be filled.
+    """
+    needs: dict[str, int] = {}
+    for remat in ORDER:
+        needs[remat] = step_bytes(dataclasses.replace(learner, remat=remat), arguments)
+        if needs[remat] <= memory:
+            break
+    # Every process runs the same program, whatever its own device could hold.
+    places = Channel("memory").exchange(ORDER.index(remat))
+    return Fit(ORDER[max(places)], needs, memory)
+
+
+def step_bytes(learner: Learner, arguments: tuple) -> int:
+    """Bytes of a device that a step needs: weights, batch, state, its copy that is being saved, and
+    all that is computed.
+    """
+    state = jax.tree.leaves(arguments[0])
+    copy = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in state)
+    analysis: Any = learner.step.lower(*arguments).compile().memory_analysis()
+    return (
+        analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+        + analysis.temp_size_in_bytes
+        + copy
+    )
+
+
+def device_memory() -> int:
+    """Bytes of a local device that a run may fill; simulated devices share the machine's."""
+    devices = jax.local_devices()
+    limit = (devices[0].memory_stats() or {}).get("bytes_limit")
+    if limit is None:
+        limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(devices)
+    return int(_FILLED * limit)
