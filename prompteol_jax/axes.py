@@ -30,6 +30,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from prompteol_jax.errors import UserError
+
 RULES: Final[Mapping[str, str]] = MappingProxyType(
     {"B": "data", **dict.fromkeys("NKIJFVA", "model")}
 )
@@ -40,12 +42,12 @@ AXES: Final = ("data", "model")
 def parse_mesh(text: str) -> tuple[int, int]:
     """Read `"4x2"` as 4 devices along data times 2 along model.
 
-    Raises: ValueError where the text has another form or a size below 1.
+    Raises: UserError where the text has another form or a size below 1.
     """
     match = re.fullmatch(r"(\d+)x(\d+)", text.strip())
     sizes = tuple(int(n) for n in match.groups()) if match else (0, 0)
     if min(sizes) < 1:
-        raise ValueError(
+        raise UserError(
             f"mesh {text!r} is not DATAxMODEL, two whole numbers from 1 up: try 1x1, 8x1 or 4x2"
         )
     return sizes
@@ -56,14 +58,14 @@ def make_mesh(shape: tuple[int, int], devices: Sequence[jax.Device] | None = Non
 
     Args:
         devices: those to choose from, by default all that jax finds, of all processes.
-    Raises: ValueError where there are fewer devices; the message names meshes that would fit.
+    Raises: UserError where there are fewer devices; the message names meshes that would fit.
     """
     data, model = shape
     devices = jax.devices() if devices is None else devices
     have = len(devices)
     if data * model > have:
         fits = ", ".join(f"{have // m}x{m}" for m in _divisors(have))
-        raise ValueError(
+        raise UserError(
             f"mesh {data}x{model} needs {data * model} devices, found {have} "
             f"({devices[0].platform}). Use {fits}, or more devices."
         )
@@ -79,7 +81,7 @@ def check_mesh(
     Key/value heads fewer than the model axis are replicated in groups, so there it is enough that
     one divides the other.
 
-    Raises: ValueError that lists every misfit and names meshes of as many devices that would fit.
+    Raises: UserError that lists every misfit and names meshes of as many devices that would fit.
     """
     misfits = _misfits(sizes, shape, batch)
     if not misfits:
@@ -91,7 +93,7 @@ def check_mesh(
         if fits
         else (f"No mesh of {devices} devices fits; 1x1 always does.")
     )
-    raise ValueError(f"mesh {shape[0]}x{shape[1]} does not fit: {'; '.join(misfits)}. {advice}")
+    raise UserError(f"mesh {shape[0]}x{shape[1]} does not fit: {'; '.join(misfits)}. {advice}")
 
 
 def fitting_meshes(
@@ -187,7 +189,7 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
-def on_every_device(call: Callable[..., Any], places: Any, outs: Any) -> Callable[..., Any]:
+def on_each_device(call: Callable[..., Any], places: Any, outs: Any) -> Callable[..., Any]:
     """Let every device of the mesh in context run a call, a kernel for one, over its own part.
 
     Args:
@@ -237,7 +239,7 @@ def _whole_backward(dims: str, _: None, dy: jax.Array) -> tuple[jax.Array]:
 whole.defvjp(lambda x, dims: (whole(x, dims), None), _whole_backward)
 
 
-def spread_heads(x: jax.Array) -> jax.Array:
+def repeat_kv(x: jax.Array) -> jax.Array:
     """Repeat the heads of `[..., K, H]` where K is less than the model axis.
 
     Groups of devices then hold the head that their queries need, and only that.

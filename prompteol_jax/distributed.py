@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from prompteol_jax import axes
+from prompteol_jax.errors import UserError
 
 _PATIENCE_MS: Final = 3_600_000  # the others may compile, or write a large file
 # Simulated devices share cores: one waits for another longer than the 40 seconds after which XLA
@@ -27,17 +28,17 @@ def initialize(coordinator: str | None, processes: int | None, process: int | No
 
     Args:
         coordinator: HOST:PORT of process 0, or `auto` where the cluster tells every process.
-    Raises: ValueError where an address comes without the number of processes or this one's own, or
+    Raises: UserError where an address comes without the number of processes or this one's own, or
         these without an address.
     """
     if coordinator in (None, "auto"):
         if processes is not None or process is not None:
-            raise ValueError("--processes and --process need --coordinator HOST:PORT beside them")
+            raise UserError("--processes and --process need --coordinator HOST:PORT beside them")
         if coordinator == "auto":
             jax.distributed.initialize()
         return
     if processes is None or process is None or not 0 <= process < processes:
-        raise ValueError(
+        raise UserError(
             f"--coordinator {coordinator} needs --processes N and --process I (0 to N-1) beside it"
         )
     jax.distributed.initialize(coordinator, processes, process)
@@ -65,7 +66,7 @@ def work_apart(
 ) -> Part:
     """Join the other processes, and take this one's share of the `data` axis of their mesh.
 
-    Raises: ValueError as `initialize`, and where the processes cannot share that axis.
+    Raises: UserError as `initialize`, and where the processes cannot share that axis.
     """
     data, model = axes.parse_mesh(mesh)
     if coordinator is not None:
@@ -75,7 +76,7 @@ def work_apart(
         return Part()
     together = jax.process_count()
     if data % together:
-        raise ValueError(
+        raise UserError(
             f"--mesh {mesh} cannot be shared by {together} processes: each encodes texts of its "
             f"own, so data = {data} must be a multiple of {together}"
         )

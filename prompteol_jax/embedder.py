@@ -16,6 +16,7 @@ from prompteol_jax.encoding import lm_head
 from prompteol_jax.encoding.lm_head import Head
 from prompteol_jax.encoding.pipeline import Pipeline, Pooling, Report
 from prompteol_jax.encoding.strategy import Plan
+from prompteol_jax.errors import NotFinite, UserError, WrongType
 from prompteol_jax.models import build
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.pretrained import provenance
@@ -85,12 +86,12 @@ class Embedder:
             layer: take `hidden_states[layer]` instead of the last one.
             plan: `fixed`, `measured`, `fitted` or `packed`; only `fixed` promises the same bits
                 whatever else is encoded, everywhere.
-        Raises: ValueError, FileNotFoundError or OSError that says what to do, before any work.
+        Raises: UserError, NotFound or OSError that says what to do, before any work.
         """
         if dtype not in DTYPES:
-            raise ValueError(f"dtype {dtype!r} is not supported; supported: {', '.join(DTYPES)}")
+            raise UserError(f"dtype {dtype!r} is not supported; supported: {', '.join(DTYPES)}")
         if quantize not in (None, *quant.KINDS):
-            raise ValueError(
+            raise UserError(
                 f"quantize {quantize!r} is not supported; supported: {', '.join(quant.KINDS)}"
             )
         _check_plan(plan, batch_tokens, pooling)
@@ -129,7 +130,7 @@ class Embedder:
     def width(self) -> int:
         """Numbers in a vector."""
         config = self.pretrained.config
-        return config.D if isinstance(self.decoder.finish, build.Raw) else config.width
+        return config.D if isinstance(self.decoder.finish, build.Identity) else config.width
 
     def describe(self) -> dict[str, Any]:
         """What decides the vectors, for a result file; see `provenance.describe`."""
@@ -163,7 +164,7 @@ class Embedder:
             normalize: scale vectors to length one.
             progress: show a bar on standard error; by default where it is a terminal.
             check_finite: False lets vectors that are not finite through.
-        Raises: TypeError for anything but a list of strings; FloatingPointError naming a text whose
+        Raises: TypeError for anything but a list of strings; NotFinite naming a text whose
             vector is not finite.
         """
         _check_plan(self._pipeline.plan, batch_tokens, self.pooling)
@@ -181,10 +182,10 @@ class Embedder:
 
         All but the last are raw; the last is what `encode` returns.
 
-        Raises: ValueError for a pooled mean; otherwise as `encode`.
+        Raises: UserError for a pooled mean; otherwise as `encode`.
         """
         if self.pooling != "last":
-            raise ValueError("every layer is read at the last token: --pooling last")
+            raise UserError("every layer is read at the last token: --pooling last")
         pipeline = Pipeline(self.decoder, self.prompt, self.pretrained.mesh, "layers")
         D, inner = self.pretrained.config.D, self.decoder.depth - 1
         joined = self._run(pipeline, inner * D + self.width, texts, None, progress)
@@ -239,7 +240,7 @@ class Embedder:
 
         With PromptEOL these are the model's one-word summaries of the text.
 
-        Raises: ValueError for an inner layer or a pooled mean, which no language-model head reads.
+        Raises: UserError for an inner layer or a pooled mean, which no language-model head reads.
         """
         ids, p = (found[0] for found in self.next_tokens([text], k))
         decode = self.pretrained.tokenizer.decode
@@ -250,9 +251,11 @@ class Embedder:
     ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
         """The k most likely next tokens after each text's prompt: ids, and their probabilities.
 
-        Raises: ValueError as `words`.
+        Raises: UserError as `words`.
         """
-        lm_head.check_reads(inner=isinstance(self.decoder.finish, build.Raw), pooling=self.pooling)
+        lm_head.check_reads(
+            inner=isinstance(self.decoder.finish, build.Identity), pooling=self.pooling
+        )
         return self._head.top(self.decoder, self.encode(texts, progress=progress), k)
 
 
@@ -267,23 +270,23 @@ def _check_plan(plan: str, batch_tokens: int | None, pooling: Pooling) -> None:
     if plan == "packed" and pooling == "mean":
         problems.append("plan packed gives last tokens only, not pooling mean")
     if problems:
-        raise ValueError("; ".join(problems))
+        raise UserError("; ".join(problems))
 
 
 def _check_texts(texts: Sequence[object]) -> None:
     if isinstance(texts, str):
-        raise TypeError("texts is one string; give a list of strings: encode([text])")
+        raise WrongType("texts is one string; give a list of strings: encode([text])")
     wrong = [i for i, text in enumerate(texts) if not isinstance(text, str)]
     if wrong:
         kind = type(texts[wrong[0]]).__name__
-        raise TypeError(f"texts[{wrong[0]}] is {kind}, not str ({len(wrong)} such entries)")
+        raise WrongType(f"texts[{wrong[0]}] is {kind}, not str ({len(wrong)} such entries)")
 
 
 def _check_finite(z_BD: np.ndarray, members: list[int], texts: Sequence[str]) -> None:
     finite_B = np.isfinite(z_BD).all(axis=1)
     if not finite_B.all():
         bad = [texts[m] for m, ok in zip(members, finite_B, strict=True) if not ok]
-        raise FloatingPointError(
+        raise NotFinite(
             f"{len(bad)} vectors are not finite, the first that of {bad[0][:200]!r}; "
             "the weights may be damaged, or try dtype float32"
         )

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 @runtime_checkable
 class Advance(Protocol):
-    """Moves the bar on by some steps."""
+    """TensorMaps the bar on by some steps."""
 
     def __call__(self, steps: int = 1) -> None: ...
 

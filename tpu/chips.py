@@ -22,6 +22,8 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+from prompteol_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
@@ -83,7 +85,7 @@ class Topology:
 def parse_topology(text: str) -> Topology:
     """Read `v5e:2x4`.
 
-    Raises: ValueError that says which chips and forms there are.
+    Raises: UserError that says which chips and forms there are.
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", text.strip())
     chip = CHIPS.get(match[1]) if match else None
@@ -91,7 +93,7 @@ def parse_topology(text: str) -> Topology:
     fits = chip is not None and len(shape) == len(chip.pod) and min(shape) > 0
     if not fits or any(n > most for n, most in zip(sorted(shape), sorted(chip.pod), strict=True)):
         forms = ", ".join(f"{c.name} up to {'x'.join(map(str, c.pod))}" for c in CHIPS.values())
-        raise ValueError(f"topology {text!r} is not CHIP:AxB or CHIP:AxBxC: there are {forms}")
+        raise UserError(f"topology {text!r} is not CHIP:AxB or CHIP:AxBxC: there are {forms}")
     return Topology(chip, shape)
 
 

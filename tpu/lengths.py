@@ -17,6 +17,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final, Literal
 
+from prompteol_jax.errors import UserError
+
 STORED: Final = {"encode": "plan/lengths_sts_dev.json", "train": "plan/lengths_nli.json"}
 PROGRAM: Final = "python -m tpu.lengths"
 
@@ -65,10 +67,10 @@ class Lengths:
     def shared(self, template: str) -> int:
         """Ids of the prefix that all prompts of a template share.
 
-        Raises: ValueError for a template that was not counted.
+        Raises: UserError for a template that was not counted.
         """
         if template not in self.prefix:
-            raise ValueError(
+            raise UserError(
                 f"template {template!r} has no prefix length in {self.source}; there are "
                 f"{', '.join(sorted(self.prefix))}, or write a file with {PROGRAM}"
             )
@@ -83,7 +85,7 @@ class Lengths:
 def read_lengths(path: Path | None, job: Literal["encode", "train"]) -> Lengths:
     """Read a file of lengths, or the job's stored one.
 
-    Raises: ValueError where it is not such a file.
+    Raises: UserError where it is not such a file.
     """
     source = files("tpu").joinpath(STORED[job]) if path is None else path
     try:
@@ -91,9 +93,9 @@ def read_lengths(path: Path | None, job: Literal["encode", "train"]) -> Lengths:
         counts = {int(n): int(count) for n, count in fields["counts"].items()}
         lengths = Lengths(str(fields["source"]), dict(fields["prefix"]), counts)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{source} is no file of lengths; {PROGRAM} writes one: {error}") from None
+        raise UserError(f"{source} is no file of lengths; {PROGRAM} writes one: {error}") from None
     if not counts or min(counts) < 1 or min(counts.values()) < 1:
-        raise ValueError(f"{source}: lengths and their counts must be 1 or more")
+        raise UserError(f"{source}: lengths and their counts must be 1 or more")
     return lengths
 
 

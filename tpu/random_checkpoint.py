@@ -2,7 +2,7 @@
 
     python -m tpu.random_checkpoint opt-1.3b FOLDER --tokenizer OPT-TOKENIZER [--dtype bfloat16]
 
-It costs what the real one costs to run, and neither a download nor a licence. Its vectors mean
+It costs what the real one costs to run, and neither a download nor a license. Its vectors mean
 nothing.
 """
 
@@ -20,24 +20,25 @@ import jax.numpy as jnp
 
 from prompteol_jax import axes
 from prompteol_jax.cli import commands
+from prompteol_jax.errors import UserError
 from prompteol_jax.models import build
 from prompteol_jax.models.published import PUBLISHED, published
 from prompteol_jax.pretrained.load import TOKENIZER_FILES
 
-DEVIATION: Final = 0.02  # of every matrix, as Hugging Face initialises OPT and LLaMA
+DEVIATION: Final = 0.02  # of every matrix, as Hugging Face initializes OPT and LLaMA
 
 
 def write_random_checkpoint(name: str, folder: Path, tokenizer: Path, *, dtype: str) -> None:
     """Write a Hugging Face folder that transformers and this project load.
 
-    Raises: ValueError for a shape that is not known, or a folder without a tokenizer.
+    Raises: UserError for a shape that is not known, or a folder without a tokenizer.
     """
     config = published(name)
     if config is None:
-        raise ValueError(f"no published shape {name!r}; there are {', '.join(PUBLISHED)}")
+        raise UserError(f"no published shape {name!r}; there are {', '.join(PUBLISHED)}")
     files = [tokenizer / file for file in TOKENIZER_FILES if (tokenizer / file).is_file()]
     if not files:
-        raise ValueError(f"{tokenizer} holds no tokenizer; give the folder of one that fits {name}")
+        raise UserError(f"{tokenizer} holds no tokenizer; give the folder of one that fits {name}")
     mesh = axes.make_mesh((1, 1))
     model = build.abstract_decoder(config, mesh, dtype=jnp.dtype(dtype))
     drawn = {path: _draw(path, leaf) for path, leaf in build.leaves(model).items()}

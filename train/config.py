@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Final, Literal
 
+from prompteol_jax.errors import UserError
 from prompteol_jax.storage import paths
 
 SYNTHETIC: Final = "synthetic"
@@ -106,7 +107,7 @@ class TrainConfig:
     def check(self) -> None:
         """Refuse flags that cannot work, all of them at once.
 
-        Raises: ValueError.
+        Raises: UserError.
         """
         wrong = [
             f"--{name.replace('_', '-')} {getattr(self, name)} must be {allowed}"
@@ -147,7 +148,7 @@ class TrainConfig:
         if self.skip_bad and paths.place(self.data).is_dir():
             wrong.append("--skip-bad is for files: give it to train.prepare instead")
         if wrong:
-            raise ValueError("; ".join(wrong))
+            raise UserError("; ".join(wrong))
 
     def _misfits(self) -> list[str]:
         """What is wrong with the mesh, and with the processes that share it."""

@@ -51,7 +51,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     from train import loop
 
     start = time.perf_counter()
-    course = loop.make_course(config, mesh, triplets, dev)
+    course = loop.make_run(config, mesh, triplets, dev)
     config, folder = course.config, course.folder
     folder.begin(config)
     try:

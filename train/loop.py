@@ -22,14 +22,14 @@ from prompteol_jax.embedder import Embedder
 from prompteol_jax.ops.scan import Remat
 from prompteol_jax.text.template import read_template
 from train.config import TrainConfig
-from train.data.collate import Assembler, make_batches
+from train.data.collate import Collator, make_batches
 from train.data.triplets import Batches, Triplet
-from train.preemption import Pulse, Stopped
+from train.preemption import StopAgreement, Stopped
 from train.remat_choice import choose_remat, device_memory
 from train.run.folder import DEV, RunFolder
 from train.run.metrics import MetricsLog, say
 from train.run.not_finite import not_finite
-from train.step import Learner, TrainState, make_optimizer, state_places
+from train.step import TrainState, TrainStep, make_optimizer, state_places
 from train.trainable import Trainable, make_trainable
 
 
@@ -53,7 +53,7 @@ class Standing:
     remat: dict[str, Remat] = dataclasses.field(default_factory=dict)
 
 
-class Course:
+class Run:
     """One run from its first step, or the one it is resumed at, to its last."""
 
     def __init__(
@@ -70,13 +70,13 @@ class Course:
         self.mesh, self.steps = pretrained.mesh, len(batches)
         self.embedder = Embedder(pretrained, read_template(config.template))
         share = Share.of(self.mesh)
-        self.assemble = Assembler(
+        self.assemble = Collator(
             self.embedder.prompt, share, distributed.Channel("batch"), config.cut, config.chunks
         )
         warmup = config.warmup_steps
         warmup = min(100, self.steps // 10) if warmup is None else warmup
         optimizer, self.schedule = make_optimizer(config.lr, self.steps, warmup)
-        self.learner = Learner(
+        self.learner = TrainStep(
             trainable.graph,
             optimizer,
             state_places(optimizer, trainable.start, self.mesh),
@@ -85,7 +85,7 @@ class Course:
             "none" if config.remat == "auto" else config.remat,
             stochastic=pretrained.config.dropout > 0 or (not config.full and config.dropout > 0),
         )
-        self.pulse = Pulse(config.save_minutes)
+        self.pulse = StopAgreement(config.save_minutes)
         self.done = 0
         self.owed = False  # a save that fell due while another was being written
         # What the closing line tells: seconds of steps, seconds they waited for saves, padding.
@@ -234,7 +234,7 @@ class Course:
     ) -> None:
         """Log a step, timed from the end of the one before; a loss that is not finite ends the run.
 
-        Raises: FloatingPointError with the step and its rows.
+        Raises: NotFinite with the step and its rows.
         """
         values = {name: float(metrics[name]) for name in ("loss", "accuracy", "grad_norm")}
         now = time.perf_counter()
@@ -280,11 +280,11 @@ class Course:
         return score
 
 
-def make_course(
+def make_run(
     config: TrainConfig, mesh: Mesh, triplets: Sequence[Triplet], dev: Pairs | None
-) -> Course:
+) -> Run:
     """The run of these flags before its first step, its model loaded; nothing is written yet."""
     chosen = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     config = dataclasses.replace(config, dtype=config.dtype or chosen)
     folder, batches = RunFolder.find(config), make_batches(config, triplets, Share.of(mesh))
-    return Course(config, folder, make_trainable(config, mesh), batches, dev)
+    return Run(config, folder, make_trainable(config, mesh), batches, dev)

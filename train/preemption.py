@@ -15,7 +15,7 @@ class Stopped(Exception):
     """The run was asked to stop, and has saved itself."""
 
 
-class Beat(NamedTuple):
+class Decision(NamedTuple):
     """One agreement.
 
     Attributes:
@@ -29,7 +29,7 @@ class Beat(NamedTuple):
     writing: bool
 
 
-class Pulse:
+class StopAgreement:
     """Listens for SIGTERM and watches the clock while it is entered.
 
     A second SIGTERM ends the process at once, as without us.
@@ -44,7 +44,7 @@ class Pulse:
         self._told = False
         self._saved = time.monotonic()
 
-    def __enter__(self) -> Pulse:
+    def __enter__(self) -> StopAgreement:
         self._former: Any = None
         if threading.current_thread() is threading.main_thread():
             self._former = signal.signal(signal.SIGTERM, self._notice)
@@ -54,7 +54,7 @@ class Pulse:
         if self._former is not None:
             signal.signal(signal.SIGTERM, self._former)
 
-    def beat(self, *, writing: bool) -> Beat:
+    def beat(self, *, writing: bool) -> Decision:
         """Agree with the others; the clock is that of the first process.
 
         Args:
@@ -63,7 +63,7 @@ class Pulse:
         late = self._every_s is not None and time.monotonic() - self._saved >= self._every_s
         told = self._channel.exchange([self._told, late, writing])
         stops, lates, writings = zip(*told, strict=True)
-        return Beat(any(stops), lates[0], any(writings))
+        return Decision(any(stops), lates[0], any(writings))
 
     def saved(self) -> None:
         """Start the minutes anew."""

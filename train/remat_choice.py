@@ -1,4 +1,4 @@
-"""Which rematerialisation a step needs to fit its device, by what the compiler sets aside."""
+"""Which rematerialization a step needs to fit its device, by what the compiler sets aside."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax
 
 from prompteol_jax.distributed import Channel
 from prompteol_jax.ops.scan import Remat
-from train.step import Learner
+from train.step import TrainStep
 
 ORDER: Final[tuple[Remat, ...]] = ("none", "dots", "full")  # from the fastest to the smallest
 _FILLED: Final = 0.9  # of a device's memory: development scores need some
@@ -39,8 +39,8 @@ class Fit(NamedTuple):
         return line
 
 
-def choose_remat(learner: Learner, arguments: tuple, memory: int) -> Fit:
-    """Compile a step with each rematerialisation until one fits; that one is not compiled again.
+def choose_remat(learner: TrainStep, arguments: tuple, memory: int) -> Fit:
+    """Compile a step with each rematerialization until one fits; that one is not compiled again.
 
     Args:
         arguments: of `learner.step`, or placeholders of them.
@@ -56,7 +56,7 @@ def choose_remat(learner: Learner, arguments: tuple, memory: int) -> Fit:
     return Fit(ORDER[max(places)], needs, memory)
 
 
-def step_bytes(learner: Learner, arguments: tuple) -> int:
+def step_bytes(learner: TrainStep, arguments: tuple) -> int:
     """Bytes of a device that a step needs: weights, batch, state, its copy that is being saved, and
     all that is computed.
     """

@@ -65,7 +65,7 @@ class TrainState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Learner:
+class TrainStep:
     """The fixed parts of a step.
 
     Attributes:

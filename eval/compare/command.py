@@ -15,6 +15,7 @@ import tyro
 
 from eval.shared import bootstrap, results
 from eval.shared.bootstrap import Examples
+from prompteol_jax.errors import UserError
 
 MEASURES: Final = {"cosine": "100 x Spearman", "predicted": "accuracy, %"}
 FEWEST: Final = 100  # resamples
@@ -71,7 +72,7 @@ def check_comparable(files: Sequence[Path], a: Mapping[str, Any], b: Mapping[str
     """Checks that two results hold the same tasks with the same gold.
 
     Raises:
-        ValueError: all that differs, in one error.
+        UserError: all that differs, in one error.
     """
     kinds = {"gold", *MEASURES}
     empty = [
@@ -85,7 +86,7 @@ def check_comparable(files: Sequence[Path], a: Mapping[str, Any], b: Mapping[str
     ]
     problems = empty or _differences(files, a["examples"], b["examples"])
     if problems:
-        raise ValueError("these files cannot be compared:\n  " + "\n  ".join(problems))
+        raise UserError("these files cannot be compared:\n  " + "\n  ".join(problems))
 
 
 def _differences(
@@ -150,4 +151,4 @@ def _check(options: CompareOptions) -> None:
     if options.seed < 0:
         problems.append(f"--seed {options.seed}, expected 0 or more")
     if problems:
-        raise ValueError("; ".join(problems))
+        raise UserError("; ".join(problems))

@@ -19,6 +19,7 @@ from eval.shared import results
 from eval.sts.tasks import read_tasks
 from prompteol_jax import Embedder
 from prompteol_jax.cli.options import ModelOptions
+from prompteol_jax.errors import NotFound, UserError
 from prompteol_jax.storage import paths
 from prompteol_jax.text.template import Demonstration, Template, clean_sentence
 
@@ -62,7 +63,7 @@ def build(options: BuildOptions) -> list[Demonstration]:
     if options.words:
         words = _lines(options.words)
         if len(words) != len(sentences):
-            raise ValueError(
+            raise UserError(
                 f"{options.words} has {len(words)} words for the {len(sentences)} sentences of "
                 f"{options.sentences}; give one a line for each"
             )
@@ -74,7 +75,7 @@ def build(options: BuildOptions) -> list[Demonstration]:
     lacking = len(sentences) - len(shown)
     shown += entries
     if not shown:
-        raise ValueError("there is nothing to make candidates of")
+        raise UserError("there is nothing to make candidates of")
     candidates.write_candidates(options.output, shown)
     said = f"; the model had no word for {lacking} more sentences" if lacking else ""
     sys.stderr.write(f"{options.output}: {len(shown)} candidates{said}\n")
@@ -137,7 +138,7 @@ def _check(options: BuildOptions) -> None:
     if options.layer is not None or options.pooling != "last":
         problems.append("words are read from the last layer: no --layer, no --pooling mean")
     if problems:
-        raise ValueError("; ".join(problems))
+        raise UserError("; ".join(problems))
 
 
 def _sentences(options: BuildOptions, rng: np.random.Generator) -> list[str]:
@@ -149,7 +150,7 @@ def _sentences(options: BuildOptions, rng: np.random.Generator) -> list[str]:
     sides = [side for pairs in task.subsets for side in (pairs.texts_a, pairs.texts_b)]
     distinct = list(dict.fromkeys(text for side in sides for text in side))
     if options.n > len(distinct):
-        raise ValueError(f"--n {options.n}: STS-B's training part has {len(distinct)} sentences")
+        raise UserError(f"--n {options.n}: STS-B's training part has {len(distinct)} sentences")
     return [distinct[n] for n in rng.permutation(len(distinct))[: options.n]]
 
 
@@ -158,26 +159,26 @@ def _entries(options: BuildOptions, rng: np.random.Generator) -> list[Demonstrat
         return []
     path = options.dictionary
     if not path.is_file():
-        raise FileNotFoundError(f"--dictionary {path} does not exist")
+        raise NotFound(f"--dictionary {path} does not exist")
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         missing = {"word", "definition"} - set(reader.fieldnames or ())
         if missing:
-            raise ValueError(f"{path} lacks the column {' and '.join(sorted(missing))}")
+            raise UserError(f"{path} lacks the column {' and '.join(sorted(missing))}")
         rows = [(reader.line_num, row["definition"], row["word"]) for row in reader]
     bad = [str(line) for line, *cells in rows if not all(c and c.strip() for c in cells)]
     if bad:
-        raise ValueError(f"{path}: word or definition is empty in line {', '.join(bad[:20])}")
+        raise UserError(f"{path}: word or definition is empty in line {', '.join(bad[:20])}")
     chosen = rng.permutation(len(rows))[: options.entries]
     return [Demonstration(clean_sentence(rows[n][1].strip()), rows[n][2].strip()) for n in chosen]
 
 
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
+        raise NotFound(f"{path} does not exist")
     lines = path.read_text(encoding="utf-8-sig").split("\n")
     lines = lines[:-1] if lines[-1] == "" else lines
     empty = [str(n) for n, line in enumerate(lines, start=1) if not line.strip()]
     if empty or not lines:
-        raise ValueError(f"{path}: " + (f"empty lines: {', '.join(empty)}" if empty else "empty"))
+        raise UserError(f"{path}: " + (f"empty lines: {', '.join(empty)}" if empty else "empty"))
     return [line.strip() for line in lines]

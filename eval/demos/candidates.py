@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from prompteol_jax.errors import NotFound, UserError
 from prompteol_jax.text.template import Demonstration, Template, from_notation
 
 SHOWN_PROBLEMS: Final = 20
@@ -26,19 +27,19 @@ def read_candidates(path: Path, base: Template) -> list[Template]:
     """Reads candidates in their order, named after file and line; repeated ones are kept once.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: an unknown kind of file, no candidate in it, or its bad lines, all in one error.
+        NotFound: no such file.
+        UserError: an unknown kind of file, no candidate in it, or its bad lines, all in one error.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}; give candidates as {', '.join(_READERS)}")
+        raise NotFound(f"no file {path}; give candidates as {', '.join(_READERS)}")
     if path.suffix.lower() not in _READERS:
-        raise ValueError(
+        raise UserError(
             f"{path}: unknown kind {path.suffix!r}; candidates come as {', '.join(_READERS)}"
         )
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 at byte {error.start}") from None
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}") from None
     found: dict[str, Template] = {}
     problems = []
     for number, build in _READERS[path.suffix.lower()](text, base):
@@ -51,9 +52,9 @@ def read_candidates(path: Path, base: Template) -> list[Template]:
     if problems:
         rest = len(problems) - SHOWN_PROBLEMS
         shown = problems[:SHOWN_PROBLEMS] + ([f"and {rest} more"] if rest > 0 else [])
-        raise ValueError(f"{len(problems)} bad lines in {path}:\n  " + "\n  ".join(shown))
+        raise UserError(f"{len(problems)} bad lines in {path}:\n  " + "\n  ".join(shown))
     if not found:
-        raise ValueError(f"{path} holds no candidates")
+        raise UserError(f"{path} holds no candidates")
     return list(found.values())
 
 
@@ -103,15 +104,15 @@ _READERS: Final = {".txt": _txt_lines, ".csv": _csv_lines, ".jsonl": _jsonl_line
 
 
 def _refuse(problem: str) -> Template:
-    raise ValueError(problem)
+    raise UserError(problem)
 
 
 def _from_fields(fields: Any, base: Template) -> Template:
     if not isinstance(fields, dict):
-        raise ValueError(f"an object is needed, found {type(fields).__name__}")
+        raise UserError(f"an object is needed, found {type(fields).__name__}")
     entries = fields["demonstrations"] if set(fields) == {"demonstrations"} else [fields]
     around = {"prefix": base.prefix, "suffix": base.suffix, "demonstrations": entries}
     shown = Template.from_json(around, "candidate").demonstrations
     if not shown or not all(d.text.strip() and d.word.strip() for d in shown):
-        raise ValueError("a demonstration needs a text and a word, neither of them empty")
+        raise UserError("a demonstration needs a text and a word, neither of them empty")
     return extended(base, shown, "candidate")

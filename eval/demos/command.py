@@ -31,6 +31,7 @@ from eval.sts.tasks import read_tasks
 from prompteol_jax import Embedder
 from prompteol_jax.cli.commands import run_one_of
 from prompteol_jax.cli.options import ModelOptions
+from prompteol_jax.errors import UserError
 from prompteol_jax.storage import paths
 from prompteol_jax.text.template import Template, read_template
 
@@ -158,7 +159,7 @@ def _check(options: SearchOptions) -> None:
     if options.output.exists() and not options.output.is_dir():
         problems.append(f"--output {options.output} is a file; give a folder")
     if problems:
-        raise ValueError("; ".join(problems))
+        raise UserError("; ".join(problems))
 
 
 def _settings(options: SearchOptions, pairs: Pairs) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The same sentences behind many prefixes: tokenised once, several prefixes to a program.
+"""The same sentences behind many prefixes: tokenized once, several prefixes to a program.
 
 Candidates of one form differ in what stands before the sentence alone. So the sentences' own ids
 are made once and lie on the device in slabs, the prefix of each candidate is computed once, and
@@ -24,6 +24,7 @@ from prompteol_jax import Embedder, axes, distributed
 from prompteol_jax.encoding.batching import Slab, Sorter, encode_after, prefill_padded
 from prompteol_jax.encoding.buckets import Ladder
 from prompteol_jax.encoding.pipeline import default_batch_tokens
+from prompteol_jax.errors import NotFinite
 from prompteol_jax.models.decoder import Rows
 from prompteol_jax.progress import Advance
 from prompteol_jax.text.prompt import Prompt, PromptIds, continue_alike
@@ -116,7 +117,7 @@ class SharedEncoder:
         """Vectors of distinct texts behind each candidate of a group.
 
         Raises:
-            FloatingPointError: a vector that is not finite, naming its candidate and text.
+            NotFinite: a vector that is not finite, naming its candidate and text.
         """
         if not group[0].fits:
             vectors = np.stack([self.alone(candidate.template, texts) for candidate in group])
@@ -130,7 +131,7 @@ class SharedEncoder:
                 vectors[place, odd] = self.alone(candidate.template, [texts[n] for n in odd])
             bad = np.flatnonzero(~np.isfinite(vectors[place]).all(axis=1))
             if len(bad):
-                raise FloatingPointError(
+                raise NotFinite(
                     f"candidate {candidate.template.name}: {len(bad)} vectors are not finite, the "
                     f"first that of {texts[bad[0]][:200]!r}; try --dtype float32"
                 )

@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from prompteol_jax.errors import UserError
+
 
 class Journal:
     """Cosines by candidate and part of the pairs, in a file that is only ever added to.
 
     Raises:
-        ValueError: a file that is no journal, one of other settings (all differences at once), or a
+        UserError: a file that is no journal, one of other settings (all differences at once), or a
             damaged line; the last line may be torn, it is taken off.
     """
 
@@ -41,7 +43,7 @@ class Journal:
         """Notes the weights that scores come from, or compares them with those noted before.
 
         Raises:
-            ValueError: the journal is of other weights.
+            UserError: the journal is of other weights.
         """
         if self._found is None:
             self._append([{"settings": self._settings, "weights": _as_json(weights)}])
@@ -86,7 +88,7 @@ class Journal:
         except ValueError:
             found = None
         if not isinstance(found, dict) or set(found) != {"settings", "weights"}:
-            raise ValueError(f"{self.path} is no journal of a search; choose another --output")
+            raise UserError(f"{self.path} is no journal of a search; choose another --output")
         return found
 
     def _refuse_others(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -96,7 +98,7 @@ class Journal:
             if found.get(name) != wanted.get(name)
         ]
         if differing:
-            raise ValueError(
+            raise UserError(
                 f"{self.path} is the journal of another search: {'; '.join(differing)}. "
                 "Choose another --output, or remove it"
             )
@@ -108,11 +110,9 @@ class Journal:
             values = np.frombuffer(base64.b64decode(entry["cosines"], validate=True), "<f8")
             name = entry["candidate"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.path}:{number}: a damaged line ({error}); remove it") from None
+            raise UserError(f"{self.path}:{number}: a damaged line ({error}); remove it") from None
         if len(values) != stop - start:
-            raise ValueError(
-                f"{self.path}:{number}: {len(values)} cosines for {stop - start} pairs"
-            )
+            raise UserError(f"{self.path}:{number}: {len(values)} cosines for {stop - start} pairs")
         self._known[name, start, stop] = values
 
 

@@ -23,6 +23,7 @@ from eval.sts.tasks import Task, read_tasks
 from prompteol_jax import Embedder
 from prompteol_jax.cli.commands import run_command
 from prompteol_jax.cli.options import ModelOptions
+from prompteol_jax.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,7 @@ def _check(options: LayersOptions) -> None:
     if options.pooling != "last":
         problems.append(f"--pooling {options.pooling}: layers are read at the last token")
     if problems:
-        raise ValueError("; ".join(problems))
+        raise UserError("; ".join(problems))
 
 
 def print_table(result: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from eval.shared import charts, results
 from eval.shared import html as report
 from prompteol_jax.cli.commands import run_command
 from prompteol_jax.cli.options import ModelOptions
+from prompteol_jax.errors import UserError
 from prompteol_jax.storage import paths
 from prompteol_jax.text.template import Template, read_template
 
@@ -51,11 +52,11 @@ def run(options: MtebOptions) -> dict[str, Any]:
     """Runs the tasks, prints the scores, writes the file asked for and returns the result.
 
     Raises:
-        ValueError: the extra is not installed, a task is unknown, or a template is wrong.
+        UserError: the extra is not installed, a task is unknown, or a template is wrong.
         ConnectionError: data that could not be fetched.
     """
     if find_spec("mteb") is None:
-        raise ValueError('mteb is not installed; it is an extra: pip install ".[mteb]"')
+        raise UserError('mteb is not installed; it is an extra: pip install ".[mteb]"')
     from eval.mteb import encoder as mteb_encoder
 
     templates = read_task_templates(options.task_templates)
@@ -89,11 +90,11 @@ def read_task_templates(given: Sequence[str]) -> dict[str, Template]:
     """Reads templates by type of task, or by type and side.
 
     Raises:
-        ValueError: what is not TYPE=TEMPLATE, all in one error; as `read_template` for a template.
+        UserError: what is not TYPE=TEMPLATE, all in one error; as `read_template` for a template.
     """
     wrong = [text for text in given if not all(text.partition("="))]
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"--task-templates takes TYPE=TEMPLATE such as Retrieval=eol, not {', '.join(wrong)}"
         )
     parts = [text.partition("=") for text in given]

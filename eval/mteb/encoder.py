@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from prompteol_jax.embedder import Embedder
+from prompteol_jax.errors import Unreachable, UserError
 from prompteol_jax.text import template
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def find_tasks(names: Sequence[str]) -> list[AbsTask]:
     """Finds tasks of MTEB by name.
 
     Raises:
-        ValueError: unknown names, all in one error.
+        UserError: unknown names, all in one error.
     """
     import mteb
 
@@ -113,7 +114,7 @@ def find_tasks(names: Sequence[str]) -> list[AbsTask]:
         except KeyError as error:
             problems.append(str(error.args[0]))
     if problems:
-        raise ValueError("; ".join(problems))
+        raise UserError("; ".join(problems))
     return tasks
 
 
@@ -135,7 +136,7 @@ def run_tasks(
             cache = None if folder is None else ResultCache(folder)
             outcome = mteb.evaluate(encoder, task, cache=cache, co2_tracker=False)
         except (ConnectionError, OSError) as error:
-            raise ConnectionError(
+            raise Unreachable(
                 f"the data of {name} could not be had: {str(error).splitlines()[0]} "
                 "MTEB fetches it from the Hugging Face hub"
             ) from error

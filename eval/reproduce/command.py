@@ -27,12 +27,13 @@ from eval.sts.tasks import read_tasks
 from eval.transfer import command as transfer
 from eval.transfer.tasks import read_transfer
 from prompteol_jax.cli.commands import run_command
+from prompteol_jax.errors import UserError
 from prompteol_jax.pretrained.provenance import file_sha256
 from prompteol_jax.storage import paths
 
 BAND: Final = 0.3  # points by which ours may differ from a published figure
 RowOptions = sts.StsOptions | transfer.TransferOptions
-Table = Literal["sts-icl", "sts-finetuned", "sts-zero-shot", "transfer", "quantisation"]
+Table = Literal["sts-icl", "sts-finetuned", "sts-zero-shot", "transfer", "quantization"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class ReproduceOptions:
     mesh: str = "1x1"
     """DATAxMODEL: devices along each axis; a CPU simulates what it lacks."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of activations and weights; the published runs are float32 unless quantised."""
+    """Of activations and weights; the published runs are float32 unless quantized."""
     batch_tokens: int | None = None
     """Tokens computed at once over all devices; chosen for the device by default."""
     json: Path | None = None
@@ -138,13 +139,11 @@ def choose(options: ReproduceOptions) -> list[Row]:
     """Finds the rows to run.
 
     Raises:
-        ValueError: a model that the table does not have and that lacks what the table is about,
+        UserError: a model that the table does not have and that lacks what the table is about,
             or a template for one that it has, all in one error.
     """
     if options.table == "transfer" and options.strict_original:
-        raise ValueError(
-            "--strict-original changes cosines; transfer tasks have none: leave it out"
-        )
+        raise UserError("--strict-original changes cosines; transfer tasks have none: leave it out")
     if not options.models:
         return list(published.TABLES[options.table])
     rows, problems = [], []
@@ -165,7 +164,7 @@ def choose(options: ReproduceOptions) -> list[Row]:
             for row in found
         ]
     if problems:
-        raise ValueError("; ".join(problems))
+        raise UserError("; ".join(problems))
     return rows
 
 

@@ -139,7 +139,7 @@ _QUANTISATION: Final = tuple(
     Row(
         f"facebook/opt-{size}",
         average={("6.7b", None): 79.08, ("6.7b", "nf4"): 79.38}.get((size, quantize)),
-        source=f"{_PAPER}, quantisation table, quoted in its text" if size == "6.7b" else "",
+        source=f"{_PAPER}, quantization table, quoted in its text" if size == "6.7b" else "",
         template=f"eol-icl-{size}",
         quantize=quantize,
     )
@@ -153,7 +153,7 @@ TABLES: Final[Mapping[str, tuple[Row, ...]]] = MappingProxyType(
         "sts-icl": _STS_ICL,
         "sts-finetuned": _STS_FINETUNED,
         "transfer": _TRANSFER,
-        "quantisation": _QUANTISATION,
+        "quantization": _QUANTISATION,
     }
 )
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from prompteol_jax.errors import UserError
 from prompteol_jax.storage import paths
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Renders a table that scrolls inside its own box; columns of numbers are right-aligned."""
     for row in rows:
         if len(row) != len(header):
-            raise ValueError(f"a row of {len(row)} cells under a header of {len(header)}: {row!r}")
+            raise UserError(f"a row of {len(row)} cells under a header of {len(header)}: {row!r}")
     marks = [_mark(column) for column in zip(*rows, strict=True)] or [""] * len(header)
 
     def line(tag: str, cells: Sequence[object]) -> str:

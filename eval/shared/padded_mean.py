@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from prompteol_jax import Embedder
+from prompteol_jax.errors import UserError
 
 BATCH: int = 16  # SentEval's, as that script sets it for test scores
 
@@ -25,10 +26,10 @@ def encode_padded_mean(
         texts: every one that the original encodes, duplicates included, in its order; SentEval
             sorts by the number of words, so that a batch holds texts of about one length.
     Raises:
-        ValueError: an embedder that does not pool the mean.
+        UserError: an embedder that does not pool the mean.
     """
     if embedder.pooling != "mean":
-        raise ValueError("the padded mean is a mean: load the model with --pooling mean")
+        raise UserError("the padded mean is a mean: load the model with --pooling mean")
     means_nD = embedder.encode(texts, progress=progress, check_finite=False)
     prompts = embedder.prompt(texts)
     shared = np.where(prompts.shared, len(embedder.prompt.prefix_C), 0)

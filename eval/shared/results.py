@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from prompteol_jax.cli.options import ModelOptions
+from prompteol_jax.errors import IsAFolder, UserError
 from prompteol_jax.storage import paths as places
 
 
@@ -22,12 +23,12 @@ def prepare(*paths: Path | None) -> None:
     """Makes the folders of outputs, so that a long run cannot end without a place to write.
 
     Raises:
-        IsADirectoryError: folders where files were expected, all in one error.
+        IsAFolder: folders where files were expected, all in one error.
     """
     given = [places.place(path) for path in paths if path]
     folders = [str(path) for path in given if path.is_dir()]
     if folders:
-        raise IsADirectoryError(f"expected a file to write, found a folder: {', '.join(folders)}")
+        raise IsAFolder(f"expected a file to write, found a folder: {', '.join(folders)}")
     for path in given:
         path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -74,14 +75,14 @@ def read(path: Path) -> dict[str, Any]:
     """Reads a result file, arrays included.
 
     Raises:
-        ValueError: a file that is no JSON object, or holds a damaged array.
+        UserError: a file that is no JSON object, or holds a damaged array.
     """
     try:
         result = json.loads(path.read_text(encoding="utf-8"), object_hook=_array)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is no result file: {error}") from error
+        raise UserError(f"{path} is no result file: {error}") from error
     if not isinstance(result, dict):
-        raise ValueError(f"{path} is no result file: expected a JSON object")
+        raise UserError(f"{path} is no result file: expected a JSON object")
     return result
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from prompteol_jax.errors import NotFound, UserError
 from prompteol_jax.storage import paths as places
 
 SHOWN_PROBLEMS: Final = 20
@@ -13,17 +14,17 @@ def downstream(folder: str | Path, inside: Sequence[str]) -> Path:
     """Returns SentEval's `downstream` folder: the one given, or the one within it.
 
     Raises:
-        FileNotFoundError: no such folder, or none of the folders expected inside it.
+        NotFound: no such folder, or none of the folders expected inside it.
     """
     folder = places.here(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}; give SentEval's `downstream` folder")
+        raise NotFound(f"no folder {folder}; give SentEval's `downstream` folder")
     for root in (folder, folder / "downstream"):
         if any((root / name).is_dir() for name in inside):
             return root
     *first, last = [f"{name}/" for name in inside]
     neither = f"neither {', '.join(first)} nor {last}" if first else f"no {last}"
-    raise FileNotFoundError(
+    raise NotFound(
         f"{folder} holds {neither}, nor downstream/ with {'them' if first else 'it'}; give "
         "SentEval's `downstream` folder as its data/downstream/get_transfer_data.bash makes it"
     )
@@ -33,11 +34,11 @@ def check(root: Path, paths: Sequence[Path]) -> None:
     """Checks that all files are there.
 
     Raises:
-        FileNotFoundError: missing files, all in one error.
+        NotFound: missing files, all in one error.
     """
     missing = [str(path.relative_to(root)) for path in paths if not path.is_file()]
     if missing:
-        raise FileNotFoundError(
+        raise NotFound(
             f"{root} lacks {len(missing)} of the {len(paths)} files asked for; add them or name "
             "fewer tasks:\n  " + _shortened(missing)
         )
@@ -46,7 +47,7 @@ def check(root: Path, paths: Sequence[Path]) -> None:
 def refuse(root: Path, problems: Sequence[str]) -> None:
     """Raises a ValueError with all problems, where there are any."""
     if problems:
-        raise ValueError(f"{len(problems)} problems in {root}:\n  " + _shortened(problems))
+        raise UserError(f"{len(problems)} problems in {root}:\n  " + _shortened(problems))
 
 
 def lines(file: Path, problems: list[str]) -> Iterator[tuple[int, str]]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
+from prompteol_jax.errors import UserError
+
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
@@ -20,7 +22,7 @@ class Pairs:
     def __post_init__(self):
         lengths = len(self.texts_a), len(self.texts_b), len(self.gold)
         if len(set(lengths)) != 1:
-            raise ValueError(
+            raise UserError(
                 f"{self.name}: {lengths[0]} first sentences, {lengths[1]} second sentences and "
                 f"{lengths[2]} gold scores; give one of each a pair"
             )

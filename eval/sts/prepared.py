@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from eval.sts.pairs import Pairs, Task
+from prompteol_jax.errors import NotFound
 from prompteol_jax.storage import array_record
 
 NAME: Final = "sts"
@@ -29,7 +30,7 @@ class StsBuilder(array_record.TextBuilder):
 def write_tasks(tasks: Sequence[Task], folder: Path) -> Path:
     """Write tasks and return the dataset's folder.
 
-    Raises: FileExistsError where the folder holds prepared STS sets already.
+    Raises: AlreadyExists where the folder holds prepared STS sets already.
     """
     splits = {
         _split(task.name): [row for pairs in task.subsets for row in _rows(pairs)] for task in tasks
@@ -41,12 +42,12 @@ def write_tasks(tasks: Sequence[Task], folder: Path) -> Path:
 def read_prepared(folder: Path, names: Sequence[str]) -> tuple[Task, ...]:
     """Read tasks by their full names, such as `STS12` or `STSBenchmark-dev`.
 
-    Raises: FileNotFoundError where the folder lacks the dataset or some of the tasks.
+    Raises: NotFound where the folder lacks the dataset or some of the tasks.
     """
     dataset = array_record.Dataset(folder, NAME, COLUMNS)
     missing = [name for name in names if _split(name) not in dataset.splits]
     if missing:
-        raise FileNotFoundError(
+        raise NotFound(
             f"{dataset.folder} lacks {', '.join(missing)}; it holds {', '.join(dataset.splits)}"
         )
     return tuple(_task(dataset, name) for name in names)

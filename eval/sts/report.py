@@ -81,7 +81,7 @@ def _table(result: Mapping[str, Any]) -> str:
         return "sts-finetuned"
     if "icl" not in result["template"]:
         return "sts-zero-shot"
-    return "quantisation" if options.get("quantize") else "sts-icl"
+    return "quantization" if options.get("quantize") else "sts-icl"
 
 
 def score_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int
 
 from eval.sts.tasks import Pairs, Task
+from prompteol_jax.errors import NotFinite, UserError
 from prompteol_jax.text import template
 
 Cosines = Mapping[str, Sequence[Float64[np.ndarray, " _"]]]  # by task and subset
@@ -33,7 +34,7 @@ def evaluate_sts(
     """Scores an encoder: `scores` by task and `average` (two decimals), and the whole `detail`.
 
     Raises:
-        FloatingPointError: as `task_cosines` and `score_task`.
+        NotFinite: as `task_cosines` and `score_task`.
     """
     cosines = task_cosines(encoder, tasks, clean=clean, progress=progress)
     return score_tasks(tasks, cosines)
@@ -59,7 +60,7 @@ def task_cosines(
     the encoder.
 
     Raises:
-        FloatingPointError: a vector that is not finite or is zero, naming its sentence.
+        NotFinite: a vector that is not finite or is zero, naming its sentence.
     """
     columns = [
         texts
@@ -89,7 +90,7 @@ def encode_distinct(
     `clean` and `progress` are those of `task_cosines`.
 
     Raises:
-        FloatingPointError: a vector that is not finite, naming its text.
+        NotFinite: a vector that is not finite, naming its text.
     """
     row_of: dict[str, int] = {}
 
@@ -101,7 +102,7 @@ def encode_distinct(
     texts = list(row_of)
     vectors = encoder.encode(texts, **({} if progress is None else {"progress": progress}))
     if vectors.ndim != 2 or len(vectors) != len(texts):
-        raise ValueError(
+        raise UserError(
             f"the encoder returned shape {vectors.shape} for {len(texts)} texts; "
             f"expected ({len(texts)}, D)"
         )
@@ -128,7 +129,7 @@ def score_task(task: Task, cosines: Sequence[Float64[np.ndarray, " _"]]) -> dict
     `wmean` weighted by their pairs; `subsets` holds each subset's own. Nothing is rounded.
 
     Raises:
-        FloatingPointError: cosines that are all equal, which have no rank correlation.
+        NotFinite: cosines that are all equal, which have no rank correlation.
     """
     subsets = {
         pairs.name: {"pairs": len(pairs), "dropped": pairs.dropped}
@@ -163,7 +164,7 @@ def score_tasks(tasks: Sequence[Task], cosines: Cosines) -> dict[str, Any]:
 
 def _refuse_vectors(fault: str, texts: Sequence[str], usable: np.ndarray) -> None:
     if not usable.all():
-        raise FloatingPointError(
+        raise NotFinite(
             f"{len(texts) - usable.sum()} of {len(texts)} vectors are {fault}; the first is that "
             f"of {texts[int(np.argmin(usable))]!r}"
         )
@@ -176,7 +177,7 @@ def _correlations(
 
     for what, values in (("gold scores", gold), ("cosines", cosines)):
         if len(values) < 2 or np.ptp(values) == 0:
-            raise FloatingPointError(
+            raise NotFinite(
                 f"{name}: no rank correlation, since its {len(values)} {what} do not differ"
             )
     return {

@@ -12,9 +12,10 @@ import numpy as np
 
 from eval.shared import senteval
 from eval.sts.pairs import Pairs, Task
+from prompteol_jax.errors import UserError
 from prompteol_jax.storage import paths as places
 
-# STS13 is without its SMT part, whose licence keeps it out of SentEval.
+# STS13 is without its SMT part, whose license keeps it out of SentEval.
 YEARS: Final = {
     "STS12": ("MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"),
     "STS13": ("FNWN", "headlines", "OnWN"),
@@ -69,8 +70,8 @@ def read_tasks(
     SentEval does.
 
     Raises:
-        ValueError: an unknown split or task, or lines that cannot be read, all in one error.
-        FileNotFoundError: no such folder, or missing files, all in one error.
+        UserError: an unknown split or task, or lines that cannot be read, all in one error.
+        NotFound: no such folder, or missing files, all in one error.
     """
     names = _check_names(names, split)
     folder = places.here(folder)
@@ -88,10 +89,10 @@ def read_tasks(
 
 def _check_names(names: Sequence[str], split: str) -> tuple[str, ...]:
     if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; allowed: {', '.join(SPLITS)}")
+        raise UserError(f"unknown split {split!r}; allowed: {', '.join(SPLITS)}")
     unknown = [name for name in names if name not in SPLITS[split]]
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"no {split} split of {', '.join(map(repr, unknown))}; "
             f"tasks with one: {', '.join(SPLITS[split])}"
         )

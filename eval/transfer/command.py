@@ -19,6 +19,7 @@ from eval.transfer import scores as transfer_scores
 from eval.transfer.tasks import read_transfer
 from prompteol_jax.cli.commands import run_command
 from prompteol_jax.cli.options import ModelOptions
+from prompteol_jax.errors import UserError
 
 COLUMNS: Final = ("task", "tested", "accuracy", "development", "weight decay")
 
@@ -56,7 +57,7 @@ def run(options: TransferOptions) -> dict[str, Any]:
     """Scores the model, prints the table, writes the file asked for and returns the result."""
     results.prepare(options.json, options.report)
     if not 0 <= options.seed < 2**32:
-        raise ValueError(f"--seed {options.seed}; give a number from 0 to {2**32 - 1}")
+        raise UserError(f"--seed {options.seed}; give a number from 0 to {2**32 - 1}")
     protocol = transfer_scores.FAST if options.fast else transfer_scores.SENTEVAL
     chosen = read_transfer(options.data, options.tasks, folds=protocol.folds)
     embedder = options.load("float32")

@@ -26,7 +26,7 @@ Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Labeled:
     """The features of a set and its classes."""
 
     x_MD: Float32[np.ndarray, "M D"]
@@ -56,7 +56,7 @@ def evaluate_transfer(
     """Scores an encoder: `scores` and their `average`, `detail`, and the `examples` one by one.
 
     Raises:
-        FloatingPointError: a vector that is not finite, naming its sentence.
+        NotFinite: a vector that is not finite, naming its sentence.
     """
     detail, examples = {}, {}
     for task in tasks:
@@ -81,19 +81,19 @@ def evaluate_transfer(
 
 def features(
     encoder: scores.Encoder, task: Transfer, *, clean: bool = True, progress: bool | None = None
-) -> list[Labelled]:
+) -> list[Labeled]:
     """Encodes a task's sets: a sentence's vector, or |u - v| and u * v of a pair."""
     columns = [column for part in task.sets for column in part.columns]
     _, vectors, rows = scores.encode_distinct(encoder, columns, clean=clean, progress=progress)
     sides = iter(rows)
 
-    def labelled(part: Examples) -> Labelled:
+    def labeled(part: Examples) -> Labeled:
         u_MD, *pair = [vectors[next(sides)] for _ in part.columns]
         if pair:
             u_MD = np.concatenate([np.abs(u_MD - pair[0]), u_MD * pair[0]], axis=1)
-        return Labelled(u_MD, part.labels)
+        return Labeled(u_MD, part.labels)
 
-    return [labelled(part) for part in task.sets]
+    return [labeled(part) for part in task.sets]
 
 
 def count_fits(task: Transfer, protocol: Protocol) -> int:
@@ -103,7 +103,7 @@ def count_fits(task: Transfer, protocol: Protocol) -> int:
 
 def probe_task(
     classes: int,
-    sets: Sequence[Labelled],
+    sets: Sequence[Labeled],
     protocol: Protocol,
     seed: int,
     advance: Advance = lambda steps: None,
@@ -122,7 +122,7 @@ class Trainer:
     seed: int
     advance: Advance
 
-    def fit(self, data: Labelled, splits: Sequence[Split], decay_JW: np.ndarray) -> probe.Probes:
+    def fit(self, data: Labeled, splits: Sequence[Split], decay_JW: np.ndarray) -> probe.Probes:
         """Trains the probes of all splits."""
         return probe.fit(
             data.x_MD,
@@ -135,7 +135,7 @@ class Trainer:
             advance=self.advance,
         )
 
-    def search(self, data: Labelled, splits: Sequence[Split]) -> tuple[probe.Probes, np.ndarray]:
+    def search(self, data: Labeled, splits: Sequence[Split]) -> tuple[probe.Probes, np.ndarray]:
         """Trains with every weight decay; returns the probes and their development accuracies."""
         probes = self.fit(data, splits, np.tile(self.protocol.decays, (len(splits), 1)))
         sizes = np.array([len(split.development) for split in splits])
@@ -153,7 +153,7 @@ class Trainer:
         return Split(rows[train], rows[development], len(rows))
 
 
-def _nested(trainer: Trainer, data: Labelled) -> Outcome:
+def _nested(trainer: Trainer, data: Labeled) -> Outcome:
     """Chooses a weight decay within the rows outside of each fold, and tests on the fold."""
     rows, folds = np.arange(len(data.y_M)), trainer.protocol.folds
     tests = draws.stratified_folds(data.y_M, folds, SEED)
@@ -176,7 +176,7 @@ def _nested(trainer: Trainer, data: Labelled) -> Outcome:
     )
 
 
-def _folded(trainer: Trainer, data: Labelled, test: Labelled) -> Outcome:
+def _folded(trainer: Trainer, data: Labeled, test: Labeled) -> Outcome:
     """Chooses a weight decay by folds of the training set, trains on all of it, and tests."""
     rows = np.arange(len(data.y_M))
     splits = _fold_splits(rows, data.y_M, trainer.protocol.folds, trainer.seed)
@@ -188,13 +188,13 @@ def _folded(trainer: Trainer, data: Labelled, test: Labelled) -> Outcome:
     return Outcome(mean, accuracy, [decay], [accuracy], predicted_M)
 
 
-def _given(trainer: Trainer, train: Labelled, development: Labelled, test: Labelled) -> Outcome:
+def _given(trainer: Trainer, train: Labeled, development: Labeled, test: Labeled) -> Outcome:
     """Chooses the probe by the development set, and tests it.
 
     SentEval trains the chosen one a second time, from the same draws: the same probe.
     """
     x_MD = np.concatenate([train.x_MD, development.x_MD])
-    data = Labelled(x_MD, np.concatenate([train.y_M, development.y_M]))
+    data = Labeled(x_MD, np.concatenate([train.y_M, development.y_M]))
     rows = np.arange(len(data.y_M))
     split = Split(rows[: len(train.y_M)], rows[len(train.y_M) :])
     probes, accuracy_JW = trainer.search(data, [split])

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from eval.shared import senteval
+from prompteol_jax.errors import UserError
 
 TREC_CLASSES: Final = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
 PLACES: Final = ("MR", "CR", "SUBJ", "MPQA", "SST", "TREC", "MRPC")  # folders, in this order
@@ -75,13 +76,13 @@ def read_transfer(
     """Reads tasks, all unless named, from SentEval's `downstream` folder or the one that holds it.
 
     Raises:
-        ValueError: unknown tasks; lines that cannot be read, or classes with fewer rows than folds,
+        UserError: unknown tasks; lines that cannot be read, or classes with fewer rows than folds,
             all in one error.
-        FileNotFoundError: no such folder, or missing files, all in one error.
+        NotFound: no such folder, or missing files, all in one error.
     """
     unknown = [name for name in names if name not in SOURCES]
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"no transfer task {', '.join(map(repr, unknown))}; there are {', '.join(SOURCES)}"
         )
     names = tuple(dict.fromkeys(names)) or tuple(SOURCES)

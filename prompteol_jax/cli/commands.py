@@ -7,10 +7,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
+from prompteol_jax.errors import UserError
+
 Options = TypeVar("Options")
 
-# What the project raises for a wrong input; anything else is a mistake of ours and shows itself.
-USER_ERRORS: Final = (ValueError, TypeError, OSError, FloatingPointError)
+# What a user can mend: a wrong input, or a machine that refuses. Anything else is a bug of ours and
+# shows its traceback.
+USER_ERRORS: Final = (UserError, OSError)
 
 
 def run_one_of(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from prompteol_jax.cli.options import ModelOptions
+from prompteol_jax.errors import UserError
 from prompteol_jax.progress import progress_bar
 from prompteol_jax.storage import corpus, merge_shards, paths, shards
 
@@ -131,7 +132,7 @@ def _fingerprint(folder: Path) -> str:
 
 
 def _check_output(options: EncodeOptions, output: Any) -> Any:
-    """Return the folder of shards: the output itself, or a neighbour of the file asked for."""
+    """Return the folder of shards: the output itself, or a neighbor of the file asked for."""
     problems = []
     if options.shard_rows < 1:
         problems.append(f"--shard-rows {options.shard_rows}; it takes 1 or more")
@@ -156,7 +157,7 @@ def _check_output(options: EncodeOptions, output: Any) -> Any:
     if options.coordinator is not None and options.input == corpus.STDIN:
         problems.append("--input - reaches one process only; give a file that all of them can read")
     if problems:
-        raise ValueError("; ".join(problems))
+        raise UserError("; ".join(problems))
     return parts
 
 
@@ -258,18 +259,18 @@ def _shares(
 ) -> Iterator[tuple[int, list[str]]]:
     """The texts of the shards of a share, read anew and held to what was read before.
 
-    Raises: ValueError where the corpus is no longer what it was.
+    Raises: UserError where the corpus is no longer what it was.
     """
     left = set(vectors.share)
     for number, chunk in enumerate(texts.chunks(rows)):
         if number not in left:
             continue
         if corpus.Chunk(len(chunk), corpus.digest(chunk)) != vectors.chunks[number]:
-            raise ValueError(f"{texts.name} has changed while it was encoded; start again")
+            raise UserError(f"{texts.name} has changed while it was encoded; start again")
         left.remove(number)
         yield number, chunk
     if left:
-        raise ValueError(f"{texts.name} has become shorter while it was encoded; start again")
+        raise UserError(f"{texts.name} has become shorter while it was encoded; start again")
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from prompteol_jax.cli.commands import run_one_of
 from prompteol_jax.cli.encode import EncodeOptions, encode_corpus
 from prompteol_jax.cli.options import ModelOptions
 from prompteol_jax.cli.verify import VerifyOptions, verify_checkpoint
+from prompteol_jax.errors import UserError
 from prompteol_jax.export.export import ExportOptions, export_run
 from prompteol_jax.storage import paths
 
@@ -65,7 +66,7 @@ def words(options: WordsOptions) -> None:
     from rich import console, table, text
 
     if not options.texts or options.k < 1:
-        raise ValueError(f"give one text or more, and k >= 1; got {options.texts}, k {options.k}")
+        raise UserError(f"give one text or more, and k >= 1; got {options.texts}, k {options.k}")
     _check_reads_a_head(options)
     embedder = options.load("float32")
     found = [embedder.words(sentence, options.k) for sentence in options.texts]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prompteol_jax.cli.options import ModelOptions
+from prompteol_jax.errors import IsAFolder
 from prompteol_jax.storage import paths
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def verify_checkpoint(options: VerifyOptions) -> dict[str, Any]:
     paths.on_this_machine(options.json)
     if options.json:
         if options.json.is_dir():
-            raise IsADirectoryError(f"expected a file to write, found a folder: {options.json}")
+            raise IsAFolder(f"expected a file to write, found a folder: {options.json}")
         options.json.parent.mkdir(parents=True, exist_ok=True)
     certificate = _certificate(options)
     _print(options, certificate)

@@ -77,7 +77,7 @@ def prefill_padded(model: Decoder, ids_AC: Int[Array, "A C"], tokens_A: Int[Arra
 
 
 @dataclasses.dataclass(frozen=True)
-class AtOnce:
+class WholeRunner:
     """A decoder that runs as one program: how an accelerator encodes."""
 
     decoder: Decoder

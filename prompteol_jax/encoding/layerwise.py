@@ -24,7 +24,7 @@ from prompteol_jax.models.decoder import Decoder, Rows, View
 KeysValues = tuple[Float[Array, "C K H"], Float[Array, "C K H"]]
 
 
-class LayerByLayer:
+class LayerwiseRunner:
     """The same functions as the jitted ones of `slabs`, each a call for every layer."""
 
     def __init__(self, decoder: Decoder):

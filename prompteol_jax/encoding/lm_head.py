@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from prompteol_jax.errors import UserError
 from prompteol_jax.models import build
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.ops import einsum
@@ -20,7 +21,7 @@ _ROWS: Final = 256  # vectors that are ranked at once
 def check_reads(*, inner: bool, pooling: str) -> None:
     """Refuse states that the head was not trained to read: an inner layer's, a pooled mean."""
     if inner or pooling != "last":
-        raise ValueError("words need the last layer and the last token: --layer -1, --pooling last")
+        raise UserError("words need the last layer and the last token: --layer -1, --pooling last")
 
 
 class Head:

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from prompteol_jax.errors import UserError
 from prompteol_jax.models.decoder import Rows
 
 ROW: Final = 128  # tokens of a row, unless a sentence is longer; a TPU's tile is as wide
@@ -46,10 +47,10 @@ def bins(lengths: Sequence[int], capacity: int, most: int) -> list[list[int]]:
 
     Every sentence goes into the fullest row that still has room, the longest sentence first.
 
-    Raises: ValueError for a sentence longer than a row.
+    Raises: UserError for a sentence longer than a row.
     """
     if lengths and max(lengths) > capacity:
-        raise ValueError(f"a sentence of {max(lengths)} tokens does not fit a row of {capacity}")
+        raise UserError(f"a sentence of {max(lengths)} tokens does not fit a row of {capacity}")
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []  # free tokens and number of each open row, ascending
     for sentence in sorted(range(len(lengths)), key=lambda n: -lengths[n]):

@@ -1,8 +1,8 @@
-"""From texts to vectors without waiting: tokenise ahead, sort into slabs, compute, fetch.
+"""From texts to vectors without waiting: tokenize ahead, sort into slabs, compute, fetch.
 
     texts -> ids, in a thread -> slabs -> device, a few in flight -> float32 rows
 
-While the device works on a slab, the thread tokenises the next texts and the finished slab's
+While the device works on a slab, the thread tokenizes the next texts and the finished slab's
 vectors are written.
 """
 
@@ -23,16 +23,17 @@ from jaxtyping import Float
 
 from prompteol_jax import axes, distributed
 from prompteol_jax.encoding import strategy as plans
-from prompteol_jax.encoding.batching import AtOnce, Packer, Slab, Sorter
+from prompteol_jax.encoding.batching import Packer, Slab, Sorter, WholeRunner
 from prompteol_jax.encoding.buckets import Ladder
-from prompteol_jax.encoding.layerwise import LayerByLayer
+from prompteol_jax.encoding.layerwise import LayerwiseRunner
 from prompteol_jax.encoding.strategy import Plan
+from prompteol_jax.errors import UserError
 from prompteol_jax.models.decoder import Decoder, Rows
 from prompteol_jax.text.prompt import Prompt, PromptIds
 
 Pooling = Literal["last", "mean"]
 Kind = Literal[Pooling, "layers"]  # of every layer: what `encode_layers` gives
-_CHUNK: Final = 1024  # texts tokenised at once
+_CHUNK: Final = 1024  # texts tokenized at once
 _CHUNKS_AHEAD: Final = 2
 _SLABS_AHEAD: Final = 2  # in flight beyond the one whose result is awaited
 _TIMES: Final = 5  # a slab is timed, for a measured plan
@@ -82,7 +83,7 @@ class Pipeline:
     def use(self, decoder: Decoder) -> None:
         """Encode with these weights from now on."""
         self.decoder = decoder
-        self._run: LayerByLayer | AtOnce | None = None
+        self._run: LayerwiseRunner | WholeRunner | None = None
         self._cache: Any = None
 
     def run(
@@ -117,7 +118,7 @@ class Pipeline:
             self._chosen = plans.fitted(Counter(lengths), tokens, *limits)
         elif self._chosen is None:
             if self.mesh.is_multi_process:
-                raise ValueError(
+                raise UserError(
                     "plan measured times the devices of one process, and this mesh spans several; "
                     "use plan fixed"
                 )
@@ -154,7 +155,7 @@ class Pipeline:
         self, texts: Sequence[str], report: Report
     ) -> Iterator[tuple[int, np.ndarray, bool]]:
         """The ids of each text, and whether they continue the shared prefix."""
-        for start, prompts in self._tokenised(texts):
+        for start, prompts in self._tokenized(texts):
             report.truncated += int(prompts.truncated.sum())
             report.whole += int((~prompts.shared).sum())
             for offset, own in enumerate(prompts.ids):
@@ -165,7 +166,7 @@ class Pipeline:
                 report.tokens += len(ids)
                 yield start + offset, ids, shared
 
-    def _tokenised(self, texts: Sequence[str]) -> Iterator[tuple[int, PromptIds]]:
+    def _tokenized(self, texts: Sequence[str]) -> Iterator[tuple[int, PromptIds]]:
         """Prompts of chunk after chunk, made in a thread that stays ahead."""
         waiting: deque[tuple[int, Future[PromptIds]]] = deque()
         with ThreadPoolExecutor(1) as pool:
@@ -212,10 +213,10 @@ class Pipeline:
     def _on_mesh(self, array: np.ndarray, dims: str) -> jax.Array:
         return distributed.to_global(array, axes.sharding(dims, array.shape, self.mesh))
 
-    def _model(self) -> LayerByLayer | AtOnce:
+    def _model(self) -> LayerwiseRunner | WholeRunner:
         if self._run is None:
             on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-            self._run = (LayerByLayer if on_cpu else AtOnce)(self.decoder)
+            self._run = (LayerwiseRunner if on_cpu else WholeRunner)(self.decoder)
         return self._run
 
     def _prefix(self) -> Any:
@@ -227,17 +228,17 @@ class Pipeline:
 def default_batch_tokens(mesh: Mesh, decoder: Decoder) -> int:
     """Tokens of a slab that keep the devices of a mesh busy."""
     platform = mesh.devices.flat[0].platform
-    of_device = device_batch_tokens(platform, decoder.width, quantised=decoder.quantised)
+    of_device = device_batch_tokens(platform, decoder.width, quantized=decoder.quantized)
     return of_device * mesh.shape["data"]
 
 
-def device_batch_tokens(platform: str, D: int, *, quantised: bool) -> int:
+def device_batch_tokens(platform: str, D: int, *, quantized: bool) -> int:
     """The same for one device that has no part in a model axis.
 
-    On a TPU all activations of the slab then stay in the core's memory. Quantised weights, made
+    On a TPU all activations of the slab then stay in the core's memory. Quantized weights, made
     whole once a slab, want more tokens: as many as keep those of D features there.
     """
-    tpu = max(2048, 2**24 // D) if quantised else max(1024, 2**22 // D)
+    tpu = max(2048, 2**24 // D) if quantized else max(1024, 2**22 // D)
     return {"cpu": 512, "tpu": tpu}.get(platform, 16384)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import tyro
 
+from prompteol_jax.errors import AlreadyExists, NotFound, UserError
 from prompteol_jax.storage import paths
 
 if TYPE_CHECKING:
@@ -55,21 +56,19 @@ class Run:
     def read(cls, folder: Path) -> Run:
         """Read config.json of a run.
 
-        Raises: FileNotFoundError or ValueError where the folder is no run, or one without weights.
+        Raises: NotFound or UserError where the folder is no run, or one without weights.
         """
         path = folder / "config.json"
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{folder} holds no config.json: it is no training run's folder"
-            )
+            raise NotFound(f"{folder} holds no config.json: it is no training run's folder")
         fields = json.loads(path.read_text(encoding="utf-8"))
         lost = [name for name in ("model", "template", "full") if name not in fields]
         if lost:
-            raise ValueError(f"{path} lacks {', '.join(lost)}: it is no training run's config")
+            raise UserError(f"{path} lacks {', '.join(lost)}: it is no training run's config")
         run = cls(folder, *(fields.get(n) for n in ("model", "template", "quantize", "full")))
         weights = folder / ("model/config.json" if run.full else "adapter/adapter_config.json")
         if not weights.is_file():
-            raise FileNotFoundError(
+            raise NotFound(
                 f"{weights} does not exist: the run has kept no weights yet. It does so with its "
                 "first development score, or at its end."
             )
@@ -91,9 +90,9 @@ def export_run(options: ExportOptions) -> None:
     paths.on_this_machine(options.output)
     run = Run.read(paths.here(options.run, depth=2))
     if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
-        raise FileExistsError(f"{options.output} exists and is not empty: choose another --output")
+        raise AlreadyExists(f"{options.output} exists and is not empty: choose another --output")
     if run.full and options.to == "peft":
-        raise ValueError(
+        raise UserError(
             f"{run.folder} trained all weights (--full), so it has no adapter; use --to hf or orbax"
         )
     options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +128,7 @@ def export_peft(run: Run, output: Path) -> str:
     factors = [path for path in pair[0] if ".lora." in path]
     different = [p for p in factors if not np.array_equal(pair[0][p], pair[1][p])]
     if different:
-        raise ValueError(f"the adapter does not read back as it was written: {different}")
+        raise UserError(f"the adapter does not read back as it was written: {different}")
     return f"adapter for {run.model}, {len(factors)} factors read back equal"
 
 
@@ -172,7 +171,7 @@ def export_orbax(run: Run, output: Path, dtype: str) -> str:
     read = read_arrays(output / "weights", arrays)
     different = [path for path in arrays if not np.array_equal(read[path], arrays[path])]
     if different:
-        raise ValueError(f"weights do not read back as they were written: {different}")
+        raise UserError(f"weights do not read back as they were written: {different}")
     wide = {path: array.astype(jnp.float32) for path, array in read.items()}
     embedder.use(build.fill(merged, wide))
     return f"{len(arrays)} arrays in {dtype}, {_compared(vectors, embedder, dtype)}"
@@ -192,14 +191,14 @@ def _shape(run: Run) -> tuple[Any, Any]:
 def _compared(vectors: Any, again: Embedder, dtype: str) -> str:
     """Say how near the written weights come to the run's vectors.
 
-    Raises: ValueError where that is not near enough.
+    Raises: UserError where that is not near enough.
     """
     import numpy as np
 
     difference = np.abs(again.encode(SENTENCES, progress=False) - vectors).max()
     relative = float(difference / np.abs(vectors).max())
     if not relative <= TOLERANCES[dtype]:
-        raise ValueError(
+        raise UserError(
             "what was written does not encode as the run does: vectors differ by "
             f"{relative:.1e} of their largest number, {TOLERANCES[dtype]:.0e} is allowed in {dtype}"
         )

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+from prompteol_jax.errors import UserError
 from prompteol_jax.text.template import Template
 from prompteol_jax.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -29,7 +30,7 @@ def write_sentence_files(folder: Path, template: Template, *, width: int) -> Non
 
     Args:
         width: numbers in a vector.
-    Raises: ValueError where the tokenizer reads BOS and prompt, given as one text, differently from
+    Raises: UserError where the tokenizer reads BOS and prompt, given as one text, differently from
         what a vector here is computed of.
     """
     modules = [
@@ -65,7 +66,7 @@ def chat_template(template: Template, tokenizer: Tokenizer) -> str:
     Some tokenizers put a space before a text only where no special token precedes it; the template
     then brings its own.
 
-    Raises: ValueError where neither gives the ids of the prompt.
+    Raises: UserError where neither gives the ids of the prompt.
     """
     bos = _bos(tokenizer)
     prompts = [template.fill(probe) for probe in _PROBES]
@@ -77,7 +78,7 @@ def chat_template(template: Template, tokenizer: Tokenizer) -> str:
             head, tail = json.dumps(template.head), json.dumps(template.suffix)
             prompt = f"({head} ~ messages[0]['content'] ~ {tail}) | trim"
             return f"{{{{ {json.dumps(start)} ~ ({prompt}) }}}}"
-    raise ValueError(
+    raise UserError(
         f"the tokenizer does not read {bos!r} before a prompt as BOS (id {tokenizer.bos_id}), so "
         "sentence-transformers cannot get the same ids; export --to peft or orbax instead"
     )

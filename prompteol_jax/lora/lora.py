@@ -28,7 +28,7 @@ from prompteol_jax.models import build, initial
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.ops import dropout, einsum, lora_tpu, scan
 from prompteol_jax.quant import formats as quant
-from prompteol_jax.weights import mapping
+from prompteol_jax.weights.mapping import TensorMap
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ def add_lora(
 ) -> Decoder:
     """Put a fresh update on every target layer: `a` uniform within 1/sqrt(inputs), `b` zero.
 
-    Source: peft's default initialisation (kaiming uniform with a = sqrt(5)).
+    Source: peft's default initialization (kaiming uniform with a = sqrt(5)).
     """
     model = attach(model, config, lora, mesh)
     fresh = {
@@ -168,7 +168,7 @@ def attach(model: Decoder, config: models.Config, lora: LoraConfig, mesh: Mesh) 
 
 def factor_table(
     model: Decoder, config: models.Config, targets: Sequence[str] | None
-) -> tuple[mapping.Move, ...]:
+) -> tuple[TensorMap, ...]:
     """Rows of the weight table for the factors of an adapter: two for each adapted layer."""
     rows = []
     for source, target, dims in build.weight_table(config, model):
@@ -179,8 +179,8 @@ def factor_table(
             continue
         outer, inner = _split_pair(dims.split(" -> ")[0])
         lora = target.removesuffix(".w") + ".lora"
-        rows.append(mapping.Move(f"{stem}.lora_A.weight", f"{lora}.a", f"R {inner} -> R {inner}"))
-        rows.append(mapping.Move(f"{stem}.lora_B.weight", f"{lora}.b", f"{outer} R -> R {outer}"))
+        rows.append(TensorMap(f"{stem}.lora_A.weight", f"{lora}.a", f"R {inner} -> R {inner}"))
+        rows.append(TensorMap(f"{stem}.lora_B.weight", f"{lora}.b", f"{outer} R -> R {outer}"))
     return tuple(rows)
 
 
@@ -196,15 +196,15 @@ def _split_pair(dims: str) -> tuple[str, str]:
 def merge_lora(model: Decoder) -> Decoder:
     """A model of plain weights that computes the same: updates added to weights, in float32.
 
-    A quantised weight is made whole, in float32; others keep their dtype.
+    A quantized weight is made whole, in float32; others keep their dtype.
     """
     model = nnx.merge(*nnx.split(model))
     for _, linear in list(nnx.iter_modules(model)):
         if not isinstance(linear, nn.Linear):
             continue
         w = linear.w.get_value()
-        if isinstance(w, quant.Quantised):
-            w = w.dequantise_layers()
+        if isinstance(w, quant.Quantized):
+            w = w.dequantize_layers()
         if linear.lora is not None:
             update = linear.lora.product().reshape(w.shape)
             w = (w.astype(jnp.float32) + update).astype(w.dtype)

@@ -11,6 +11,7 @@ from typing import Any, Final
 from jax.sharding import Mesh
 
 from prompteol_jax import models
+from prompteol_jax.errors import NotFound, UserError
 from prompteol_jax.lora import lora as adapters
 from prompteol_jax.models import build
 from prompteol_jax.models.decoder import Decoder
@@ -62,7 +63,7 @@ def load_adapter(
 
     Args:
         dropout: of the updates' inputs, in the place of the file's own.
-    Raises: FileNotFoundError for a folder without an adapter; ValueError for a kind of adapter that
+    Raises: NotFound for a folder without an adapter; UserError for a kind of adapter that
         is not supported; hf.WeightMismatch where it was made for another model.
     """
     lora = read_adapter_config(folder)
@@ -75,7 +76,7 @@ def load_adapter(
     }
     strange = [t for t in lora.targets or () if t.rsplit(".", 1)[-1] not in known]
     if strange:
-        raise ValueError(
+        raise UserError(
             f"{folder} adapts {strange}, which a {config.family} model does not have: it was made "
             "for another family"
         )
@@ -102,7 +103,7 @@ def _open_adapter(folder: Path) -> dict[str, Any]:
             tensors = opener(folder / name)
             break
     else:
-        raise FileNotFoundError(f"{folder} holds neither {ADAPTER_FILES[0]} nor {ADAPTER_FILES[1]}")
+        raise NotFound(f"{folder} holds neither {ADAPTER_FILES[0]} nor {ADAPTER_FILES[1]}")
     return {_plain(name): tensor for name, tensor in tensors.items()}
 
 
@@ -128,11 +129,11 @@ _PLAIN_STARTS: Final = (None, True, False, "gaussian", "orthogonal")
 def read_adapter_config(folder: Path) -> adapters.LoraConfig:
     """Read PEFT's `adapter_config.json`.
 
-    Raises: FileNotFoundError without one; ValueError that names everything that is not plain LoRA.
+    Raises: NotFound without one; UserError that names everything that is not plain LoRA.
     """
     path = folder / "adapter_config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no adapter_config.json: it is no adapter folder")
+        raise NotFound(f"{folder} holds no adapter_config.json: it is no adapter folder")
     fields = json.loads(path.read_text(encoding="utf-8"))
     wrong = []
     if fields.get("peft_type") != "LORA":
@@ -150,7 +151,7 @@ def read_adapter_config(folder: Path) -> adapters.LoraConfig:
     if isinstance(targets, str) and targets != "all-linear":
         wrong.append(f"target_modules = {targets!r} is a pattern; supported: a list of names")
     if wrong:
-        raise ValueError(f"{path}: {'; '.join(wrong)}")
+        raise UserError(f"{path}: {'; '.join(wrong)}")
     return adapters.LoraConfig(
         rank=fields["r"],
         alpha=float(fields["lora_alpha"]),

@@ -15,16 +15,18 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from prompteol_jax import axes, nn
+from prompteol_jax.errors import NotFound, UserError
 from prompteol_jax.models import FAMILIES, Config
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.quant import formats as quant
 from prompteol_jax.weights import folder as hf
-from prompteol_jax.weights import load, mapping
+from prompteol_jax.weights import load
+from prompteol_jax.weights.mapping import TensorMap
 
-HEAD: Final = mapping.Move("lm_head.weight", "head", "V D -> V D")
+HEAD: Final = TensorMap("lm_head.weight", "head", "V D -> V D")
 
 
-class Raw(nnx.Module):
+class Identity(nnx.Module):
     """In the place of the final norm where an inner layer is asked for: nothing."""
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
@@ -34,19 +36,19 @@ class Raw(nnx.Module):
 def read_config(folder: Path) -> Config:
     """Read `config.json` of a Hugging Face folder.
 
-    Raises: FileNotFoundError without one; ValueError for another family or any field that is not
+    Raises: NotFound without one; UserError for another family or any field that is not
         understood, by name.
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no config.json: it is not a model folder")
+        raise NotFound(f"{folder} holds no config.json: it is not a model folder")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise UserError(f"{path} is not JSON: {error}") from error
     name = fields.get("model_type")
     if name not in FAMILIES:
-        raise ValueError(
+        raise UserError(
             f"{path}: model_type = {name!r} is not supported; supported: {sorted(FAMILIES)}"
         )
     return FAMILIES[name][0].from_hf(fields)
@@ -55,13 +57,13 @@ def read_config(folder: Path) -> Config:
 def resolve_layer(layer: int | None, L: int) -> int | None:
     """Count the blocks to run for `hidden_states[layer]`; None for all and the final norm.
 
-    Raises: ValueError where there is no such layer; the embedding itself, layer 0, is none.
+    Raises: UserError where there is no such layer; the embedding itself, layer 0, is none.
     """
     if layer is None:
         return None
     blocks = layer + L + 1 if layer < 0 else layer
     if not 1 <= blocks <= L:
-        raise ValueError(f"layer {layer} does not exist: allowed are 1 to {L}, or -1 to {-L}")
+        raise UserError(f"layer {layer} does not exist: allowed are 1 to {L}, or -1 to {-L}")
     return None if blocks == L else blocks
 
 
@@ -82,20 +84,20 @@ def abstract_decoder(
         quantize: of the linear layers' matrices; embeddings, norms and biases stay as they are.
         layers: blocks to keep, for the raw hidden state behind them; None for the whole model.
     """
-    make = nn.Placeholders(config.sizes, weight_dtype or dtype, mesh, rules, quantise=quantize)
+    make = nn.Placeholders(config.sizes, weight_dtype or dtype, mesh, rules, quantize=quantize)
     _, family = FAMILIES[config.family]
     depth = config.L if layers is None else layers
     return Decoder(
         stem=family.Stem(config, make),
         blocks=family.Block(config, make.stacked(depth - 1)),
         last=family.Block(config, make),
-        finish=Raw() if layers is not None else family.Finish(config, make),
+        finish=Identity() if layers is not None else family.Finish(config, make),
         dtype=dtype,
     )
 
 
 def leaves(model: nnx.Module) -> dict[str, Any]:
-    """The arrays, or their placeholders, of a module by dotted path; a quantised weight is one."""
+    """The arrays, or their placeholders, of a module by dotted path; a quantized weight is one."""
     flat = nnx.to_flat_state(nnx.state(model))
     return {".".join(map(str, path)): leaf.get_value() for path, leaf in flat}
 
@@ -142,7 +144,7 @@ def load_decoder(
     return fill(model, arrays)
 
 
-def weight_table(config: Config, model: Decoder) -> tuple[mapping.Move, ...]:
+def weight_table(config: Config, model: Decoder) -> tuple[TensorMap, ...]:
     """The rows of the family's weight table whose weights this model has."""
     _, family = FAMILIES[config.family]
     present = leaves(model)

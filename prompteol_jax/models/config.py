@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from prompteol_jax.errors import UserError
+
 _ABSENT: Final = object()
 
 # Fields that cannot change a hidden state.
@@ -80,4 +82,4 @@ class Fields:
             if v is not None
         ]
         if self._wrong or unknown:
-            raise ValueError("config.json: " + "; ".join([*self._wrong, *unknown]))
+            raise UserError("config.json: " + "; ".join([*self._wrong, *unknown]))

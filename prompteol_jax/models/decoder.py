@@ -205,9 +205,9 @@ class Decoder(nnx.Module):
         return self.last.attention_norm.scale.shape[-1]
 
     @property
-    def quantised(self) -> bool:
+    def quantized(self) -> bool:
         """Whether the matrices of linear layers are."""
-        return isinstance(self.last.q.w.get_value(), quant.Quantised)
+        return isinstance(self.last.q.w.get_value(), quant.Quantized)
 
     @property
     def depth(self) -> int:

@@ -50,12 +50,12 @@ def random_decoder(
     return build.fill(model, arrays)
 
 
-def _place(path: str, leaf: Any, numbers: np.ndarray) -> jax.Array | quant.Quantised:
-    if not isinstance(leaf, quant.Quantised):
+def _place(path: str, leaf: Any, numbers: np.ndarray) -> jax.Array | quant.Quantized:
+    if not isinstance(leaf, quant.Quantized):
         return distributed.to_global(numbers.astype(leaf.dtype), leaf.sharding)
     stacked = path.startswith("blocks.")
     layers = list(numbers) if stacked else [numbers]
-    return load.place_quantised(leaf, [(path, layer) for layer in layers], stacked=stacked)
+    return load.place_quantized(leaf, [(path, layer) for layer in layers], stacked=stacked)
 
 
 def _up_to(layers: int | None, path: str, whole: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -19,7 +19,7 @@ from prompteol_jax import axes, nn
 from prompteol_jax.models.config import Fields
 from prompteol_jax.models.decoder import View, project_heads, project_keys_values
 from prompteol_jax.ops import attention, dropout, einsum, scan
-from prompteol_jax.weights import mapping
+from prompteol_jax.weights.mapping import TensorMap
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,7 @@ class LlamaConfig:
     def from_hf(cls, fields: Mapping[str, Any]) -> LlamaConfig:
         """Read the fields of a `config.json`.
 
-        Raises: ValueError that names every field that is missing, unknown or out of range.
+        Raises: UserError that names every field that is missing, unknown or out of range.
         """
         f = Fields(fields)
         f.expect("hidden_act", "silu")
@@ -267,28 +267,28 @@ class Finish(nnx.Module):
         return self.norm(x_BTD)
 
 
-def _linear(source: str, target: str, dims: str) -> tuple[mapping.Move, mapping.Move]:
+def _linear(source: str, target: str, dims: str) -> tuple[TensorMap, TensorMap]:
     out = dims[: dims.index(")") + 1] if dims.startswith("(") else dims[0]
     return (
-        mapping.Move(f"layers.{{l}}.{source}.weight", f"block.{target}.w", dims),
-        mapping.Move(
+        TensorMap(f"layers.{{l}}.{source}.weight", f"block.{target}.w", dims),
+        TensorMap(
             f"layers.{{l}}.{source}.bias", f"block.{target}.b", f"{out} -> {out.strip('()')}"
         ),
     )
 
 
-WEIGHTS: Final[tuple[mapping.Move, ...]] = (
-    mapping.Move("embed_tokens.weight", "stem.tokens", "V D -> V D"),
-    mapping.Move("layers.{l}.input_layernorm.weight", "block.attention_norm.scale", "D -> D"),
+WEIGHTS: Final[tuple[TensorMap, ...]] = (
+    TensorMap("embed_tokens.weight", "stem.tokens", "V D -> V D"),
+    TensorMap("layers.{l}.input_layernorm.weight", "block.attention_norm.scale", "D -> D"),
     *_linear("self_attn.q_proj", "q", "(N H) D -> N H D"),
     *_linear("self_attn.k_proj", "k", "(K H) D -> K H D"),
     *_linear("self_attn.v_proj", "v", "(K H) D -> K H D"),
     *_linear("self_attn.o_proj", "o", "D I -> D I"),
-    mapping.Move("layers.{l}.post_attention_layernorm.weight", "block.mlp_norm.scale", "D -> D"),
+    TensorMap("layers.{l}.post_attention_layernorm.weight", "block.mlp_norm.scale", "D -> D"),
     *_linear("mlp.gate_proj", "gate", "F D -> F D"),
     *_linear("mlp.up_proj", "up", "F D -> F D"),
     *_linear("mlp.down_proj", "down", "D F -> D F"),
-    mapping.Move("norm.weight", "finish.norm.scale", "D -> D"),
+    TensorMap("norm.weight", "finish.norm.scale", "D -> D"),
 )
 ALIAS: Final = {"embed_tokens.weight": "lm_head.weight"}
 IGNORED: Final = (r"lm_head\.weight", r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq")

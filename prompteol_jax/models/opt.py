@@ -16,7 +16,7 @@ from prompteol_jax import axes, nn
 from prompteol_jax.models.config import Fields
 from prompteol_jax.models.decoder import View, project_heads, project_keys_values
 from prompteol_jax.ops import attention, dropout, scan
-from prompteol_jax.weights import mapping
+from prompteol_jax.weights.mapping import TensorMap
 
 POSITION_OFFSET: Final = 2  # the first two rows of OPT's position table are never used
 
@@ -65,7 +65,7 @@ class OptConfig:
     def from_hf(cls, fields: Mapping[str, Any]) -> OptConfig:
         """Read the fields of a `config.json`.
 
-        Raises: ValueError that names every field that is missing, unknown or out of range.
+        Raises: UserError that names every field that is missing, unknown or out of range.
         """
         f = Fields(fields)
         f.expect("activation_function", "relu")
@@ -205,25 +205,25 @@ class Finish(nnx.Module):
         return x_BTD if self.project_out is None else self.project_out(x_BTD)
 
 
-def _affine(source: str, target: str, dims: str, bias: str) -> tuple[mapping.Move, mapping.Move]:
+def _affine(source: str, target: str, dims: str, bias: str) -> tuple[TensorMap, TensorMap]:
     layer = "decoder.layers.{l}."
     return (
-        mapping.Move(f"{layer}{source}.weight", f"block.{target}.w", dims),
-        mapping.Move(f"{layer}{source}.bias", f"block.{target}.b", bias),
+        TensorMap(f"{layer}{source}.weight", f"block.{target}.w", dims),
+        TensorMap(f"{layer}{source}.bias", f"block.{target}.b", bias),
     )
 
 
-def _norm(source: str, target: str) -> tuple[mapping.Move, mapping.Move]:
+def _norm(source: str, target: str) -> tuple[TensorMap, TensorMap]:
     return (
-        mapping.Move(f"{source}.weight", f"{target}.scale", "D -> D"),
-        mapping.Move(f"{source}.bias", f"{target}.bias", "D -> D"),
+        TensorMap(f"{source}.weight", f"{target}.scale", "D -> D"),
+        TensorMap(f"{source}.bias", f"{target}.bias", "D -> D"),
     )
 
 
-WEIGHTS: Final[tuple[mapping.Move, ...]] = (
-    mapping.Move("decoder.embed_tokens.weight", "stem.tokens", "V E -> V E"),
-    mapping.Move("decoder.embed_positions.weight", "stem.positions", "P D -> P D"),
-    mapping.Move("decoder.project_in.weight", "stem.project_in.w", "D E -> D E"),
+WEIGHTS: Final[tuple[TensorMap, ...]] = (
+    TensorMap("decoder.embed_tokens.weight", "stem.tokens", "V E -> V E"),
+    TensorMap("decoder.embed_positions.weight", "stem.positions", "P D -> P D"),
+    TensorMap("decoder.project_in.weight", "stem.project_in.w", "D E -> D E"),
     *_norm("decoder.layers.{l}.self_attn_layer_norm", "block.attention_norm"),
     *_affine("self_attn.q_proj", "q", "(N H) D -> N H D", "(N H) -> N H"),
     *_affine("self_attn.k_proj", "k", "(K H) D -> K H D", "(K H) -> K H"),
@@ -233,7 +233,7 @@ WEIGHTS: Final[tuple[mapping.Move, ...]] = (
     *_affine("fc1", "up", "F D -> F D", "F -> F"),
     *_affine("fc2", "down", "D F -> D F", "D -> D"),
     *_norm("decoder.final_layer_norm", "finish.norm"),
-    mapping.Move("decoder.project_out.weight", "finish.project_out.w", "E D -> E D"),
+    TensorMap("decoder.project_out.weight", "finish.project_out.w", "E D -> E D"),
 )
 ALIAS: Final = {"decoder.embed_tokens.weight": "lm_head.weight"}
 IGNORED: Final = (r"lm_head\.weight", r"decoder\.version")

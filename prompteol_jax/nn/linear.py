@@ -6,7 +6,7 @@ once they are filled, so the same classes describe a model and are one. They are
 
 Matrices are kept in the model's dtype, vectors (norm scales and biases) in float32. Products take
 operands of the activations' dtype and accumulate in float32. The matrices of linear layers may be
-quantised; they are then made whole for one product at a time.
+quantized; they are then made whole for one product at a time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from prompteol_jax.quant import formats as quant
 
 
 class Weight(nnx.Param):
-    """A weight of the base model, quantised or not; its metadata `dims` names its axes."""
+    """A weight of the base model, quantized or not; its metadata `dims` names its axes."""
 
 
 class Lora(nnx.Param):
@@ -43,7 +43,7 @@ class Placeholders:
         sizes: the length of every axis letter.
         dtype: of matrices.
         layers: length of a leading axis L, for blocks that are scanned; None without one.
-        quantise: kind of the matrices of linear layers; None leaves them in the model's dtype.
+        quantize: kind of the matrices of linear layers; None leaves them in the model's dtype.
     """
 
     sizes: Mapping[str, int]
@@ -51,7 +51,7 @@ class Placeholders:
     mesh: Mesh
     rules: Mapping[str, str] = dataclasses.field(default_factory=lambda: axes.RULES)
     layers: int | None = None
-    quantise: quant.Kind | None = None
+    quantize: quant.Kind | None = None
 
     def stacked(self, layers: int) -> Placeholders:
         """Make parameters of `layers` layers at once."""
@@ -63,10 +63,10 @@ class Placeholders:
 
     def linear(self, dims: str, inputs: str) -> Weight:
         """The matrix of a linear layer, `inputs` being those of its axes that are contracted."""
-        if self.quantise is None:
+        if self.quantize is None:
             return self.matrix(dims)
         value = quant.placeholder(
-            self.quantise, dims, inputs, self.sizes, self.mesh, self.rules, self.layers
+            self.quantize, dims, inputs, self.sizes, self.mesh, self.rules, self.layers
         )
         return Weight(value, dims=dims if self.layers is None else "L" + dims)
 
@@ -106,7 +106,7 @@ class Linear(nnx.Module):
     def updated(self, x: jax.Array, update: jax.Array | None) -> jax.Array:
         """Apply the map with a given update of its result."""
         w = self.w.get_value()
-        if isinstance(w, quant.Quantised):
+        if isinstance(w, quant.Quantized):
             y = frozen_dot(self.equation, x, w)
         else:
             y = dot(self.equation, x, w.astype(x.dtype), summed_dtype(self.equation, x.dtype))
@@ -129,18 +129,18 @@ def together(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def frozen_dot(equation: str, x: jax.Array, w: quant.Quantised) -> jax.Array:
-    """`dot` with a quantised weight, which gets no gradient.
+def frozen_dot(equation: str, x: jax.Array, w: quant.Quantized) -> jax.Array:
+    """`dot` with a quantized weight, which gets no gradient.
 
     The gradient of `x` makes the weight whole once more: kept from the first time, the weights of
     all layers would lie in memory together.
     """
     _, w_dims, _ = split_equation(equation)
-    w = axes.constrain(w.dequantise(x.dtype), w_dims)
+    w = axes.constrain(w.dequantize(x.dtype), w_dims)
     return dot(equation, x, w, summed_dtype(equation, x.dtype))
 
 
-def _frozen_forward(equation: str, x: jax.Array, w: quant.Quantised) -> tuple[jax.Array, tuple]:
+def _frozen_forward(equation: str, x: jax.Array, w: quant.Quantized) -> tuple[jax.Array, tuple]:
     return frozen_dot(equation, x, w), (w, jnp.empty(0, x.dtype))
 
 
@@ -155,12 +155,12 @@ frozen_dot.defvjp(_frozen_forward, _frozen_backward)
 
 
 class LayerNorm(nnx.Module):
-    """Layer normalisation with scale and bias."""
+    """Layer normalization with scale and bias."""
 
     def __init__(self, make: Placeholders, *, eps: float = 1e-5):
         self.scale = make.vector("D")
         self.bias = make.vector("D")
-        self.kind = norm.Norm(eps, centred=True)
+        self.kind = norm.Norm(eps, centered=True)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return norm.plain(self.kind, x, self.scale[...], self.bias[...])
@@ -171,11 +171,11 @@ class LayerNorm(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square normalisation with a scale."""
+    """Root-mean-square normalization with a scale."""
 
     def __init__(self, make: Placeholders, *, eps: float):
         self.scale = make.vector("D")
-        self.kind = norm.Norm(eps, centred=False)
+        self.kind = norm.Norm(eps, centered=False)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return norm.plain(self.kind, x, self.scale[...], None)

@@ -62,8 +62,8 @@ def attend(
             query: a TPU then runs one kernel instead, which spares it the scores' way through HBM.
     """
     B, Q, N, H = q_BQNH.shape
-    k_BTKH, v_BTKH = axes.spread_heads(k_BTKH), axes.spread_heads(v_BTKH)
-    prefix = prefix and tuple(axes.spread_heads(a) for a in prefix)
+    k_BTKH, v_BTKH = axes.repeat_kv(k_BTKH), axes.repeat_kv(v_BTKH)
+    prefix = prefix and tuple(axes.repeat_kv(a) for a in prefix)
     fused = start_BT is not None and real_C is None and axes.platform() == "tpu"
     if fused and attention_tpu.applies(Q):
         angles = None if turn is None else turn[1]

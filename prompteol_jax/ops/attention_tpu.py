@@ -74,7 +74,7 @@ def attend(
     if angles is not None:
         B, T, *_ = q_BTNH.shape
         angles = tuple(jnp.broadcast_to(x, (B, T, x.shape[-1])) for x in angles)
-    run = axes.on_every_device(call, places, rows)
+    run = axes.on_each_device(call, places, rows)
     return run(own, kept, start_BT, prefix, angles)
 
 

@@ -123,7 +123,7 @@ def _updates(
     shape: Shape, x: jax.Array, ab: list[jax.Array], places: tuple, words: jax.Array
 ) -> list[jax.Array]:
     call = functools.partial(_call_forward, shape)
-    run = axes.on_every_device(call, (_PART, _WHOLE, _ROWS), _ROWS)
+    run = axes.on_each_device(call, (_PART, _WHOLE, _ROWS), _ROWS)
     return run(*_parts(x, ab, places), words)
 
 
@@ -150,7 +150,7 @@ def _updates_backward(shape: Shape, operands: tuple, dy: list[jax.Array]) -> tup
         return dx, [_summed(*of_one) for of_one in zip(dab, cuts, strict=True)]
 
     outs = _ROWS, [PartitionSpec(None, "data" if cut else None) for cut in cuts]
-    run = axes.on_every_device(call, (_PART, _ROWS, _WHOLE, _ROWS), outs)
+    run = axes.on_each_device(call, (_PART, _ROWS, _WHOLE, _ROWS), outs)
     dx, dab = run(x, dy, ab, words)
     return dx, jax.tree.map(lambda g, f: g.astype(f.dtype), dab, like), None, None
 

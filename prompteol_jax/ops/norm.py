@@ -30,10 +30,10 @@ _BLOCK: Final = 2**19  # numbers of a program's block, at most
 
 
 class Norm(NamedTuple):
-    """A kind of norm; `centred`: the mean is taken off."""
+    """A kind of norm; `centered`: the mean is taken off."""
 
     eps: float
-    centred: bool
+    centered: bool
     interpret: bool = False
 
 
@@ -43,10 +43,10 @@ def plain(norm: Norm, x: jax.Array, scale: jax.Array, bias: jax.Array | None) ->
 
 
 def _moments(norm: Norm, x: jax.Array) -> list[jax.Array]:
-    """What x is multiplied by, and before it, where centred, the mean that is taken off."""
+    """What x is multiplied by, and before it, where centered, the mean that is taken off."""
     wide = x.astype(jnp.float32)
     square = jnp.square(wide).mean(-1, keepdims=True)
-    if not norm.centred:
+    if not norm.centered:
         return [jax.lax.rsqrt(square + norm.eps)]
     mean = wide.mean(-1, keepdims=True)
     if axes.platform() == "tpu":  # both moments in one pass, joined to the product that made x
@@ -110,7 +110,7 @@ def _run(norm: Norm, name: str, kernel: Any, x: Part, tokens: list, vectors: lis
     call = functools.partial(_call, norm, name, kernel)
     rows, whole = PartitionSpec("data"), PartitionSpec()
     places = (layer_slice.place(rows), [rows] * len(tokens), [whole] * len(vectors))
-    run = axes.on_every_device(call, places, rows)
+    run = axes.on_each_device(call, places, rows)
     return run(x, tokens, [vector[None] for vector in vectors])
 
 
@@ -141,8 +141,8 @@ def _call(norm: Norm, name: str, kernel: Any, x: Part, tokens: list, vectors: li
 
 
 def _normed(norm: Norm, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """x with mean 0 (where centred) and variance 1, and what it was multiplied by; float32."""
-    if norm.centred:
+    """x with mean 0 (where centered) and variance 1, and what it was multiplied by; float32."""
+    if norm.centered:
         x = x - x.mean(-1, keepdims=True)
     inverse = jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + norm.eps)
     return x * inverse, inverse
@@ -159,6 +159,6 @@ def _backward(
     hat, inverse = _normed(norm, x_ref[0].astype(jnp.float32))
     dhat = dy_ref[0].astype(jnp.float32) * scale_ref[...]
     dx = dhat - hat * (dhat * hat).mean(-1, keepdims=True)
-    if norm.centred:
+    if norm.centered:
         dx = dx - dhat.mean(-1, keepdims=True)
     dx_ref[0] = (passed_ref[0].astype(jnp.float32) + dx * inverse).astype(dx_ref.dtype)

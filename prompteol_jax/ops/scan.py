@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from prompteol_jax.errors import UserError
 from prompteol_jax.ops.layer_slice import Part
 
 Remat = Literal["none", "dots", "full"]
@@ -188,7 +189,7 @@ def _scan_forward(layer: Layer, dots: bool, x: Any, stacks: list, beside: Any) -
     varied = {n: stack.value for n, stack in enumerate(stacks) if stack.perturbed}
     fixed = {n: stack.value for n, stack in enumerate(stacks) if not stack.perturbed}
     if any(leaf.perturbed for leaf in jax.tree.leaves(beside)):
-        raise ValueError("what is beside the layers of a scan gets no gradient")
+        raise UserError("what is beside the layers of a scan gets no gradient")
     beside = jax.tree.map(lambda leaf: leaf.value, beside)
 
     stacks = [stack.value for stack in stacks]

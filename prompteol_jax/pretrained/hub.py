@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
+from prompteol_jax.errors import NotFound, UserError
 from prompteol_jax.storage import paths
 from prompteol_jax.weights.safetensors import shorten
 
@@ -26,32 +27,32 @@ def local_folder(name: str, *, kind: Kind = "model", revision: str | None = None
     Args:
         name: a folder, here or in a bucket, `owner/name`, or `owner/name@revision`.
         revision: a branch, tag or commit, for hub names only.
-    Raises: FileNotFoundError where there is no such folder, repository, revision or readable
+    Raises: NotFound where there is no such folder, repository, revision or readable
         file; PermissionError where access is denied; ConnectionError where the hub is not reached;
         ValueError where `name` and `revision` contradict each other.
     """
     folder = paths.here(name, depth=1).expanduser()
     if name and folder.is_dir():
         if revision is not None:
-            raise ValueError(f"revision {revision!r} was given, but {name} is a local folder.")
+            raise UserError(f"revision {revision!r} was given, but {name} is a local folder.")
         return _checked(folder, kind)
     repo, _, inline = name.partition("@")
     if name and folder.exists():
-        raise ValueError(f"{name} is a file; give the folder that holds {CONFIG[kind]}.")
+        raise UserError(f"{name} is a file; give the folder that holds {CONFIG[kind]}.")
     if not _NAME.fullmatch(repo) or (inline == "" and "@" in name):
-        raise FileNotFoundError(
+        raise NotFound(
             f"{name!r} is neither an existing folder nor a hub name. Give a folder that holds "
             f"{CONFIG[kind]}, or owner/name such as facebook/opt-2.7b, or owner/name@revision."
         )
     if inline and revision not in (None, inline):
-        raise ValueError(f"{name!r} names revision {inline!r}, but {revision!r} was given too.")
+        raise UserError(f"{name!r} names revision {inline!r}, but {revision!r} was given too.")
     return _downloaded(repo, inline or revision, kind)
 
 
 def dataset_file(repo: str, file: str) -> Path:
     """One file of a dataset on the hub, downloaded into the hub's cache.
 
-    Raises: FileNotFoundError where there is no such dataset or file; PermissionError where access
+    Raises: NotFound where there is no such dataset or file; PermissionError where access
         is denied; ConnectionError where the hub is not reached.
     """
     from huggingface_hub import constants, errors, hf_hub_download
@@ -59,9 +60,7 @@ def dataset_file(repo: str, file: str) -> Path:
     try:
         return Path(hf_hub_download(repo, file, repo_type="dataset"))
     except errors.EntryNotFoundError as error:
-        raise FileNotFoundError(
-            f"{constants.ENDPOINT} has no file {file} in dataset {repo}"
-        ) from error
+        raise NotFound(f"{constants.ENDPOINT} has no file {file} in dataset {repo}") from error
     except (errors.HTTPError, OSError, RuntimeError) as error:
         raise _explained(error, f"datasets/{repo}", None, constants.ENDPOINT) from error
 
@@ -99,7 +98,7 @@ def _checked(folder: Path, kind: Kind) -> Path:
     held = sorted(path.name for path in folder.iterdir())
     others = [other for other in get_args(Kind) if (folder / CONFIG[other]).is_file()]
     advice = f" It looks like a folder of kind {others[0]}." if others else ""
-    raise FileNotFoundError(
+    raise NotFound(
         f"{folder} holds no {CONFIG[kind]}, so it is no {kind} folder.{advice} "
         f"Found: {shorten(held) or 'nothing'}."
     )
@@ -115,7 +114,7 @@ def _downloaded(repo: str, revision: str | None, kind: Kind) -> Path:
                 repo, revision=revision, allow_patterns=[CONFIG[kind]], local_files_only=True
             )
         except errors.LocalEntryNotFoundError as error:
-            raise FileNotFoundError(
+            raise NotFound(
                 f"no folder {repo} exists, and HF_HUB_OFFLINE is set while the hub's cache "
                 f"({constants.HF_HUB_CACHE}) does not hold {_at(repo, revision)}. Unset it to "
                 "download, or give a folder."
@@ -149,7 +148,7 @@ def _wanted(repo: str, files: Sequence[str], kind: Kind) -> list[str]:
     missing = [] if CONFIG[kind] in files else [CONFIG[kind]]
     missing += [] if weights else [f"{first}.safetensors or {second}.bin"]
     if missing:
-        raise FileNotFoundError(
+        raise NotFound(
             f"the hub repository {repo} lacks {' and '.join(missing)}, which this project reads. "
             f"It holds: {shorten(sorted(files)) or 'nothing'}."
         )
@@ -178,9 +177,9 @@ def _explained(error: Any, repo: str, revision: str | None, endpoint: str) -> OS
             "give a local folder."
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return FileNotFoundError(f"{endpoint} has {repo}, but no revision {revision!r} of it.")
+        return NotFound(f"{endpoint} has {repo}, but no revision {revision!r} of it.")
     if isinstance(error, errors.RepositoryNotFoundError):
-        return FileNotFoundError(
+        return NotFound(
             f"no folder {repo} exists, and {endpoint} has no repository of this name. Check the "
             "spelling; for a private one set HF_TOKEN."
         )

@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float32, Shaped, UInt8
 
+from prompteol_jax.errors import UserError
 from prompteol_jax.quant.formats import BLOCK, GROUP, LEVELS, SCALE_LEVELS, Kind
 
 _TILE: Final = 2**16  # numbers worked on at once, so that they stay in cache
@@ -21,23 +22,23 @@ _TINY: Final = np.float32(1e-38)
 _LUT: Final = 65536  # bitsandbytes looks scales up in a table of so many places from -1 to 1
 
 
-def quantise(
+def quantize(
     kind: Kind, matrix: Shaped[np.ndarray, "rows columns"], name: str
 ) -> dict[str, np.ndarray]:
-    """Quantise a weight, given as the matrix of its file, into the arrays of `quant.Nf4` or `Int8`.
+    """Quantize a weight, given as the matrix of its file, into the arrays of `quant.Nf4` or `Int8`.
 
     A codes array is flat for nf4, padded to whole blocks; its shape is the caller's to give.
 
-    Raises: ValueError naming a tensor that holds NaN or infinity.
+    Raises: UserError naming a tensor that holds NaN or infinity.
     """
     parts = _nf4(matrix.reshape(-1)) if kind == "nf4" else _int8(matrix)
     scales = parts.pop("scales") if kind == "nf4" else parts["peaks"]
     if not np.isfinite(scales).all():
-        raise ValueError(
+        raise UserError(
             f"tensor {name!r} holds NaN or infinity (in the file: {matrix.dtype}). "
             "The checkpoint is damaged."
         )
-    return parts if kind == "int8" else parts | double_quantise(scales)
+    return parts if kind == "int8" else parts | double_quantize(scales)
 
 
 def _nf4(flat: Shaped[np.ndarray, " n"]) -> dict[str, np.ndarray]:
@@ -100,8 +101,8 @@ def _over_tiles(tile: Callable[[int], None], size: int, step: int = _TILE) -> No
             pass
 
 
-def double_quantise(scales: Float32[np.ndarray, " blocks"]) -> dict[str, np.ndarray]:
-    """Quantise the scales of a whole tensor: codes, steps and offset."""
+def double_quantize(scales: Float32[np.ndarray, " blocks"]) -> dict[str, np.ndarray]:
+    """Quantize the scales of a whole tensor: codes, steps and offset."""
     offset = torch_mean(scales)
     blocks = scales.size
     shifted = np.zeros((-(-blocks // GROUP), GROUP), np.float32)

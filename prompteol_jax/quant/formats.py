@@ -1,16 +1,16 @@
-"""Quantised weights: nf4 (Dettmers et al. 2023) and int8, as arrays that a compiled function takes.
+"""Quantized weights: nf4 (Dettmers et al. 2023) and int8, as arrays that a compiled function takes.
 
 A weight is looked at as the matrix of its file, outputs by inputs. nf4 cuts the matrix, read row
 by row, into blocks of 64: each number becomes one of 16 levels times the block's largest magnitude.
-Those scales are quantised themselves: their mean is taken off, and what remains becomes, in groups
+Those scales are quantized themselves: their mean is taken off, and what remains becomes, in groups
 of 256, one of 256 levels times the group's largest magnitude.
 
     weight = LEVELS[code] * (SCALE_LEVELS[scale_code] * step + offset)
 
 int8 keeps a largest magnitude for every output: weight = code * peak / 127.
 
-Numbers are made on the host (`quantise`), in bitsandbytes' order of operations, and used on devices
-(`Nf4.dequantise`, `Int8.dequantise`).
+Numbers are made on the host (`quantize`), in bitsandbytes' order of operations, and used on devices
+(`Nf4.dequantize`, `Int8.dequantize`).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ LEVELS: Final = np.array(
 def _dynamic_levels() -> np.ndarray:
     """256 levels from -1 to 1, denser near 0: seven decades, each cut twice as fine as the last.
 
-    Source: 8-bit Optimizers (Dettmers et al. 2022), dynamic quantisation. As bitsandbytes takes
+    Source: 8-bit Optimizers (Dettmers et al. 2022), dynamic quantization. As bitsandbytes takes
     them from torch.linspace, which counts from both ends, in fused steps of float32.
     """
     levels = [0.0, 1.0]
@@ -69,7 +69,7 @@ SCALE_LEVELS: Final = _dynamic_levels()
 
 
 @dataclasses.dataclass(frozen=True)
-class Quantised:
+class Quantized:
     """A weight in few bits; its arrays may have a leading axis L, or be placeholders.
 
     Attributes:
@@ -92,19 +92,19 @@ class Quantised:
         names = [f.name for f in dataclasses.fields(self) if not f.metadata.get("static")]
         return {name: getattr(self, name) for name in names}
 
-    def dequantise(self, dtype: Any) -> jax.Array:
+    def dequantize(self, dtype: Any) -> jax.Array:
         """The weight, computed in float32; of one layer, that is without L."""
         raise NotImplementedError
 
-    def dequantise_layers(self) -> jax.Array:
+    def dequantize_layers(self) -> jax.Array:
         """The weights with L, where there is one, float32."""
-        one = partial(type(self).dequantise, dtype=jnp.float32)
+        one = partial(type(self).dequantize, dtype=jnp.float32)
         return jax.lax.map(one, self) if len(self.shape) > len(self.item) else one(self)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Nf4(Quantised):
+class Nf4(Quantized):
     """Four bits a weight, and about an eighth of a bit for the scales.
 
     Attributes:
@@ -123,7 +123,7 @@ class Nf4(Quantised):
     steps: Any
     offset: Any
 
-    def dequantise(self, dtype: Any) -> jax.Array:
+    def dequantize(self, dtype: Any) -> jax.Array:
         """The weight, computed in float32."""
         rows, blocks = self.scale_codes.shape
         step = jnp.repeat(self.steps, GROUP)[: rows * blocks].reshape(rows, blocks)
@@ -169,7 +169,7 @@ def _level(codes: jax.Array) -> jax.Array:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Int8(Quantised):
+class Int8(Quantized):
     """Eight bits a weight, and one scale an output.
 
     Attributes:
@@ -181,7 +181,7 @@ class Int8(Quantised):
     codes: Any
     peaks: Any
 
-    def dequantise(self, dtype: Any) -> jax.Array:
+    def dequantize(self, dtype: Any) -> jax.Array:
         """The weight, computed in float32."""
         w = self.codes.astype(jnp.float32) * (self.peaks * jnp.float32(1 / 127))
         return w.reshape(self.item).astype(dtype)
@@ -195,8 +195,8 @@ def placeholder(
     mesh: Mesh,
     rules: Mapping[str, str],
     layers: int | None = None,
-) -> Quantised:
-    """Describe a quantised weight: shapes, dtypes and shardings in the place of arrays.
+) -> Quantized:
+    """Describe a quantized weight: shapes, dtypes and shardings in the place of arrays.
 
     Rows or columns are cut over the mesh as the weight itself would be, but no block of 64 is cut:
     where that would happen the axis stays whole. Steps and offset are whole everywhere.

@@ -15,6 +15,8 @@ from typing import Any, ClassVar, Final
 
 import tensorflow_datasets as tfds
 
+from prompteol_jax.errors import AlreadyExists, NotFound, UserError
+
 INFO: Final = "dataset_info.json"
 VERSION: Final = "1.0.0"
 
@@ -51,11 +53,11 @@ class TextBuilder(tfds.core.GeneratorBasedBuilder):
     def write(self) -> Path:
         """Write all splits and return the dataset's folder, which appears when it is complete.
 
-        Raises: FileExistsError where the folder holds this dataset already.
+        Raises: AlreadyExists where the folder holds this dataset already.
         """
         place = Path(self.data_dir)
         if place.exists():
-            raise FileExistsError(f"{place} exists; remove it, or choose another folder")
+            raise AlreadyExists(f"{place} exists; remove it, or choose another folder")
         with contextlib.redirect_stdout(sys.stderr):
             self.download_and_prepare()
         return place
@@ -82,7 +84,7 @@ class TextBuilder(tfds.core.GeneratorBasedBuilder):
 class Dataset:
     """A dataset that was written before.
 
-    Raises: FileNotFoundError where the folder holds none, or several; ValueError where it lacks
+    Raises: NotFound where the folder holds none, or several; UserError where it lacks
         columns that are wanted.
     """
 
@@ -92,7 +94,7 @@ class Dataset:
         self.columns = tuple(self._builder.info.features)
         lacking = [column for column in columns if column not in self.columns]
         if lacking:
-            raise ValueError(
+            raise UserError(
                 f"{self.folder} has the columns {', '.join(self.columns)} and lacks "
                 f"{', '.join(lacking)}; it is no dataset of {name}"
             )
@@ -124,14 +126,14 @@ class Rows(Sequence[dict[str, str]]):
     def __getitem__(self, index: int) -> dict[str, str]:
         """Read one row.
 
-        Raises: ValueError where its record cannot be read.
+        Raises: UserError where its record cannot be read.
         """
         place = range(len(self))[index]
         try:
             row = self._source[place]
         except Exception as error:  # array_record raises RuntimeError, protobuf errors of its own
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"{self._name}: row {place} is damaged: {reason}") from error
+            raise UserError(f"{self._name}: row {place} is damaged: {reason}") from error
         return {name: raw.decode() for name, raw in row.items()}
 
 
@@ -149,7 +151,7 @@ def _find(folder: Path, name: str) -> Path:
     found = [path for path in _versions(folder) if path.parent.name == name]
     if len(found) != 1:
         what = ", ".join(map(str, found)) or "none"
-        raise FileNotFoundError(
+        raise NotFound(
             f"{folder} should hold one prepared dataset {name}; found: {what}. "
             "`python -m train.prepare` makes them"
         )

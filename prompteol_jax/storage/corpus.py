@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
+from prompteol_jax.errors import IsAFolder, NotFound, UserError
 from prompteol_jax.storage import paths
 
 COLUMN: Final = "text"
@@ -62,7 +63,7 @@ class Corpus:
     def chunks(self, rows: int) -> Iterator[list[str]]:
         """Yield lists of this many texts, the last one shorter.
 
-        Raises: ValueError, after the last text, that names every row that cannot be read.
+        Raises: UserError, after the last text, that names every row that cannot be read.
         """
         self.invalid = 0
         malformed: list[Malformed] = []
@@ -82,7 +83,7 @@ class Corpus:
         if chunk:
             yield chunk
         if malformed:
-            raise ValueError(_report(self.name, malformed, count))
+            raise UserError(_report(self.name, malformed, count))
 
     def _decoded(self, raw: bytes) -> str:
         try:
@@ -110,18 +111,18 @@ def opened(path: Path, spool: Path | None = None) -> Iterator[Corpus]:
 def open_corpus(path: Path) -> Corpus:
     """Find the reader of a file by its suffix.
 
-    Raises: FileNotFoundError, IsADirectoryError or ValueError that says what is read.
+    Raises: NotFound, IsAFolder or UserError that says what is read.
     """
     known = ", ".join(READERS)
     path = paths.here(path)
     if path.is_dir():
-        raise IsADirectoryError(f"input {path} is a folder; give one file: {known}")
+        raise IsAFolder(f"input {path} is a folder; give one file: {known}")
     if not path.exists():
-        raise FileNotFoundError(f"no input file {path}; give a file ({known}), or - for a pipe")
+        raise NotFound(f"no input file {path}; give a file ({known}), or - for a pipe")
     if not path.is_file():
-        raise ValueError(f"input {path} cannot be read twice; pipe its lines to --input -")
+        raise UserError(f"input {path} cannot be read twice; pipe its lines to --input -")
     if path.suffix.lower() not in READERS:
-        raise ValueError(
+        raise UserError(
             f"input {path} has the unknown suffix {path.suffix!r}; known: {known}. "
             "For lines of text under another name, pipe them to --input -"
         )
@@ -131,7 +132,7 @@ def open_corpus(path: Path) -> Corpus:
 def survey(corpus: Corpus, rows: int) -> list[Chunk]:
     """Read a corpus once, in chunks of this many texts.
 
-    Raises: ValueError that names every row that cannot be read.
+    Raises: UserError that names every row that cannot be read.
     """
     return [Chunk(len(texts), digest(texts)) for texts in corpus.chunks(rows)]
 
@@ -200,12 +201,12 @@ def _parquet_column(file: BinaryIO, name: str, decode: Decode) -> Iterator[str |
     try:
         table = parquet.ParquetFile(file, buffer_size=_BUFFER)
     except pa.ArrowException as error:
-        raise ValueError(f"{name} is no parquet file: {error}") from error
+        raise UserError(f"{name} is no parquet file: {error}") from error
     schema = table.schema_arrow
     kind = schema.field(_column(schema.names, name)).type
     strings = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(strings) or pa.types.is_large_string(strings)):
-        raise ValueError(f"{name}: column {COLUMN!r} holds {kind}, not strings")
+        raise UserError(f"{name}: column {COLUMN!r} holds {kind}, not strings")
     row = 0
     for batch in table.iter_batches(4096, columns=[COLUMN]):
         for raw in batch.column(0).cast(strings).cast(pa.large_binary()).to_pylist():
@@ -225,7 +226,7 @@ def _column(names: Sequence[str], source: str) -> int:
     if list(names).count(COLUMN) != 1:
         problem = "several columns" if COLUMN in names else "no column"
         columns = ", ".join(names) or "none"
-        raise ValueError(f"{source} has {problem} {COLUMN!r}; its columns: {columns:.200}")
+        raise UserError(f"{source} has {problem} {COLUMN!r}; its columns: {columns:.200}")
     return list(names).index(COLUMN)
 
 
@@ -248,7 +249,7 @@ def _skip_mark(file: BinaryIO, name: str) -> None:
     """Pass over a byte order mark, which is no part of the first text."""
     start = file.read(len(codecs.BOM_UTF8))
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise ValueError(f"{name} is UTF-16; convert it to UTF-8: iconv -f UTF-16 -t UTF-8")
+        raise UserError(f"{name} is UTF-16; convert it to UTF-8: iconv -f UTF-16 -t UTF-8")
     if start != codecs.BOM_UTF8:
         file.seek(0)
 

@@ -19,6 +19,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from prompteol_jax.errors import AlreadyExists, NotFound, Unreachable, UserError
+
 _SCHEME: Final = "gs:/"  # pathlib makes one stroke of two
 
 
@@ -30,12 +32,12 @@ def is_bucket(path: str | os.PathLike) -> bool:
 def place(path: str | os.PathLike) -> Any:
     """The path as a `Path`, or as etils' `epath.Path` where it leads into a bucket.
 
-    Raises: ValueError where what reads buckets is not installed.
+    Raises: UserError where what reads buckets is not installed.
     """
     if not is_bucket(path):
         return Path(path)
     if importlib.util.find_spec("gcsfs") is None:
-        raise ValueError(
+        raise UserError(
             f"{path} lies in a bucket, which needs the extra `gcs`: "
             'pip install ".[gcs]", or give a path on this machine'
         )
@@ -54,7 +56,7 @@ def here(path: str | os.PathLike, *, depth: int | None = None) -> Path:
 
     Args:
         depth: levels of a folder to copy, all by default.
-    Raises: FileNotFoundError where the bucket holds nothing there; ConnectionError where it cannot
+    Raises: NotFound where the bucket holds nothing there; ConnectionError where it cannot
         be reached.
     """
     if not is_bucket(path):
@@ -68,7 +70,7 @@ def here(path: str | os.PathLike, *, depth: int | None = None) -> Path:
     objects = {name.removeprefix(root).strip("/"): facts for name, facts in found.items()}
     objects = {name: facts for name, facts in objects.items() if facts["type"] == "file"}
     if not objects:
-        raise FileNotFoundError(f"{origin} does not exist")
+        raise NotFound(f"{origin} does not exist")
     state = [(name, facts["size"], facts.get("etag")) for name, facts in sorted(objects.items())]
     digest = hashlib.sha256(repr((root, state)).encode()).hexdigest()[:16]
     copy = cache_folder() / "gs" / digest / origin.name
@@ -80,7 +82,7 @@ def here(path: str | os.PathLike, *, depth: int | None = None) -> Path:
 def check_bucket(path: str | os.PathLike) -> None:
     """Refuse a path into a bucket that is not there, before any work.
 
-    Raises: FileNotFoundError; ConnectionError where the bucket cannot be reached.
+    Raises: NotFound; ConnectionError where the bucket cannot be reached.
     """
     if not is_bucket(path):
         return
@@ -88,7 +90,7 @@ def check_bucket(path: str | os.PathLike) -> None:
     with _explained(path):
         there = _system().exists(name)
     if not there:
-        raise FileNotFoundError(
+        raise NotFound(
             f"{path}: there is no bucket {name}, or this account may not see it; "
             f"`gcloud storage buckets create gs://{name}` makes one"
         )
@@ -105,7 +107,7 @@ def put(source: Path, target: Any) -> None:
 def filled(folder: str | os.PathLike) -> Iterator[Path]:
     """A folder here to write into: itself, or one whose files then go to the bucket.
 
-    Raises: FileExistsError where one of them is there already.
+    Raises: AlreadyExists where one of them is there already.
     """
     if not is_bucket(folder):
         yield Path(folder)
@@ -116,20 +118,18 @@ def filled(folder: str | os.PathLike) -> Iterator[Path]:
         yield written
         there = sorted(set(files(written)) & set(files(target)))
         if there:
-            raise FileExistsError(
-                f"{target / there[0]} exists; remove it, or choose another folder"
-            )
+            raise AlreadyExists(f"{target / there[0]} exists; remove it, or choose another folder")
         put(written, target)
 
 
 def on_this_machine(*paths: Path | None) -> None:
     """Refuse buckets where what is written must lie on this machine.
 
-    Raises: ValueError.
+    Raises: UserError.
     """
     distant = [str(place(path)) for path in paths if path is not None and is_bucket(path)]
     if distant:
-        raise ValueError(
+        raise UserError(
             f"{', '.join(distant)}: this is written to this machine only; give a path here, and "
             "copy it with `gcloud storage cp`"
         )
@@ -181,7 +181,7 @@ def _check(file: Path, facts: Mapping[str, Any], source: str) -> None:
     with file.open("rb") as content:
         md5 = base64.b64encode(hashlib.file_digest(content, "md5").digest()).decode()
     if size != facts["size"] or told not in (None, md5):
-        raise ConnectionError(f"gs://{source} did not arrive as it is there; try again")
+        raise Unreachable(f"gs://{source} did not arrive as it is there; try again")
 
 
 @contextlib.contextmanager
@@ -190,10 +190,10 @@ def _explained(path: Any) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path} does not exist") from error
+        raise NotFound(f"{path} does not exist") from error
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConnectionError(
+        raise Unreachable(
             f"{path} could not be reached: {reason}. Check the bucket's name and that this account "
             "may use it; `gcloud auth application-default login` signs in"
         ) from error

@@ -25,6 +25,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float32
 
+from prompteol_jax.errors import AlreadyExists, UserError
 from prompteol_jax.storage import atomic, paths
 from prompteol_jax.storage.corpus import Chunk
 
@@ -70,10 +71,10 @@ class Shards:
     def begin(self, width: int) -> None:
         """Put a new run in the place of what the folder held before; a resumed one goes on.
 
-        Raises: ValueError if vectors of another width are there.
+        Raises: UserError if vectors of another width are there.
         """
         if self.width not in (None, width):
-            raise ValueError(
+            raise UserError(
                 f"{self.folder} holds vectors of {self.width} numbers, the model gives {width}; "
                 "give another output"
             )
@@ -86,7 +87,7 @@ class Shards:
     def gather(self) -> None:
         """Wait until all processes are done, then enter their shards, read again and checked.
 
-        Raises: ValueError where some are not to be found.
+        Raises: UserError where some are not to be found.
         """
         while not all(_entered(self.folder)):
             time.sleep(_POLL)
@@ -94,7 +95,7 @@ class Shards:
         self.sha256 = found.sha256
         self._take_in_others()
         if self.missing:
-            raise ValueError(
+            raise UserError(
                 f"{len(self.missing)} of {len(self.chunks)} shards in {self.folder} are not what "
                 "their process wrote; every process must see the same folder. Repeat the command"
             )
@@ -121,7 +122,7 @@ class Shards:
         """
         expected = (self.chunks[number].rows, self.width)
         if vectors.shape != expected:
-            raise ValueError(f"shard {number} needs {expected} numbers, got {vectors.shape}")
+            raise UserError(f"shard {number} needs {expected} numbers, got {vectors.shape}")
         path = self.folder / shard_name(number)
         atomic.write_whole(path, lambda file: np.save(file, vectors.astype("<f4", copy=False)))
         self.sha256[number] = atomic.sha256(path)
@@ -175,13 +176,13 @@ def opened(
     Args:
         overwrite: vectors of other settings or texts may be replaced.
         process: which of `processes` this is; the first holds the folder for all.
-    Raises: ValueError naming each setting that differs, or that another run writes there;
+    Raises: UserError naming each setting that differs, or that another run writes there;
         FileExistsError where the folder holds files of others.
     """
     with _held(folder, is_first=process == 0):
         foreign = [name for name in paths.files(folder) if not _OURS.fullmatch(name)]
         if foreign:
-            raise FileExistsError(
+            raise AlreadyExists(
                 f"folder {folder} holds other files ({', '.join(foreign[:5])}); "
                 "give a new folder or an empty one"
             )
@@ -232,7 +233,7 @@ def _resumed(
     if problems and overwrite:
         return fresh
     if problems:
-        raise ValueError(
+        raise UserError(
             f"{folder} belongs to another run: {'; '.join(problems)}. "
             "Repeat that run's settings, give another output, or replace it with --overwrite"
         )
@@ -279,4 +280,4 @@ def _take(lock: int, folder: Any) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ValueError(f"another run is writing to {folder}; wait for it or end it") from None
+        raise UserError(f"another run is writing to {folder}; wait for it or end it") from None

@@ -2,7 +2,7 @@
 
 The prompt of every sentence starts with the same characters, so the keys and values of its first
 ids can be computed once. But a tokenizer merges across the border between template and sentence:
-`"` and `(` may become one token. What all sentences share is therefore not the template tokenised
+`"` and `(` may become one token. What all sentences share is therefore not the template tokenized
 alone; `stable_prefix` finds it by filling the template with sentences that begin in every awkward
 way, and `Prompt` still compares each prompt with it and says which ones differ.
 """
@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32
 
+from prompteol_jax.errors import UserError
 from prompteol_jax.text.template import Template
 from prompteol_jax.text.tokenizer import Tokenizer, load_tokenizer, paired
 
@@ -52,11 +53,11 @@ class Prompt:
 
         Args:
             max_tokens: the model's positions; no prompt gets more ids, BOS included.
-        Raises: ValueError if the template alone has more ids than that.
+        Raises: UserError if the template alone has more ids than that.
         """
         (alone,) = tokenizer.ids([template.fill("")])
         if len(alone) > max_tokens:
-            raise ValueError(
+            raise UserError(
                 f"template {template.name} alone is {len(alone)} tokens and the model holds "
                 f"{max_tokens}; use a shorter template or a model with more positions"
             )

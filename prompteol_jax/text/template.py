@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from prompteol_jax.errors import NotFound, UserError
 from prompteol_jax.storage import paths
 
 _AROUND: Final = ("prefix", "suffix")
@@ -61,11 +62,11 @@ class Template:
     def from_json(cls, fields: Any, name: str) -> "Template":
         """Build a template from parsed JSON.
 
-        Raises: ValueError naming every missing, unknown or mistyped field at once.
+        Raises: UserError naming every missing, unknown or mistyped field at once.
         """
         problems = _problems(fields)
         if problems:
-            raise ValueError(
+            raise UserError(
                 f"template {name}: {'; '.join(problems)}. A template is "
                 '{"prefix": text, "suffix": text, "demonstrations": [{"text": ..., "word": ...}]}, '
                 "demonstrations being optional"
@@ -162,7 +163,7 @@ def read_template(name_or_path: str) -> Template:
     original's notation, `This_sentence_:_"*sent_0*"_means_in_one_word:"`, which may also be given
     itself. There `*cls*` and `*sep+*` are removed and `_` stands for a space.
 
-    Raises: FileNotFoundError for a missing file, ValueError for an unknown name or a bad template.
+    Raises: NotFound for a missing file, UserError for an unknown name or a bad template.
     """
     if name_or_path in TEMPLATES:
         return TEMPLATES[name_or_path]
@@ -171,20 +172,20 @@ def read_template(name_or_path: str) -> Template:
     path = Path(name_or_path)
     if path.suffix not in _FILES:
         near = difflib.get_close_matches(name_or_path, TEMPLATES, n=1)
-        raise ValueError(
+        raise UserError(
             f"unknown template {name_or_path!r}{f'; nearest: {near[0]}' if near else ''}. Names: "
             f"{', '.join(TEMPLATES)}; or a file ending in {', '.join(_FILES)}"
         )
     file = paths.here(name_or_path)
     if not file.is_file():
-        raise FileNotFoundError(f"template file {name_or_path} does not exist")
+        raise NotFound(f"template file {name_or_path} does not exist")
     text = file.read_text(encoding="utf-8-sig")
     if path.suffix != ".json":
         return from_notation(text, path.stem)
     try:
         return Template.from_json(json.loads(text), path.stem)
     except json.JSONDecodeError as error:
-        raise ValueError(f"template {name_or_path} is not JSON: {error}") from None
+        raise UserError(f"template {name_or_path} is not JSON: {error}") from None
 
 
 def from_notation(notation: str, name: str) -> Template:
@@ -192,13 +193,13 @@ def from_notation(notation: str, name: str) -> Template:
 
     Demonstrations before the slot are told from the template's own prefix where they have its form.
 
-    Raises: ValueError unless there is exactly one slot.
+    Raises: UserError unless there is exactly one slot.
     """
     # Underscores become spaces here, before any sentence is inserted: those of a sentence survive.
     spaced = notation.strip("\r\n").replace("*cls*", "").replace("*sep+*", "").replace("_", " ")
     parts = spaced.split(_SLOT)
     if len(parts) != 2:
-        raise ValueError(
+        raise UserError(
             f"template {name} has {len(parts) - 1} slots *sent_0*, exactly one is needed: "
             f"{notation.strip()!r}"
         )

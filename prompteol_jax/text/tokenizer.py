@@ -3,7 +3,7 @@
 transformers reads the files but leaves traps. A LLaMA folder without tokenizer_config.json loses
 the space before its first word; early LLaMA conversions have empty special tokens or a wrong BOS;
 some OPT conversions put no BOS at all. So the reader is chosen by the files that are there, BOS is
-put first here and not by the backend, and a vocabulary that is recognised must give known ids for
+put first here and not by the backend, and a vocabulary that is recognized must give known ids for
 a known text.
 """
 
@@ -20,6 +20,8 @@ from typing import Any, Final, NamedTuple, SupportsInt
 
 import numpy as np
 import tokenizers
+
+from prompteol_jax.errors import NotFound, UserError
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
@@ -90,7 +92,7 @@ def paired(text: str) -> str:
 
 
 class _Known(NamedTuple):
-    """A vocabulary, recognised by some of its entries, and the ids it must give for a text."""
+    """A vocabulary, recognized by some of its entries, and the ids it must give for a text."""
 
     name: str
     entries: dict[str, int]
@@ -130,7 +132,7 @@ _KNOWN: Final = (
 
 
 class Golden(NamedTuple):
-    """What a recognised vocabulary must give for a text, and what was found."""
+    """What a recognized vocabulary must give for a text, and what was found."""
 
     vocabulary: str
     text: str
@@ -152,7 +154,7 @@ def load_tokenizer(folder: Path, *, vocab_size: int | None = None) -> Tokenizer:
 
     Args:
         vocab_size: rows of the model's embedding, which no id may exceed.
-    Raises: FileNotFoundError if the folder holds no tokenizer; ValueError naming everything that is
+    Raises: NotFound if the folder holds no tokenizer; UserError naming everything that is
         wrong with it: an unreadable file, BOS missing or broken, ids that are not those of a known
         vocabulary or that the model does not have.
     """
@@ -163,7 +165,7 @@ def load_tokenizer(folder: Path, *, vocab_size: int | None = None) -> Tokenizer:
     if bos_id is None and len(prepended) == 1:
         (bos_id,) = prepended
     if bos_id is None:
-        raise ValueError(
+        raise UserError(
             f"{folder}: the tokenizer has no BOS token, with which every prompt must begin; "
             "name it as bos_token in tokenizer_config.json"
         )
@@ -176,7 +178,7 @@ def load_tokenizer(folder: Path, *, vocab_size: int | None = None) -> Tokenizer:
     if bos_id == read.unk_token_id and bos_id != read.eos_token_id:
         problems.append(f"its BOS, id {bos_id}, is its unknown token")
     if problems:
-        raise ValueError(
+        raise UserError(
             f"{folder}: the tokenizer does not fit: {'; '.join(problems)}. Correct "
             "tokenizer_config.json (bos_token, eos_token, unk_token) or take the tokenizer files "
             "of the original checkpoint"
@@ -187,13 +189,13 @@ def load_tokenizer(folder: Path, *, vocab_size: int | None = None) -> Tokenizer:
 def _read(folder: Path) -> Any:
     present = [files for files in _READERS if all((folder / file).is_file() for file in files)]
     if not present:
-        raise FileNotFoundError(
+        raise NotFound(
             f"{folder} holds no tokenizer: needed is "
             f"{' or '.join(' with '.join(files) for files in _READERS)}"
         )
     empty = _empty_special_tokens(folder)
     if empty:
-        raise ValueError(
+        raise UserError(
             f"{folder}: {', '.join(empty)} empty, as in early LLaMA conversions; for LLaMA 1 and 2 "
             'write bos_token "<s>", eos_token "</s>", unk_token "<unk>"'
         )
@@ -204,7 +206,7 @@ def _read(folder: Path) -> Any:
         with _stdout_to_stderr():
             return reader.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the readers raise anything, plain Exception included
-        raise ValueError(
+        raise UserError(
             f"{folder}: {' and '.join(present[0])} cannot be read as a tokenizer: "
             f"{type(error).__name__}: {error}"
         ) from error
@@ -218,7 +220,7 @@ def _empty_special_tokens(folder: Path) -> list[str]:
         try:
             fields = json.loads((folder / name).read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{folder / name} is not JSON: {error}") from None
+            raise UserError(f"{folder / name} is not JSON: {error}") from None
         for token in ("bos_token", "eos_token", "unk_token"):
             value = fields.get(token)
             if (value.get("content") if isinstance(value, dict) else value) == "":
@@ -251,7 +253,7 @@ def _foreign_frame(tokenizer: Tokenizer, eos_id: int | None) -> list[str]:
 
 
 def golden_ids(tokenizer: Tokenizer) -> list[Golden]:
-    """Tokenise the texts whose ids are known; none where the vocabulary is not recognised."""
+    """Tokenize the texts whose ids are known; none where the vocabulary is not recognized."""
     entry = tokenizer.backend.token_to_id
     return [
         Golden(known.name, text, ids, tokenizer.ids([text])[0].tolist())

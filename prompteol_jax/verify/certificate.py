@@ -124,7 +124,7 @@ def check_parity(embedder: Embedder, z_BD: Float[np.ndarray, "n D"]) -> Check:
     if source.quantize is None:
         whole = embedder.pooling == "last" and source.layer is None
         return _located(embedder, ids, check) if check.verdict == "failed" and whole else check
-    detail = f"{source.quantize} against transformers' unquantised base: {check.detail}"
+    detail = f"{source.quantize} against transformers' unquantized base: {check.detail}"
     return dataclasses.replace(check, verdict="not checked", detail=detail)
 
 

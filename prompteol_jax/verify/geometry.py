@@ -7,6 +7,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from jaxtyping import Float, Float64
 
+from prompteol_jax.errors import UserError
+
 SAME: Final = 1e-6  # vectors whose cosine is 1 up to this are one vector
 
 
@@ -33,12 +35,12 @@ class Spread(NamedTuple):
 def spread(z_BD: Float[np.ndarray, "B D"]) -> Spread:
     """Measure two or more vectors, in float64.
 
-    Raises: ValueError for a zero vector, which points nowhere.
+    Raises: UserError for a zero vector, which points nowhere.
     """
     z_BD = z_BD.astype(np.float64)
     norms = np.linalg.norm(z_BD, axis=1, keepdims=True)
     if not norms.all():
-        raise ValueError(f"{int((norms == 0).sum())} vectors are zero")
+        raise UserError(f"{int((norms == 0).sum())} vectors are zero")
     unit = z_BD / norms
     cosines = (unit @ unit.T)[np.triu_indices(len(unit), 1)]
     variances = np.linalg.svd(z_BD - z_BD.mean(axis=0), compute_uv=False) ** 2

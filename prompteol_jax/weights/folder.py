@@ -15,14 +15,23 @@ import jax
 import numpy as np
 from jax.typing import DTypeLike
 
+from prompteol_jax.errors import NotFound, UserError
 from prompteol_jax.weights.load import WeightMismatch, copy_finite, read_weights
-from prompteol_jax.weights.mapping import Move, Sources, arrange, expand, lengths, parse, reverse
+from prompteol_jax.weights.mapping import (
+    Sources,
+    TensorMap,
+    arrange,
+    expand,
+    lengths,
+    parse,
+    reverse,
+)
 from prompteol_jax.weights.safetensors import open_safetensors, shorten
 from prompteol_jax.weights.torch_bin import open_bin
 
 __all__ = [
-    "Move",
     "Sources",
+    "TensorMap",
     "WeightMismatch",
     "arrange",
     "expand",
@@ -41,7 +50,7 @@ def open_tensors(folder: Path) -> dict[str, np.ndarray]:
 
     A leading `model.` is taken off the names: checkpoints come with and without it.
 
-    Raises: FileNotFoundError where there are no weights, or not all shards; ValueError for a file
+    Raises: NotFound where there are no weights, or not all shards; UserError for a file
         that is corrupt, or two tensors of one name.
     """
     tensors: dict[str, np.ndarray] = {}
@@ -51,13 +60,11 @@ def open_tensors(folder: Path) -> dict[str, np.ndarray]:
         for name, tensor in opened.items():
             short = name.removeprefix("model.")
             if short in tensors:
-                raise ValueError(f"{path}: tensor {name!r} occurs twice in {folder}.")
+                raise UserError(f"{path}: tensor {name!r} occurs twice in {folder}.")
             tensors[short] = tensor
     lost = [name for name in listed if name.removeprefix("model.") not in tensors]
     if lost:
-        raise ValueError(
-            f"{folder}: the index names tensors that its shards lack: {shorten(lost)}."
-        )
+        raise UserError(f"{folder}: the index names tensors that its shards lack: {shorten(lost)}.")
     return tensors
 
 
@@ -76,7 +83,7 @@ def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
         if index.exists():
             return _shards(folder, index)
     held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    raise FileNotFoundError(
+    raise NotFound(
         f"{folder} holds no weights that can be read. Wanted: model.safetensors or "
         f"pytorch_model.bin, or shards with their index. Found: {shorten(held) or 'nothing'}."
     )
@@ -87,17 +94,17 @@ def _shards(folder: Path, index: Path) -> tuple[list[Path], list[str]]:
         weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
         names = sorted({str(shard) for shard in weight_map.values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index}: not an index of shards (no `weight_map`): {error}.") from error
+        raise UserError(f"{index}: not an index of shards (no `weight_map`): {error}.") from error
     suffix = ".bin" if index.name.endswith(".bin.index.json") else ".safetensors"
     strange = [name for name in names if Path(name).name != name or not name.endswith(suffix)]
     if strange:
-        raise ValueError(
+        raise UserError(
             f"{index}: refused, shards must be {suffix} files beside the index, not "
             f"{shorten(strange)}."
         )
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
-        raise FileNotFoundError(
+        raise NotFound(
             f"{folder}: {len(missing)} of {len(names)} shards are missing: {shorten(missing)}. "
             "Copy or download them."
         )
@@ -107,7 +114,7 @@ def _shards(folder: Path, index: Path) -> tuple[list[Path], list[str]]:
 def write_weights(
     folder: Path,
     arrays: Mapping[str, jax.Array],
-    moves: Sequence[Move],
+    moves: Sequence[TensorMap],
     sizes: Mapping[str, int],
     *,
     dtype: DTypeLike,
@@ -124,7 +131,7 @@ def write_weights(
         sizes: as in `read_weights`; `sizes["L"]` is the number of layers in `arrays`.
         rename: from a name in `moves` to the name in the file (puts `model.` back).
         stem: of the files' names.
-    Raises: ValueError where arrays and table disagree, where another process holds a part of an
+    Raises: UserError where arrays and table disagree, where another process holds a part of an
         array, or where a tensor is not finite as `dtype`.
     """
     from safetensors.numpy import save_file
@@ -170,7 +177,7 @@ def _check_arrays(
         elif target in arrays and not arrays[target].is_fully_addressable:
             problems.append(f"{target}: partly on other processes; gather it or write from one")
     if problems:
-        raise ValueError(f"weights cannot be written: {'; '.join(problems)}.")
+        raise UserError(f"weights cannot be written: {'; '.join(problems)}.")
 
 
 def _plan(

@@ -14,9 +14,10 @@ import jax
 import numpy as np
 
 from prompteol_jax import distributed
+from prompteol_jax.errors import UserError
 from prompteol_jax.quant import bitsandbytes
 from prompteol_jax.quant import formats as quant
-from prompteol_jax.weights.mapping import Move, Sources, arrange, expand, lengths, parse
+from prompteol_jax.weights.mapping import Sources, TensorMap, arrange, expand, lengths, parse
 from prompteol_jax.weights.safetensors import shorten
 
 FLOAT_TYPES: Final = ("float16", "bfloat16", "float32", "float64")
@@ -24,7 +25,7 @@ _TILE_ROWS: Final = 256
 _TILE: Final = 256 * _TILE_ROWS  # items copied at once
 
 
-class WeightMismatch(ValueError):
+class WeightMismatch(UserError):
     """The names or shapes in a checkpoint are not those of the model."""
 
     def __init__(
@@ -45,19 +46,19 @@ class WeightMismatch(ValueError):
 
 def read_weights(
     tensors: Mapping[str, np.ndarray],
-    moves: Sequence[Move],
-    leaves: Mapping[str, jax.ShapeDtypeStruct | quant.Quantised],
+    moves: Sequence[TensorMap],
+    leaves: Mapping[str, jax.ShapeDtypeStruct | quant.Quantized],
     sizes: Mapping[str, int],
     *,
     layers: int,
     ignore: Sequence[str] = (),
     alias: Mapping[str, str] | None = None,
-) -> dict[str, jax.Array | quant.Quantised]:
+) -> dict[str, jax.Array | quant.Quantized]:
     """Read a checkpoint into arrays of the given shapes, dtypes and shardings.
 
     Names and shapes are checked before anything is read. Then each process reads what its devices
     hold, shard by shard, so that host memory holds one shard beside what is already placed. Of a
-    leaf that is quantised each process reads whole tensors, one at a time.
+    leaf that is quantized each process reads whole tensors, one at a time.
 
     Args:
         leaves: what to make, by target path; a stacked leaf has a leading axis of `layers - 1`.
@@ -65,11 +66,11 @@ def read_weights(
         layers: how many of them to load, from the first.
         ignore: patterns of whole names that may be in the file and are not read.
         alias: for a name that may be missing, the one to take instead (a tied embedding).
-    Raises: WeightMismatch; ValueError naming a tensor that holds NaN or infinity, before or after
+    Raises: WeightMismatch; UserError naming a tensor that holds NaN or infinity, before or after
         the cast to its leaf's dtype.
     """
     if not 1 <= layers <= sizes["L"]:
-        raise ValueError(f"{layers} layers asked for; the checkpoint has {sizes['L']}.")
+        raise UserError(f"{layers} layers asked for; the checkpoint has {sizes['L']}.")
     alias = alias or {}
     sources = expand(moves, layers)
     _check_leaves(leaves, sources, sizes)
@@ -85,7 +86,7 @@ def read_weights(
 
 
 def _check_leaves(
-    leaves: Mapping[str, jax.ShapeDtypeStruct | quant.Quantised],
+    leaves: Mapping[str, jax.ShapeDtypeStruct | quant.Quantized],
     sources: Mapping[str, Sources],
     sizes: Mapping[str, int],
 ) -> None:
@@ -97,7 +98,7 @@ def _check_leaves(
         elif target not in leaves and names:
             problems.append(f"{target}: no such leaf")
     if problems:
-        raise ValueError(f"weight table and model disagree: {'; '.join(problems)}.")
+        raise UserError(f"weight table and model disagree: {'; '.join(problems)}.")
 
 
 def _check_tensors(
@@ -137,13 +138,13 @@ Index = tuple[slice, ...]
 
 
 def _place(
-    leaf: jax.ShapeDtypeStruct | quant.Quantised,
+    leaf: jax.ShapeDtypeStruct | quant.Quantized,
     views: Sequence[tuple[str, np.ndarray]],
     *,
     stacked: bool,
-) -> jax.Array | quant.Quantised:
-    if isinstance(leaf, quant.Quantised):
-        return place_quantised(leaf, views, stacked=stacked)
+) -> jax.Array | quant.Quantized:
+    if isinstance(leaf, quant.Quantized):
+        return place_quantized(leaf, views, stacked=stacked)
     if leaf.sharding is None:
         whole = tuple(slice(0, n) for n in leaf.shape)
         return jax.device_put(_shard(leaf, views, whole, stacked=stacked))
@@ -160,10 +161,10 @@ def _place(
     )
 
 
-def place_quantised(
-    leaf: quant.Quantised, views: Sequence[tuple[str, np.ndarray]], *, stacked: bool
-) -> quant.Quantised:
-    """Quantise the tensors of a leaf one after another, and put the result where the leaf says.
+def place_quantized(
+    leaf: quant.Quantized, views: Sequence[tuple[str, np.ndarray]], *, stacked: bool
+) -> quant.Quantized:
+    """Quantize the tensors of a leaf one after another, and put the result where the leaf says.
 
     Args:
         views: names and weights, one for each layer where the leaf is stacked, else one.
@@ -171,7 +172,7 @@ def place_quantised(
     places = leaf.parts()
     hosts = {name: _aligned(place.shape, place.dtype) for name, place in places.items()}
     for layer, (name, view) in enumerate(views):
-        parts = bitsandbytes.quantise(leaf.kind, view.reshape(leaf.outputs, -1), name)
+        parts = bitsandbytes.quantize(leaf.kind, view.reshape(leaf.outputs, -1), name)
         for part, host in hosts.items():
             target = host[layer, ...] if stacked else host
             target[...] = parts[part].reshape(target.shape)
@@ -218,7 +219,7 @@ def copy_finite(target: np.ndarray, source: np.ndarray, name: str) -> None:
         with np.errstate(over="ignore", invalid="ignore"):
             np.copyto(target[part], source[part], casting="unsafe")
         if not np.isfinite(target[part]).all():
-            raise ValueError(
+            raise UserError(
                 f"tensor {name!r} holds NaN or infinity as {target.dtype} "
                 f"(in the file: {source.dtype}). The checkpoint is damaged, or needs a wider dtype."
             )

@@ -2,7 +2,7 @@
 
 One row names a tensor, a leaf, and how the axes go from one to the other:
 
-    Move("layers.{l}.self_attn.q_proj.weight", "block.attention.q.w", "(N H) D -> D N H")
+    TensorMap("layers.{l}.self_attn.q_proj.weight", "block.attention.q.w", "(N H) D -> D N H")
 
 Layers 0 to L-2 of a `block.` leaf are stacked at `blocks.`, layer L-1 stands alone at `last.`.
 """
@@ -16,8 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
+from prompteol_jax.errors import UserError
 
-class Move(NamedTuple):
+
+class TensorMap(NamedTuple):
     """One row of a family's weight table."""
 
     source: str  # name in the file, "{l}" for the layer number
@@ -33,7 +35,7 @@ class Sources(NamedTuple):
     dims: str
 
 
-def expand(moves: Sequence[Move], L: int) -> dict[str, Sources]:
+def expand(moves: Sequence[TensorMap], L: int) -> dict[str, Sources]:
     """The sources of every leaf of a model of `L` layers; with one layer, `blocks.` has none."""
     leaves: dict[str, Sources] = {}
     for source, target, dims in moves:
@@ -74,7 +76,7 @@ def parse(dims: str) -> tuple[Axes, Axes]:
     groups = [tuple(tuple((a or b).split()) for a, b in side) for side in sides]
     letters = [sorted(axis for group in side for axis in group) for side in groups]
     if len(groups) != 2 or letters[0] != letters[1] or len(set(letters[0])) < len(letters[0]):
-        raise ValueError(f"{dims!r} does not name the same axes once on each side of '->'.")
+        raise UserError(f"{dims!r} does not name the same axes once on each side of '->'.")
     return groups[0], groups[1]
 
 

@@ -15,6 +15,8 @@ from typing import Any, Final, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from prompteol_jax.errors import NotFound, UserError
+
 SAFETENSORS_DTYPES: Final[Mapping[str, np.dtype]] = {
     "BOOL": np.dtype(np.bool_),
     "U8": np.dtype(np.uint8),
@@ -40,7 +42,7 @@ _HEADER_LIMIT: Final = 100_000_000  # bytes; the safetensors format allows no lo
 def open_safetensors(path: Path) -> dict[str, np.ndarray]:
     """Map every tensor of a safetensors file.
 
-    Raises: FileNotFoundError; ValueError naming file and tensor where the header does not describe
+    Raises: NotFound; UserError naming file and tensor where the header does not describe
         the file exactly (truncated, overlapping, unknown dtype, wrong byte count).
     """
     raw = map_bytes(path)
@@ -50,16 +52,16 @@ def open_safetensors(path: Path) -> dict[str, np.ndarray]:
     end = 0
     for name, span in sorted(spans.items(), key=lambda item: (item[1].begin, item[1].end)):
         if span.end > data.size:
-            raise ValueError(
+            raise UserError(
                 f"{path}: tensor {name!r} ends at byte {start + span.end}, but the file has only "
                 f"{raw.size}: it is truncated. Copy or download it again."
             )
         if span.begin != end:
             fault = "overlaps another tensor" if span.begin < end else "follows unused bytes"
-            raise ValueError(f"{path}: tensor {name!r} {fault}: the file is corrupt.")
+            raise UserError(f"{path}: tensor {name!r} {fault}: the file is corrupt.")
         end = span.end
     if end != data.size:
-        raise ValueError(f"{path}: {data.size - end} bytes after the last tensor: corrupt file.")
+        raise UserError(f"{path}: {data.size - end} bytes after the last tensor: corrupt file.")
     return {
         name: data[span.begin : span.end].view(span.dtype).reshape(span.shape)
         for name, span in spans.items()
@@ -75,10 +77,10 @@ class _Span(NamedTuple):
 
 def _safetensors_header(path: Path, raw: np.ndarray) -> tuple[dict[str, Any], int]:
     if raw.size < 8:
-        raise ValueError(f"{path}: {raw.size} bytes are too few for a safetensors file.")
+        raise UserError(f"{path}: {raw.size} bytes are too few for a safetensors file.")
     (length,) = struct.unpack("<Q", raw[:8].tobytes())
     if length > min(raw.size - 8, _HEADER_LIMIT):
-        raise ValueError(
+        raise UserError(
             f"{path}: the header claims {length} bytes of a file of {raw.size}: truncated, or not "
             "a safetensors file. Copy or download it again."
         )
@@ -86,9 +88,9 @@ def _safetensors_header(path: Path, raw: np.ndarray) -> tuple[dict[str, Any], in
         text = raw[8 : 8 + length].tobytes().decode()
         header = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: the safetensors header is not valid JSON: {error}.") from error
+        raise UserError(f"{path}: the safetensors header is not valid JSON: {error}.") from error
     if type(header) is not dict:
-        raise ValueError(f"{path}: the safetensors header is not a JSON object.")
+        raise UserError(f"{path}: the safetensors header is not a JSON object.")
     header.pop("__metadata__", None)
     return header, 8 + length
 
@@ -97,18 +99,18 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = collections.Counter(name for name, _ in pairs)
     twice = [name for name, count in names.items() if count > 1]
     if twice:
-        raise ValueError(f"{twice[0]!r} occurs twice")
+        raise UserError(f"{twice[0]!r} occurs twice")
     return dict(pairs)
 
 
 def _safetensors_span(path: Path, name: str, entry: Any) -> _Span:
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
-        raise ValueError(f"{path}: tensor {name!r} lacks dtype, shape or data_offsets.")
+        raise UserError(f"{path}: tensor {name!r} lacks dtype, shape or data_offsets.")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not are_naturals(shape) or not are_naturals(offsets) or len(offsets) != 2:
-        raise ValueError(f"{path}: tensor {name!r} has shape {shape} at bytes {offsets}.")
+        raise UserError(f"{path}: tensor {name!r} has shape {shape} at bytes {offsets}.")
     if str(entry["dtype"]) not in SAFETENSORS_DTYPES:
-        raise ValueError(
+        raise UserError(
             f"{path}: tensor {name!r} has dtype {entry['dtype']!r}; readable are "
             f"{', '.join(SAFETENSORS_DTYPES)}."
         )
@@ -116,7 +118,7 @@ def _safetensors_span(path: Path, name: str, entry: Any) -> _Span:
     begin, end = offsets
     needed = math.prod(shape) * dtype.itemsize
     if end - begin != needed:
-        raise ValueError(
+        raise UserError(
             f"{path}: tensor {name!r} of shape {tuple(shape)} and dtype {entry['dtype']} needs "
             f"{needed} bytes, the header gives it {end - begin}."
         )
@@ -131,16 +133,16 @@ def are_naturals(values: Any) -> bool:
 def map_bytes(path: Path) -> np.ndarray:
     """The bytes of a file, mapped read-only.
 
-    Raises: FileNotFoundError; ValueError where the file is empty, or a Git LFS pointer instead of
+    Raises: NotFound; UserError where the file is empty, or a Git LFS pointer instead of
         its content.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file.")
+        raise NotFound(f"{path}: no such file.")
     if path.stat().st_size == 0:
-        raise ValueError(f"{path}: the file is empty. Copy or download it again.")
+        raise UserError(f"{path}: the file is empty. Copy or download it again.")
     raw = np.asarray(np.memmap(path, np.uint8, mode="r"))
     if raw[:64].tobytes().startswith(b"version https://git-lfs"):
-        raise ValueError(
+        raise UserError(
             f"{path}: a Git LFS pointer, not the file itself. Run `git lfs pull` in its repository."
         )
     return raw

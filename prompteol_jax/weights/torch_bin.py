@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from prompteol_jax.errors import UserError
 from prompteol_jax.weights import safetensors
 
 TORCH_DTYPES: Final[Mapping[str, np.dtype]] = {
@@ -39,7 +40,7 @@ def open_bin(path: Path) -> dict[str, np.ndarray]:
 
     Tied and strided tensors come out as such: views of one storage, with its strides.
 
-    Raises: FileNotFoundError; ValueError for a pickle that names anything but tensors, for the
+    Raises: NotFound; UserError for a pickle that names anything but tensors, for the
         format before PyTorch 1.6, and for anything compressed, truncated or out of bounds.
     """
     raw = safetensors.map_bytes(path)
@@ -48,7 +49,7 @@ def open_bin(path: Path) -> dict[str, np.ndarray]:
         state = _StateUnpickler(io.BytesIO(pickled)).load()
     except Exception as error:  # a damaged pickle can end in any exception
         reason = str(error) or type(error).__name__
-        raise ValueError(f"{path}: not a readable state dict: {reason}.") from error
+        raise UserError(f"{path}: not a readable state dict: {reason}.") from error
     _refuse_other_values(path, state)
     storages: dict[str, np.ndarray] = {}
     for name, tensor in state.items():
@@ -56,7 +57,7 @@ def open_bin(path: Path) -> dict[str, np.ndarray]:
         if key not in storages:
             entry = entries.get(f"{root}data/{key}")
             if entry is None:
-                raise ValueError(f"{path}: the storage of tensor {name!r} is not in the archive.")
+                raise UserError(f"{path}: the storage of tensor {name!r} is not in the archive.")
             storages[key] = _entry_bytes(path, raw, entry)
     return {
         name: _strided_view(path, name, tensor, storages[tensor.storage.key])
@@ -131,25 +132,25 @@ def _archive(path: Path, raw: np.ndarray) -> tuple[dict[str, zipfile.ZipInfo], s
         with zipfile.ZipFile(path) as file:
             entries = {entry.filename: entry for entry in file.infolist()}
     except Exception as error:  # damage can end in any exception
-        raise ValueError(f"{path}: {_not_a_zip(raw)}") from error
+        raise UserError(f"{path}: {_not_a_zip(raw)}") from error
     packed = [name for name, entry in entries.items() if entry.compress_type or entry.flag_bits & 1]
     if packed:
-        raise ValueError(
+        raise UserError(
             f"{path}: entry {packed[0]!r} is compressed or encrypted; torch.save writes plain "
             "entries. Unpack the archive and save it again with torch.save."
         )
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise ValueError(f"{path}: a zip file, but not one that torch.save wrote (no data.pkl).")
+        raise UserError(f"{path}: a zip file, but not one that torch.save wrote (no data.pkl).")
     root = pickles[0].removesuffix("data.pkl")
     order = entries.get(f"{root}byteorder")
     if order is not None and _entry_bytes(path, raw, order).tobytes() != b"little":
-        raise ValueError(
+        raise UserError(
             f"{path}: its byte order is not little-endian; save it again on x86 or ARM."
         )
     pickled = _entry_bytes(path, raw, entries[pickles[0]]).tobytes()
     if zlib.crc32(pickled) != entries[pickles[0]].CRC:
-        raise ValueError(f"{path}: the checksum of its pickle is wrong: the file is corrupt.")
+        raise UserError(f"{path}: the checksum of its pickle is wrong: the file is corrupt.")
     return entries, root, pickled
 
 
@@ -167,14 +168,14 @@ def _not_a_zip(raw: np.ndarray) -> str:
 
 def _refuse_other_values(path: Path, state: Any) -> None:
     if type(state) not in (dict, collections.OrderedDict):
-        raise ValueError(f"{path}: holds a {type(state).__name__}, not a state dict of tensors.")
+        raise UserError(f"{path}: holds a {type(state).__name__}, not a state dict of tensors.")
     others = [
         f"{name!r}: {type(value).__name__}"
         for name, value in state.items()
         if not isinstance(name, str) or not isinstance(value, _Tensor)
     ]
     if others:
-        raise ValueError(
+        raise UserError(
             f"{path}: a state dict maps names to tensors, but this holds {', '.join(others[:8])}."
         )
 
@@ -183,18 +184,18 @@ def _entry_bytes(path: Path, raw: np.ndarray, entry: zipfile.ZipInfo) -> np.ndar
     # The local header repeats the name and may carry other padding than the central directory.
     header = raw[entry.header_offset : entry.header_offset + 30].tobytes()
     if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise ValueError(f"{path}: entry {entry.filename!r} has no header: the file is corrupt.")
+        raise UserError(f"{path}: entry {entry.filename!r} has no header: the file is corrupt.")
     name_length, extra_length = struct.unpack("<HH", header[26:30])
     start = entry.header_offset + 30 + name_length + extra_length
     if start + entry.file_size > raw.size:
-        raise ValueError(f"{path}: entry {entry.filename!r} ends after the file: truncated.")
+        raise UserError(f"{path}: entry {entry.filename!r} ends after the file: truncated.")
     return raw[start : start + entry.file_size]
 
 
 def _strided_view(path: Path, name: str, tensor: _Tensor, storage: np.ndarray) -> np.ndarray:
     dtype, _, items = tensor.storage
     if items * dtype.itemsize != storage.size:
-        raise ValueError(
+        raise UserError(
             f"{path}: tensor {name!r} needs a storage of {items} x {dtype.itemsize} bytes, the "
             f"archive holds {storage.size}."
         )
@@ -202,7 +203,7 @@ def _strided_view(path: Path, name: str, tensor: _Tensor, storage: np.ndarray) -
         return np.empty(tensor.shape, dtype)
     reach = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.strides, strict=True))
     if tensor.offset + reach >= items:
-        raise ValueError(
+        raise UserError(
             f"{path}: tensor {name!r} (shape {tensor.shape}, strides {tensor.strides}, offset "
             f"{tensor.offset}) reaches outside its storage of {items} items: refused."
         )
@@ -215,4 +216,4 @@ def _strided_view(path: Path, name: str, tensor: _Tensor, storage: np.ndarray) -
             strides=tuple(step * dtype.itemsize for step in tensor.strides),
         )
     except (ValueError, OverflowError) as error:
-        raise ValueError(f"{path}: tensor {name!r} of shape {tensor.shape}: {error}.") from error
+        raise UserError(f"{path}: tensor {name!r} of shape {tensor.shape}: {error}.") from error

@@ -190,7 +190,7 @@ def test_every_relative_link_leads_somewhere(page):
 
 
 def test_a_broken_link_is_found():
-    text = "[a](docs/none.md) [b](README.md#licence-and-citation) [c](README.md#none) [d](#none)"
+    text = "[a](docs/none.md) [b](README.md#license-and-citation) [c](README.md#none) [d](#none)"
     assert broken_links("README.md", text) == ["docs/none.md", "README.md#none", "#none"]
 
 

@@ -132,7 +132,7 @@ def test_an_activation_is_pinned_under_a_mesh_and_left_alone_without_one():
 def test_heads_fewer_than_the_model_axis_are_repeated_in_groups(mesh, heads, expected, lead):
     number = jnp.broadcast_to(jnp.arange(heads)[:, None], (*lead, heads, 3))
     with jax.set_mesh(axes.make_mesh(mesh)):
-        spread = jax.jit(axes.spread_heads)(number)
+        spread = jax.jit(axes.repeat_kv)(number)
     assert np.asarray(spread)[(0,) * len(lead)][:, 0].tolist() == expected
 
 

@@ -98,7 +98,7 @@ def test_a_prompt_that_leaves_the_prefix_is_computed_whole_with_equal_results(em
     assert whole.report.whole == len({*TEXTS[:6]})
 
 
-def test_normalised_vectors_have_length_one_and_the_same_direction(embedders):
+def test_normalized_vectors_have_length_one_and_the_same_direction(embedders):
     embedder = embedders("tiny")
     z_nD, unit = embedder.encode(TEXTS), embedder.encode(TEXTS, normalize=True)
     np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, rtol=1e-6)

@@ -316,9 +316,7 @@ def test_a_run_goes_on_from_the_same_bits_on_another_mesh(tmp_path, before, afte
     for config in (first, moved):
         triplets, dev = contrastive.read_data(config)
         config = dataclasses.replace(config, resume=True)
-        course = loop.make_course(
-            config, axes.make_mesh(axes.parse_mesh(config.mesh)), triplets, dev
-        )
+        course = loop.make_run(config, axes.make_mesh(axes.parse_mesh(config.mesh)), triplets, dev)
         like = course.learner.init(course.trainable.start)
         step, state, _ = course.checkpoints.restore(like, step=4)
         assert int(state.step) == step == 4

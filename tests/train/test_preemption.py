@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from train import preemption
-from train.preemption import Beat, Pulse
+from train.preemption import Decision, StopAgreement
 
 
 @pytest.fixture
@@ -19,28 +19,28 @@ def clock(monkeypatch):
 
 
 def test_a_quiet_run_goes_on():
-    with Pulse(None) as quiet:
-        assert [quiet.beat(writing=False) for _ in range(3)] == [Beat(False, False, False)] * 3
+    with StopAgreement(None) as quiet:
+        assert [quiet.beat(writing=False) for _ in range(3)] == [Decision(False, False, False)] * 3
 
 
 def test_a_save_is_due_when_its_minutes_are_over(clock):
-    timed = Pulse(0.5)
+    timed = StopAgreement(0.5)
     clock[0] += 29
-    assert timed.beat(writing=False) == Beat(False, False, False)
+    assert timed.beat(writing=False) == Decision(False, False, False)
     clock[0] += 1
-    assert timed.beat(writing=False) == Beat(False, True, False)
+    assert timed.beat(writing=False) == Decision(False, True, False)
     timed.saved()
-    assert timed.beat(writing=False) == Beat(False, False, False)
+    assert timed.beat(writing=False) == Decision(False, False, False)
     clock[0] += 31
-    assert timed.beat(writing=False) == Beat(False, True, False)
+    assert timed.beat(writing=False) == Decision(False, True, False)
 
 
 def test_sigterm_is_noticed_and_the_former_handler_comes_back():
     former = signal.getsignal(signal.SIGTERM)
-    with Pulse(None) as told:
+    with StopAgreement(None) as told:
         assert signal.getsignal(signal.SIGTERM) != former
         os.kill(os.getpid(), signal.SIGTERM)
-        assert told.beat(writing=False) == Beat(True, False, False)
+        assert told.beat(writing=False) == Decision(True, False, False)
         assert signal.getsignal(signal.SIGTERM) == former
     assert signal.getsignal(signal.SIGTERM) == former
 
@@ -48,8 +48,8 @@ def test_sigterm_is_noticed_and_the_former_handler_comes_back():
 def test_a_second_sigterm_ends_the_process():
     code = (
         "import os, signal\n"
-        "from train.preemption import Pulse\n"
-        "with Pulse(None) as told:\n"
+        "from train.preemption import StopAgreement\n"
+        "with StopAgreement(None) as told:\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    assert told.beat(writing=False).stop\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
@@ -60,7 +60,7 @@ def test_a_second_sigterm_ends_the_process():
 
 def test_what_one_process_is_told_all_of_them_do(monkeypatch, clock):
     """The first process's clock counts for all."""
-    timed = Pulse(1.0)
+    timed = StopAgreement(1.0)
     clock[0] += 61
     monkeypatch.setattr(timed._channel, "exchange", lambda _: [[False] * 3, [True] * 3])
-    assert timed.beat(writing=False) == Beat(True, False, True)
+    assert timed.beat(writing=False) == Decision(True, False, True)

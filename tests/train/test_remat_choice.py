@@ -1,4 +1,4 @@
-"""Laws of the choice of rematerialisation: the fastest that fits is taken."""
+"""Laws of the choice of rematerialization: the fastest that fits is taken."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from prompteol_jax.models import build
 from prompteol_jax.models.opt import OptConfig
 from train import remat_choice
 from train.remat_choice import ORDER, choose_remat, device_memory, step_bytes
-from train.step import Learner, abstract_batch, state_places
+from train.step import TrainStep, abstract_batch, state_places
 
 CONFIG = OptConfig(L=4, D=32, N=2, F=128, V=60, P=80, E=32)
 NEEDS = dict(zip(ORDER, (300, 200, 100), strict=True))
@@ -28,7 +28,7 @@ def job(mesh):
     graph, start, frozen = nnx.split(model, nn.Lora, ...)
     optimizer, shards = optax.adam(1e-3), mesh.shape["data"]
     places = state_places(optimizer, start, mesh)
-    learner = Learner(graph, optimizer, places, shards)
+    learner = TrainStep(graph, optimizer, places, shards)
     batch = abstract_batch(mesh, 64, (64, 6), 64)
     prefix_C = jax.ShapeDtypeStruct((4,), jnp.int32)
     key = jax.eval_shape(lambda: jax.random.key(0))

@@ -19,8 +19,8 @@ from prompteol_jax.pretrained.load import load_pretrained
 from prompteol_jax.text.prompt import Prompt
 from prompteol_jax.text.template import PROMPTEOL
 from train import step
-from train.data.collate import Assembler
-from train.step import Learner, make_optimizer, state_places
+from train.data.collate import Collator
+from train.step import TrainStep, make_optimizer, state_places
 
 NAMES = ("opt-tiny", "opt-350m-tiny", "llama-gqa-tiny", "tinystories-656k")
 STEPS = 10
@@ -59,10 +59,10 @@ def learner_of(
     optimizer, _ = make_optimizer(5e-4, warmup + 2 * STEPS, warmup)
     places = state_places(optimizer, start, pretrained.mesh)
     shards = pretrained.mesh.shape["data"]
-    learner = Learner(graph, optimizer, places, shards, chunks, remat, stochastic)
+    learner = TrainStep(graph, optimizer, places, shards, chunks, remat, stochastic)
     prompt = Prompt(PROMPTEOL, pretrained.tokenizer, max_tokens=pretrained.config.P)
     share = distributed.Share.of(pretrained.mesh)
-    return learner, start, frozen, Assembler(prompt, share, distributed.Channel("b"), 32, chunks)
+    return learner, start, frozen, Collator(prompt, share, distributed.Channel("b"), 32, chunks)
 
 
 def our_gradients(folder, nli, out, *, full):

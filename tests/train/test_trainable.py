@@ -11,10 +11,10 @@ from prompteol_jax.quant import formats as quant
 from train import trainable
 from train.config import TrainConfig
 from train.run.checkpoints import Checkpoints
-from train.step import Learner, state_places
+from train.step import TrainStep, state_places
 
 
-def test_a_quantised_base_is_frozen_and_no_checkpoint_holds_it(tmp_path):
+def test_a_quantized_base_is_frozen_and_no_checkpoint_holds_it(tmp_path):
     mesh = axes.make_mesh((1, 1))
     small, plain = (
         trainable.make_trainable(TrainConfig(rank=2, quantize=kind, dtype="float32"), mesh)
@@ -24,10 +24,10 @@ def test_a_quantised_base_is_frozen_and_no_checkpoint_holds_it(tmp_path):
         assert ours.dtype == jnp.float32
         np.testing.assert_array_equal(ours, theirs)
     kept = build.leaves(small.decoder(small.start))
-    quantised = {path for path, leaf in kept.items() if isinstance(leaf, quant.Quantised)}
-    assert quantised == {path for path in kept if path.endswith(".w")}
+    quantized = {path for path, leaf in kept.items() if isinstance(leaf, quant.Quantized)}
+    assert quantized == {path for path in kept if path.endswith(".w")}
     optimizer = optax.adamw(1e-3)
-    learner = Learner(small.graph, optimizer, state_places(optimizer, small.start, mesh))
+    learner = TrainStep(small.graph, optimizer, state_places(optimizer, small.start, mesh))
     state = learner.init(small.start)
     assert all(leaf.dtype != jnp.uint8 for leaf in jax.tree.leaves(state))
     checkpoints = Checkpoints(tmp_path, keep=1)

@@ -23,6 +23,7 @@ from typing import Any, Final, Literal
 
 from prompteol_jax.cli.commands import run_one_of
 from prompteol_jax.cli.options import ModelOptions
+from prompteol_jax.errors import UserError
 
 PROGRAM: Final = "python -m tpu.bench"
 RANDOM: Final = "random:"  # before a published shape, in the place of a model's name
@@ -161,7 +162,7 @@ def _check(options: Any) -> None:
     if options.json is not None and not options.json.parent.is_dir():
         problems.append(f"the folder of --json {options.json} does not exist")
     if problems:
-        raise ValueError("; ".join(problems))
+        raise UserError("; ".join(problems))
 
 
 def _is_ours_alone(options: EncodeBench) -> bool:
@@ -186,15 +187,15 @@ def _made(options: Any) -> Iterator[Any]:
 def read_plan(path: Path, job: str) -> dict[str, Any]:
     """The rates of a plan.
 
-    Raises: ValueError where a file is no plan of this job, or of one that does not fit.
+    Raises: UserError where a file is no plan of this job, or of one that does not fit.
     """
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
         if plan["job"] != job or not plan["fits"]:
-            raise ValueError(f"it plans {plan['job']}, which fits: {plan['fits']}")
+            raise UserError(f"it plans {plan['job']}, which fits: {plan['fits']}")
         return {name: plan[name] for name in _PLANNED}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} holds no plan of {job}, as `python -m tpu.plan --json` writes it: {error}"
         ) from None
 

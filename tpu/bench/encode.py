@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from prompteol_jax.embedder import Embedder
+from prompteol_jax.errors import UserError
 from prompteol_jax.models import tiny
 from prompteol_jax.pretrained import provenance
 from prompteol_jax.storage import corpus
@@ -72,7 +73,7 @@ def measure(options: EncodeBench) -> dict[str, Any]:
     return {
         "job": "encode",
         "setting": f"{embedder.template.name}, {embedder.dtype}, "
-        f"{options.quantize or 'no'} quantisation, {len(texts)} texts, mesh {options.mesh}",
+        f"{options.quantize or 'no'} quantization, {len(texts)} texts, mesh {options.mesh}",
         "device": _device(embedder),
         "ours": ours,
         "peers": {
@@ -93,20 +94,20 @@ def read_texts(options: EncodeBench) -> list[str]:
         read = map(clean_sentence, read)
     texts = list(islice(dict.fromkeys(read), options.n))
     if not texts:
-        raise ValueError(f"{options.texts} holds no text")
+        raise UserError(f"{options.texts} holds no text")
     return texts
 
 
 def made_texts(embedder: Embedder, lengths: Lengths, n: int) -> list[str]:
     """Distinct texts of random words whose ids are as many as the lengths say.
 
-    Raises: ValueError where the tokenizer has too few words of one id.
+    Raises: UserError where the tokenizer has too few words of one id.
     """
     words = [f" {word}" for word in tiny.WORDS]
     ids = embedder.pretrained.tokenizer.ids(words)
     single = [word for word, own in zip(words, ids, strict=True) if len(own) == 2]  # BOS is one
     if len(single) < _WORDS:
-        raise ValueError(f"{len(single)} words of one id are too few for texts; give --texts")
+        raise UserError(f"{len(single)} words of one id are too few for texts; give --texts")
     (shortest,) = embedder.prompt([_OPENING]).ids
     draw = random.Random(0)
     texts: dict[str, None] = {}

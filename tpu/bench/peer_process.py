@@ -9,13 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from prompteol_jax.errors import UserError
+
 
 class Peer:
     """A running peer; use it in a `with` statement.
 
     Attributes:
         about: its device and the versions of its libraries.
-    Raises: ValueError where it does not start.
+    Raises: UserError where it does not start.
     """
 
     def __init__(self, kind: str, python: Path, folder: Path, *flags: str):
@@ -48,7 +50,7 @@ class Peer:
     def _reply(self) -> dict[str, Any]:
         line = self._process.stdout.readline()
         if not line:
-            raise ValueError(
+            raise UserError(
                 f"the peer {self.kind} ended with status {self._process.wait()}, see above; what "
                 "--peer-python names needs torch, transformers and the peer's own package"
             )

@@ -21,7 +21,7 @@ from tpu.plan.jobs import linear_weights
 if TYPE_CHECKING:
     from tpu.bench.command import TrainBench
     from train.data.triplets import Triplet
-    from train.loop import Course
+    from train.loop import Run
 
 _COMPILING = 2  # steps before the timed ones
 
@@ -33,7 +33,7 @@ def measure(options: TrainBench) -> dict[str, Any]:
         speed.compile_seconds() as compiling,
         contextlib.ExitStack() as stack,
     ):
-        course = make_course(options, Path(run) / "run")
+        course = make_run(options, Path(run) / "run")
         peers = [stack.enter_context(_peer(options, course))] if options.peer else []
         seconds, losses, tokens = _rounds(options, course, peers)
         compile_s = compiling()
@@ -44,7 +44,7 @@ def measure(options: TrainBench) -> dict[str, Any]:
     return {
         "job": "train",
         "setting": f"{course.embedder.template.name}, {course.embedder.dtype}, "
-        f"{options.quantize or 'no'} quantisation, batch {options.batch}, mesh {options.mesh}",
+        f"{options.quantize or 'no'} quantization, batch {options.batch}, mesh {options.mesh}",
         "device": f"{len(devices)} x {devices[0].device_kind}",
         "ours": ours,
         "peers": {
@@ -58,7 +58,7 @@ def measure(options: TrainBench) -> dict[str, Any]:
     }
 
 
-def make_course(options: TrainBench, run: Path) -> Course:
+def make_run(options: TrainBench, run: Path) -> Run:
     """The very run that `train.contrastive` would make of these flags, before its first step."""
     from train import contrastive, loop
     from train.config import TrainConfig
@@ -84,10 +84,10 @@ def make_course(options: TrainBench, run: Path) -> Course:
     distributed.simulate_devices(shape[0] * shape[1])
     triplets, _ = contrastive.read_data(config)
     mesh = axes.make_mesh(shape)
-    return loop.make_course(config, mesh, triplets, None)
+    return loop.make_run(config, mesh, triplets, None)
 
 
-def _peer(options: TrainBench, course: Course) -> Peer:
+def _peer(options: TrainBench, course: Run) -> Peer:
     flags = {"--rank": options.rank, "--dropout": options.dropout, "--dtype": course.embedder.dtype}
     if options.base_dropout is not None:
         flags["--base-dropout"] = options.base_dropout
@@ -96,7 +96,7 @@ def _peer(options: TrainBench, course: Course) -> Peer:
 
 
 def _rounds(
-    options: TrainBench, course: Course, peers: Sequence[Peer]
+    options: TrainBench, course: Run, peers: Sequence[Peer]
 ) -> tuple[dict[str, list[float]], dict[str, list[float]], int]:
     """Ours and the peer's in turn: seconds of timed steps, all losses; real tokens of a step."""
     names = ["ours", *(peer.kind for peer in peers)]
@@ -131,7 +131,7 @@ def _rounds(
     return seconds, losses, round(statistics.mean(tokens[_COMPILING:]))
 
 
-def _prompts(course: Course, triplets: Sequence[Triplet]) -> list[list[str]]:
+def _prompts(course: Run, triplets: Sequence[Triplet]) -> list[list[str]]:
     """The same sentences for a peer: cut and filled, anchors first."""
     prompt = course.assemble.prompt
     roles = 2 if triplets[0].hard_neg is None else 3
@@ -141,7 +141,7 @@ def _prompts(course: Course, triplets: Sequence[Triplet]) -> list[list[str]]:
     ]
 
 
-def _ours(course: Course, seconds: list[float], tokens: int) -> dict[str, Any]:
+def _ours(course: Run, seconds: list[float], tokens: int) -> dict[str, Any]:
     """Rates from the median step; useful FLOPs are 4 for a frozen weight and a real token."""
     pretrained, middle = course.trainable.pretrained, statistics.median(seconds)
     useful = 4 * linear_weights(pretrained.config) * tokens / middle

@@ -24,6 +24,7 @@ from typing import Annotated, Final
 import tyro
 
 from prompteol_jax.cli.commands import run_command
+from prompteol_jax.errors import NotFound, UserError
 from tpu.launch.gcloud import FOLDER, Machine
 from tpu.launch.slices import Slice, parse_slice
 
@@ -100,7 +101,7 @@ class Launch:
                 break
             except SliceLost as error:
                 if not self.options.spot or attempt == self.options.restarts:
-                    raise ValueError(f"the slice {self.options.name} is gone: {error}") from error
+                    raise UserError(f"the slice {self.options.name} is gone: {error}") from error
                 _say(f"the slice was taken away ({error}); asking for another")
                 self._call(self.machine.delete(), check=False)
         there = () if _in_bucket(self.command) else self.options.fetch
@@ -163,7 +164,7 @@ class Launch:
         if status and check:
             if self._answer(self.machine.state(), dry="READY") in LOST[:3]:
                 raise SliceLost(f"{shlex.join(words[:5])} failed")
-            raise ValueError(f"status {status} from: {shlex.join(words)}")
+            raise UserError(f"status {status} from: {shlex.join(words)}")
         return status
 
     def _answer(self, words: Sequence[str], *, dry: str) -> str:
@@ -194,7 +195,7 @@ def hosted(command: Sequence[str], *, again: bool) -> list[str]:
 def check(options: LaunchOptions, command: Sequence[str]) -> None:
     """Refuse, all at once, what cannot work.
 
-    Raises: ValueError.
+    Raises: UserError.
     """
     wrong = []
     try:
@@ -211,7 +212,7 @@ def check(options: LaunchOptions, command: Sequence[str]) -> None:
     if options.restarts < 0 or options.poll_s <= 0:
         wrong.append("--restarts must be 0 or more, --poll-s above 0")
     if wrong:
-        raise ValueError("; ".join(wrong))
+        raise UserError("; ".join(wrong))
 
 
 def _in_bucket(command: Sequence[str]) -> bool:
@@ -224,7 +225,7 @@ def _started(words: Sequence[str], **pipes: object) -> subprocess.Popen:
     try:
         return subprocess.Popen(list(words), **pipes)
     except FileNotFoundError as error:
-        raise FileNotFoundError(
+        raise NotFound(
             f"no command {words[0]}; install the Google Cloud CLI and run `gcloud auth login`"
         ) from error
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
+from prompteol_jax.errors import UserError
+
 
 class Generation(NamedTuple):
     """One generation of TPUs.
@@ -42,16 +44,16 @@ class Slice(NamedTuple):
 def parse_slice(name: str) -> Slice:
     """Read `v5e-8`: a generation and its size, counted as Google Cloud counts it.
 
-    Raises: ValueError that lists the generations.
+    Raises: UserError that lists the generations.
     """
     match = re.fullmatch(r"(v\d\w*)-([1-9]\d*)", name)
     generation = GENERATIONS.get(match[1]) if match else None
     if generation is None:
         counted = ", ".join(f"{g}-N (N {kind.counts})" for g, kind in GENERATIONS.items())
-        raise ValueError(f"slice {name!r} is none of {counted}, such as v5e-8")
+        raise UserError(f"slice {name!r} is none of {counted}, such as v5e-8")
     size = int(match[2])
     if generation.counts != "chips" and size % 2:
-        raise ValueError(
+        raise UserError(
             f"slice {name!r}: {match[1]} counts TensorCores, two a chip: give an even N"
         )
     chips = size if generation.counts == "chips" else size // 2

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from prompteol_jax.errors import NotFound
+
 if TYPE_CHECKING:
     from prompteol_jax import models
     from tpu.plan.jobs import Encode, Train
@@ -99,7 +101,7 @@ def run(options: PlanOptions) -> dict[str, Any]:
 def make_job(options: PlanOptions) -> Encode | Train:
     """The job that the flags describe, on any slice.
 
-    Raises: ValueError or FileNotFoundError for what does not fit, before anything is compiled.
+    Raises: UserError or NotFound for what does not fit, before anything is compiled.
     """
     from tpu.lengths import read_lengths
     from tpu.plan.jobs import Encode, Train
@@ -140,4 +142,4 @@ def find_config(model: str) -> models.Config:
     try:
         return build.read_config(hub.config_folder(model))
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error} Shapes known by name: {', '.join(PUBLISHED)}.") from None
+        raise NotFound(f"{error} Shapes known by name: {', '.join(PUBLISHED)}.") from None

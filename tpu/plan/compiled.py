@@ -15,6 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from prompteol_jax import axes
+from prompteol_jax.errors import UserError
 from prompteol_jax.ops.einsum import matrix_flops
 from tpu.chips import Topology
 from tpu.plan import cost, hlo
@@ -47,12 +48,12 @@ class Compiled:
 def slice_mesh(topology: Topology, shape: tuple[int, int]) -> Mesh:
     """A mesh over the described devices of a slice.
 
-    Raises: ValueError where libtpu is missing, does not know the topology, or describes the two
+    Raises: UserError where libtpu is missing, does not know the topology, or describes the two
         cores of its chips one by one (v4), which share memory and run as one device.
     """
     devices = _devices(topology)
     if any(device.core_on_chip for device in devices):
-        raise ValueError(
+        raise UserError(
             f"topology {topology} is described core by core by libtpu, which no plan can be made "
             "of; v5e, v5p and v6e can be planned"
         )
@@ -75,7 +76,7 @@ def _devices(topology: Topology) -> Sequence[Any]:
             ).devices
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(
+        raise UserError(
             f"topology {topology} cannot be described: {reason} This needs libtpu, in an "
             'environment of its own: pip install "prompteol-jax[tpu]"'
         ) from error
@@ -134,12 +135,12 @@ def _shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
 def _needed(message: str, label: str, held: int) -> int:
     """Bytes that a program would have needed, from the compiler's refusal.
 
-    Raises: ValueError where it refused for another reason.
+    Raises: UserError where it refused for another reason.
     """
     temporaries = re.search(r"required for HLO temporaries \(([\d.]+)([KMGT]?)\)", message)
     used = re.search(r"Used ([\d.]+)([KMGT]?) of", message)
     found = temporaries or used
     if "RESOURCE_EXHAUSTED" not in message or found is None:
-        raise ValueError(f"{label} does not compile: {message.splitlines()[0]}")
+        raise UserError(f"{label} does not compile: {message.splitlines()[0]}")
     amount = int(float(found[1]) * _UNITS[found[2]])
     return amount + held if found is temporaries else amount

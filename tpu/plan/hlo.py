@@ -1,4 +1,4 @@
-"""The optimised HLO text of a compiled program, as instructions in the order they are scheduled.
+"""The optimized HLO text of a compiled program, as instructions in the order they are scheduled.
 
 Only what a plan needs is read: shapes, operands, called computations, the devices that a collective
 joins, and the compiler's own `estimated_cycles`.
@@ -11,6 +11,8 @@ import math
 import re
 from collections.abc import Mapping
 from typing import Final
+
+from prompteol_jax.errors import UserError
 
 BITS: Final = {
     **{"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s32": 32, "u32": 32},
@@ -74,14 +76,14 @@ class Program:
     def trips(self, loop: Instruction) -> int:
         """How often the body of a while runs: its condition counts from 0 up to a constant.
 
-        Raises: ValueError where the condition has another form.
+        Raises: UserError where the condition has another form.
         """
         condition = self.computations[loop.called["condition"]]
         compares = [i for i in condition if i.opcode in ("compare", "fusion")]
         constants = [i.text for i in condition if i.opcode == "constant"]
         limits = [int(m[1]) for text in constants if (m := re.match(r"\((\d+)\)", text))]
         if len(compares) != 1 or len(limits) != 1:
-            raise ValueError(f"the trip count of {loop.name} cannot be read from its condition")
+            raise UserError(f"the trip count of {loop.name} cannot be read from its condition")
         return limits[0]
 
 
@@ -98,7 +100,7 @@ def parse(text: str) -> Program:
         elif name and (found := re.match(r"\s+(?:ROOT )?%([^\s=]+) = (.*)", line)):
             body.append(_instruction(found[1], found[2]))
     if not entry:
-        raise ValueError("the text holds no ENTRY computation: is it optimised HLO?")
+        raise UserError("the text holds no ENTRY computation: is it optimized HLO?")
     return Program(computations, entry)
 
 
@@ -138,13 +140,13 @@ def _closing(text: str, opening: int) -> int:
         depth += 1 if match[0] == "(" else -1
         if depth == 0:
             return match.start()
-    raise ValueError(f"unbalanced parentheses in {text[:80]!r}")
+    raise UserError(f"unbalanced parentheses in {text[:80]!r}")
 
 
 def groups(instruction: Instruction) -> list[list[int]]:
     """The devices, by number in the mesh, that a collective joins; pairs for a permutation.
 
-    Raises: ValueError for a notation that is not understood.
+    Raises: UserError for a notation that is not understood.
     """
     text = instruction.text
     if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", text):
@@ -159,7 +161,7 @@ def groups(instruction: Instruction) -> list[list[int]]:
         text,
     )
     if named is None:
-        raise ValueError(f"{instruction.name}: its replica groups are not understood")
+        raise UserError(f"{instruction.name}: its replica groups are not understood")
     sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
     shape = [int(n) for n in sizes.values()]
     devices = _transposed(

@@ -1,7 +1,7 @@
 """How long a collective keeps the links of a slice busy.
 
 A group of chips is taken as the smallest box of the slice that holds it. The box has one ring where
-its chips can be gone through neighbour by neighbour back to the first, and a ring carries data both
+its chips can be gone through neighbor by neighbor back to the first, and a ring carries data both
 ways at once. With n chips and b bytes of the whole array:
 
     all-gather, reduce-scatter   (n - 1) / n * b      all-to-all           (n - 1) / n * b / 2

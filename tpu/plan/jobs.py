@@ -1,8 +1,8 @@
 """The programs that a job runs on a slice, described from shapes alone: nothing is loaded or drawn.
 
 They are the very functions that encode and train call: `slabs.encode` in the shapes that its
-sentences are sorted into, and `Learner.step`. A job is a stream of steps; each of its shapes has a
-share in it.
+sentences are sorted into, and `TrainStep.step`. A job is a stream of steps; each of its shapes has
+a share in it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from prompteol_jax.ops.scan import Remat
 from prompteol_jax.quant import formats as quant
 from tpu.lengths import Lengths
 from train.data.collate import balanced, row_shape, rows_of_shard
-from train.step import Batch, Learner, abstract_batch, make_optimizer, state_places
+from train.step import Batch, TrainStep, abstract_batch, make_optimizer, state_places
 
 _DTYPE: Final = jnp.bfloat16
 
@@ -93,7 +93,7 @@ class Encode:
 
     @property
     def _device_tokens(self) -> int:
-        return device_batch_tokens("tpu", self.config.D, quantised=self.quantize is not None)
+        return device_batch_tokens("tpu", self.config.D, quantized=self.quantize is not None)
 
     def _packed(self, mesh: Mesh) -> Iterator[tuple[Rows, float, float, float]]:
         """Full slabs; the few sentences that are too long to share a row are left out."""
@@ -144,7 +144,7 @@ class Train:
         optimizer, _ = make_optimizer(5e-4, 1000, 100)
         places = state_places(optimizer, start, mesh)
         shards = mesh.shape["data"]
-        learner = Learner(graph, optimizer, places, shards, self.chunks, self.remat, True)
+        learner = TrainStep(graph, optimizer, places, shards, self.chunks, self.remat, True)
         lengths = self.lengths.draw(3 * self.batch)
         batch = self._batch(mesh, lengths)
         prefix_C = _whole(mesh, (self.C,), jnp.int32)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from prompteol_jax import axes
+from prompteol_jax.errors import UserError
 from prompteol_jax.progress import progress_bar
 from tpu.chips import CHIPS, Topology, parse_topology, slices
 from tpu.plan.jobs import Encode, Train
@@ -18,7 +19,7 @@ SMALLEST_OF: Final = "v5e"  # the chip whose slices `--topology auto` goes throu
 def meshes(job: Encode | Train, topology: Topology, mesh: str) -> list[tuple[int, int]]:
     """The meshes to try over all chips of a slice.
 
-    Raises: ValueError where the mesh that was asked for has another number of chips or does not
+    Raises: UserError where the mesh that was asked for has another number of chips or does not
         fit the model or the batch, or where none does.
     """
     batch = getattr(job, "batch", None)
@@ -29,7 +30,7 @@ def meshes(job: Encode | Train, topology: Topology, mesh: str) -> list[tuple[int
         return found
     shape = axes.parse_mesh(mesh)
     if shape[0] * shape[1] != topology.devices:
-        raise ValueError(
+        raise UserError(
             f"mesh {mesh} has {shape[0] * shape[1]} devices, {topology} has {topology.devices}"
         )
     axes.check_mesh(job.config.sizes, shape, batch=batch)

@@ -24,7 +24,7 @@ from train.step import Batch, at_head
 _ROW = 64  # tokens of a row that sentences are packed into, unless one is longer; not on a TPU
 
 
-class Assembled(NamedTuple):
+class CollatedBatch(NamedTuple):
     """A global batch on the mesh.
 
     Attributes:
@@ -53,7 +53,7 @@ def row_shape(longest: int, C: int, mesh: Mesh) -> tuple[int, int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Assembler:
+class Collator:
     """Cuts, fills and packs the sentences that this process feeds to its devices.
 
     Each shard along data packs triplets of its own, as many tokens as the others of this process.
@@ -73,7 +73,7 @@ class Assembler:
     cut: int
     chunks: int
 
-    def __call__(self, triplets: Sequence[Triplet]) -> Assembled:
+    def __call__(self, triplets: Sequence[Triplet]) -> CollatedBatch:
         """The global batch, of which `triplets` are what this process reads.
 
         Where a sentence's ids do not begin with the shared prefix, the whole batch goes without.
@@ -94,7 +94,7 @@ class Assembler:
         batch = Batch(*map(self._on_mesh, zip(*parts, strict=True)))
         # Processes that feed the same shards tell of the same tokens.
         tokens = sum(tokens for _, tokens in told) * self.share.count // len(told)
-        return Assembled(batch, prefix_C, 1 - tokens / batch.sentence_BT.size)
+        return CollatedBatch(batch, prefix_C, 1 - tokens / batch.sentence_BT.size)
 
     def _ids(self, texts: list[str]) -> tuple[np.ndarray, list[np.ndarray], tuple[int, int]]:
         """The shared prefix, what every prompt has behind it, and the shape of a row."""

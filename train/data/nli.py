@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from prompteol_jax.errors import NotFound, UserError
 from train.data.triplets import Rows, Triplet
 
 FIELDS: Final = ("gold_label", "sentence1", "sentence2")
@@ -35,8 +36,8 @@ def read_nli(files: Sequence[Path], *, skip_bad: bool = False) -> Rows:
     Args:
         skip_bad: drop malformed lines and count them, where the default is to refuse them.
     Raises:
-        FileNotFoundError: files that are not there, all in one error.
-        ValueError: other kinds of file, malformed lines (all in one error), or no triplet.
+        NotFound: files that are not there, all in one error.
+        UserError: other kinds of file, malformed lines (all in one error), or no triplet.
     """
     _check_files(files)
     premises: dict[str, dict[str, list[str]]] = {}
@@ -52,7 +53,7 @@ def read_nli(files: Sequence[Path], *, skip_bad: bool = False) -> Rows:
     if bad and not skip_bad:
         more = f"\n  ... and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
         shown = "".join(f"\n  {problem}" for problem in bad[:_LISTED])
-        raise ValueError(
+        raise UserError(
             f"{len(bad)} lines are malformed:{shown}{more}\n"
             "Correct them, or drop them with --skip-bad."
         )
@@ -62,17 +63,17 @@ def read_nli(files: Sequence[Path], *, skip_bad: bool = False) -> Rows:
         for hypotheses in zip(kinds["entailment"], kinds["contradiction"], strict=False)
     ]
     if not triplets:
-        raise ValueError(f"{', '.join(map(str, files))}: no premise has both kinds of hypothesis")
+        raise UserError(f"{', '.join(map(str, files))}: no premise has both kinds of hypothesis")
     return Rows(triplets, skipped=len(bad))
 
 
 def _check_files(files: Sequence[Path]) -> None:
     missing = [str(path) for path in files if not path.is_file()]
     if missing or not files:
-        raise FileNotFoundError(f"no files {', '.join(missing)}" if missing else "no files given")
+        raise NotFound(f"no files {', '.join(missing)}" if missing else "no files given")
     strange = [str(path) for path in files if path.suffix not in (".jsonl", ".txt")]
     if strange:
-        raise ValueError(
+        raise UserError(
             f"{', '.join(strange)}: give the .jsonl or .txt files of SNLI and MultiNLI, such as "
             "snli_1.0_train.jsonl and multinli_1.0_train.jsonl"
         )
@@ -96,7 +97,7 @@ def _header(line: str, path: Path) -> list[str]:
     names = line.rstrip("\r\n").split("\t")
     lacking = [name for name in FIELDS if name not in names]
     if lacking:
-        raise ValueError(f"{path}: its first line names no column {', '.join(lacking)}")
+        raise UserError(f"{path}: its first line names no column {', '.join(lacking)}")
     return names
 
 

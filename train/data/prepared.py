@@ -36,7 +36,7 @@ class PreparedTriplets(Sequence[Triplet]):
 def write_triplets(triplets: Sequence[Triplet], folder: Path) -> Path:
     """Write triplets in their order and return the dataset's folder.
 
-    Raises: FileExistsError where the folder holds prepared triplets already.
+    Raises: AlreadyExists where the folder holds prepared triplets already.
     """
     columns = COLUMNS[:2] if triplets[0].hard_neg is None else COLUMNS
     rows = [{name: getattr(triplet, name) for name in columns} for triplet in triplets]
@@ -46,7 +46,7 @@ def write_triplets(triplets: Sequence[Triplet], folder: Path) -> Path:
 def read_prepared(folder: Path) -> PreparedTriplets:
     """Open the prepared triplets of a folder.
 
-    Raises: FileNotFoundError, ValueError where the folder holds none.
+    Raises: NotFound, UserError where the folder holds none.
     """
     dataset = array_record.Dataset(folder, NAME, COLUMNS[:2])
     return PreparedTriplets(dataset.rows("train"))

@@ -5,9 +5,9 @@ A meaning is an action and two or three of agent, object and place. Each of thes
 two words, and a sentence has many frames, so one meaning has many sentences. Training shows which
 sentences mean the same; development asks it of words that were never together before:
 
-    the two words of a concept differ in colour, of which there are four
-    a training sentence holds words of different colours   A boy(0) washes(2) the cap(3).
-    a development sentence holds words of one colour       There is a kid(2) washing(2) a mug(2).
+    the two words of a concept differ in color, of which there are four
+    a training sentence holds words of different colors   A boy(0) washes(2) the cap(3).
+    a development sentence holds words of one color       There is a kid(2) washing(2) a mug(2).
 
 Hence no two content words of a development sentence meet in any training sentence, whatever the
 seeds, although every one of them occurs there.
@@ -30,7 +30,7 @@ class Word(NamedTuple):
 
     slot: str
     concept: int
-    colour: int
+    color: int
     forms: tuple[str, ...]
 
 
@@ -58,19 +58,19 @@ _LEXICON: Final = {
         """,
 }
 _SLOTS: Final = tuple(_LEXICON)
-# The concepts of a slot take these pairs in turn, so that every two colours share two concepts.
-_COLOUR_PAIRS: Final = tuple(itertools.combinations(range(4), 2))
+# The concepts of a slot take these pairs in turn, so that every two colors share two concepts.
+_COLOR_PAIRS: Final = tuple(itertools.combinations(range(4), 2))
 WORDS: Final = tuple(
-    Word(slot, concept, colour, tuple(forms.split()))
+    Word(slot, concept, color, tuple(forms.split()))
     for slot, concepts in _LEXICON.items()
     for concept, words in enumerate(concepts.split(","))
-    for colour, forms in zip(_COLOUR_PAIRS[concept % 6], words.split("/"), strict=True)
+    for color, forms in zip(_COLOR_PAIRS[concept % 6], words.split("/"), strict=True)
 )
 
-_COLOURED: Final = {
-    (slot, colour): [word for word in WORDS if (word.slot, word.colour) == (slot, colour)]
+_COLORED: Final = {
+    (slot, color): [word for word in WORDS if (word.slot, word.color) == (slot, color)]
     for slot in _SLOTS
-    for colour in range(4)
+    for color in range(4)
 }
 
 # What stands around the content words. A concept left out is "someone", "a thing" or nothing.
@@ -121,8 +121,8 @@ def synthetic_dev(seed: int, n: int) -> Pairs:
 
 def _triplet(rng: random.Random) -> Triplet:
     slots = _some_slots(rng)
-    colours = rng.sample(range(4), len(slots))
-    words = [rng.choice(_COLOURED[key]) for key in zip(slots, colours, strict=True)]
+    colors = rng.sample(range(4), len(slots))
+    words = [rng.choice(_COLORED[key]) for key in zip(slots, colors, strict=True)]
     replaced = rng.sample(words, rng.choice((1, 1, 2)))
     contradiction = [_other(rng, word) if word in replaced else word for word in words]
     frame, another = _frames(rng)
@@ -135,15 +135,15 @@ def _pair(rng: random.Random) -> tuple[str, str, float]:
     slots_a, slots_b = _some_slots(rng), _some_slots(rng)
     common = [slot for slot in slots_a if slot in slots_b]
     shared = rng.sample(common, rng.randint(0, len(common)))
-    # One pair in four is of one colour: its shared concepts are shared words too.
-    colours = rng.sample(range(4), 2) if rng.random() < 0.75 else [rng.randrange(4)] * 2
+    # One pair in four is of one color: its shared concepts are shared words too.
+    colors = rng.sample(range(4), 2) if rng.random() < 0.75 else [rng.randrange(4)] * 2
     a, b = {}, {}
     for slot in _SLOTS:
         a[slot], b[slot] = rng.choice(
             [
                 (x, y)
-                for x in _COLOURED[slot, colours[0]]
-                for y in _COLOURED[slot, colours[1]]
+                for x in _COLORED[slot, colors[0]]
+                for y in _COLORED[slot, colors[1]]
                 if (x.concept == y.concept) == (slot in shared)
             ]
         )
@@ -167,18 +167,18 @@ def _some_slots(rng: random.Random) -> list[str]:
 
 def _other(rng: random.Random, word: Word) -> Word:
     """Draws a word of another concept that may stand in the same sentences."""
-    return rng.choice([other for other in _COLOURED[word.slot, word.colour] if other != word])
+    return rng.choice([other for other in _COLORED[word.slot, word.color] if other != word])
 
 
 def _reworded(rng: random.Random, words: Sequence[Word]) -> list[Word]:
-    """Says the same, or one concept less, in as many other words as the colours allow."""
+    """Says the same, or one concept less, in as many other words as the colors allow."""
     kept = list(words)
     if len(kept) == len(_SLOTS) and rng.random() < 0.5:
         kept.remove(rng.choice([word for word in kept if word.slot != "action"]))
     wordings = [
         wording
         for wording in itertools.product(*map(_synonyms, kept))
-        if len({word.colour for word in wording}) == len(wording)
+        if len({word.color for word in wording}) == len(wording)
     ]
     rng.shuffle(wordings)
     return list(max(wordings, key=lambda wording: len(set(wording) - set(kept))))

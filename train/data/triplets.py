@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from prompteol_jax.errors import NotFound, UserError
+
 COLUMNS: Final = ("sent0", "sent1", "hard_neg")
 _LISTED: Final = 20
 _UNEVEN: Final = {
@@ -61,8 +63,8 @@ def read_triplets(path: Path, *, skip_bad: bool = False) -> Rows:
     Args:
         skip_bad: drops malformed rows and counts them, where the default is to refuse the file.
     Raises:
-        FileNotFoundError: the path is not there.
-        ValueError: not a csv or jsonl file, a wrong header, no usable row, or (all in one error)
+        NotFound: the path is not there.
+        UserError: not a csv or jsonl file, a wrong header, no usable row, or (all in one error)
             rows with missing, empty or extra cells, broken JSON or text that is not UTF-8. A quote
             that is never closed hides all later rows, so skip_bad does not cover it.
     """
@@ -83,26 +85,26 @@ def read_triplets(path: Path, *, skip_bad: bool = False) -> Rows:
                 found = _Bad(line, _UNEVEN[has_negatives])
             bad.append(found)
     if bad and (not skip_bad or bad[-1].ends_file):
-        raise ValueError(_report(path, bad))
+        raise UserError(_report(path, bad))
     if not rows:
         detail = f" ({len(bad)} malformed)" if bad else ""
-        raise ValueError(f"{path} holds no triplet{detail}. It needs at least one row.")
+        raise UserError(f"{path} holds no triplet{detail}. It needs at least one row.")
     return Rows(FileTriplets(rows), skipped=len(bad))
 
 
 def _parser(path: Path) -> Callable[[io.TextIOWrapper, Path], _Cells]:
     parsers = {".csv": _csv_rows, ".jsonl": _json_rows, ".json": _json_rows}
     if path.is_dir():
-        raise ValueError(f"{path} is a folder. Give one {', '.join(parsers)} file of triplets.")
+        raise UserError(f"{path} is a folder. Give one {', '.join(parsers)} file of triplets.")
     if not path.exists():
-        raise FileNotFoundError(f"No file {path}. Give a {', '.join(parsers)} file of triplets.")
+        raise NotFound(f"No file {path}. Give a {', '.join(parsers)} file of triplets.")
     if path.suffix.lower() not in parsers:
-        raise ValueError(
+        raise UserError(
             f"{path}: unknown kind of file {path.suffix!r}. Triplets are read from "
             f"{', '.join(parsers)}; rename or convert the file."
         )
     if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty. It needs rows with {', '.join(COLUMNS)}.")
+        raise UserError(f"{path} is empty. It needs rows with {', '.join(COLUMNS)}.")
     return parsers[path.suffix.lower()]
 
 
@@ -139,7 +141,7 @@ def _checked_header(cells: list[str], path: Path) -> list[str]:
     names = [cell.strip() for cell in cells]
     if sorted(names) not in (sorted(COLUMNS), sorted(COLUMNS[:2])):
         shown = ascii(",".join(cells)[:200])
-        raise ValueError(
+        raise UserError(
             f"{path}: its first line is {shown}. A csv of triplets starts with the header "
             f"'sent0,sent1,hard_neg', or 'sent0,sent1' for pairs without hard negatives."
         )
@@ -220,7 +222,7 @@ class Batches:
         rows: anything with a length and integer indices; only the rows of this process are read.
         batch: rows of the global batch.
         epochs: passes over the rows; a fraction ends inside an epoch, after a whole step.
-    Raises: ValueError if no batch can be formed, naming everything that is wrong.
+    Raises: UserError if no batch can be formed, naming everything that is wrong.
     """
 
     def __init__(
@@ -291,4 +293,4 @@ def _check_batches(
     elif batch >= 1 and batch % process_count:
         problems.append(f"a batch of {batch}, which {process_count} processes cannot share evenly")
     if problems:
-        raise ValueError("No batches can be formed: " + "; ".join(problems) + ".")
+        raise UserError("No batches can be formed: " + "; ".join(problems) + ".")

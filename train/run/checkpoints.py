@@ -25,6 +25,7 @@ from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from prompteol_jax import distributed
+from prompteol_jax.errors import NotFound, UserError
 from prompteol_jax.storage import paths
 from train.run import manifest, step_folders
 
@@ -41,14 +42,14 @@ class Checkpoints:
         folder: made by the first save. Only one run at a time may save into it.
         keep: number of newest steps kept.
         beforehand: called in the background before each step is committed.
-    Raises: ValueError if `keep` is less than 1.
+    Raises: UserError if `keep` is less than 1.
     """
 
     def __init__(
         self, folder: Any, *, keep: int = 2, beforehand: Callable[[], object] = lambda: None
     ) -> None:
         if keep < 1:
-            raise ValueError(f"keep={keep}: at least 1 checkpoint must be kept.")
+            raise UserError(f"keep={keep}: at least 1 checkpoint must be kept.")
         self._folder = paths.place(folder if paths.is_bucket(folder) else folder.resolve())
         self._keep, self._beforehand = keep, beforehand
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -76,12 +77,12 @@ class Checkpoints:
         Args:
             state: jax arrays; they may be donated as soon as this returns.
             meta: what JSON can hold, without NaN and infinities.
-        Raises: ValueError if `state` or `meta` cannot be saved; RuntimeError if the save before
+        Raises: UserError if `state` or `meta` cannot be saved; RuntimeError if the save before
             this one failed in the background.
         """
         self.wait()
         if step < 0:
-            raise ValueError(f"Step {step}: a step is 0 or more.")
+            raise UserError(f"Step {step}: a step is 0 or more.")
         leaves = _named_leaves(state)
         _check_savable(leaves)
         content = {"step": int(step), "meta": _plain(meta), "leaves": _described(leaves)}
@@ -104,7 +105,7 @@ class Checkpoints:
             like: arrays or `jax.ShapeDtypeStruct`s of the structure, shapes and types that were
                 saved. Each leaf arrives with the sharding it has here, whatever it was saved with.
             step: must be restored: damaged, it is an error, not a reason to take an older one.
-        Raises: FileNotFoundError if there is no such step; ValueError naming the damaged files if
+        Raises: NotFound if there is no such step; UserError naming the damaged files if
             no candidate is intact, or the leaves if `like` is not what was saved.
         """
         self.wait()
@@ -146,7 +147,7 @@ class Checkpoints:
         present = self.steps()
         if not present or (step is not None and step not in present):
             wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
-            raise FileNotFoundError(
+            raise NotFound(
                 f"No complete {wanted} in {self._folder}; complete steps: {_listed(present)}."
             )
         damaged = []
@@ -156,7 +157,7 @@ class Checkpoints:
                 return candidate
             damaged.append(f"step {candidate}: {_listed(problems)}")
             _log.warning("Damaged checkpoint in %s, %s", self._folder, damaged[-1])
-        raise ValueError(
+        raise UserError(
             f"Damaged checkpoint in {self._folder}, {'; '.join(damaged)}. "
             f"Steps there: {_listed(present)}. Restore another step or delete the damaged ones."
         )
@@ -215,12 +216,12 @@ def _check_savable(leaves: Mapping[str, Any]) -> None:
         if not isinstance(x, jax.Array) or str(x.dtype) in _UNSTORABLE
     ]
     if bad:
-        raise ValueError(
+        raise UserError(
             f"A checkpoint holds jax arrays of any type but {', '.join(_UNSTORABLE)}: "
             f"{_listed(bad)}. Convert them first."
         )
     if not _with_elements(leaves):
-        raise ValueError("The state to save has no elements; a checkpoint needs at least one.")
+        raise UserError("The state to save has no elements; a checkpoint needs at least one.")
 
 
 def _check_same(step: int, saved: Mapping[str, str], wanted: Mapping[str, str]) -> None:
@@ -232,7 +233,7 @@ def _check_same(step: int, saved: Mapping[str, str], wanted: Mapping[str, str]) 
         if saved.get(n, described) != described
     ]
     if misfits:
-        raise ValueError(
+        raise UserError(
             f"Checkpoint {step} is not of this run: {_listed(misfits)}. "
             "Resume with the settings it was saved with, or use another folder."
         )
@@ -242,7 +243,7 @@ def _plain(meta: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return json.loads(json.dumps(dict(meta), allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"Checkpoint meta must be plain JSON without NaN: {error}; given {dict(meta)}."
         ) from error
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from prompteol_jax import distributed
+from prompteol_jax.errors import AlreadyExists, NotFound, UserError
 from prompteol_jax.storage import atomic, paths
 from train.config import FREE_ON_RESUME, TrainConfig
 from train.run.checkpoints import Checkpoints
@@ -57,7 +58,7 @@ class RunFolder:
         A run that is to be resumed but never began is a new one, so that one command is enough for
         a job that may be started again.
 
-        Raises: FileExistsError where a new run would write over another; FileNotFoundError where
+        Raises: AlreadyExists where a new run would write over another; NotFound where
             what is there lacks its config; ValueError that lists every flag that differs on resume.
         """
         folder = cls.at(paths.place(config.output or _fresh(config)))
@@ -65,7 +66,7 @@ class RunFolder:
         if config.resume:
             folder._check_same(_fields(config))
         elif (folder.home / CONFIG).exists():
-            raise FileExistsError(
+            raise AlreadyExists(
                 f"{folder.home} holds a run already: continue it with --resume, or choose another "
                 "--output"
             )
@@ -115,7 +116,7 @@ class RunFolder:
         if not path.exists():
             strange = [n for n in (METRICS, "checkpoints") if (self.home / n).exists()]
             if strange:
-                raise FileNotFoundError(
+                raise NotFound(
                     f"{self.home} holds {' and '.join(strange)} but no {CONFIG}: the run cannot be "
                     "told from others; put its file back, or choose another --output"
                 )
@@ -127,7 +128,7 @@ class RunFolder:
             if name not in FREE_ON_RESUME and saved.get(name) != fields[name]
         ]
         if differ:
-            raise ValueError(f"{self.home} cannot be resumed with other flags: {'; '.join(differ)}")
+            raise UserError(f"{self.home} cannot be resumed with other flags: {'; '.join(differ)}")
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Add a line to one of the run's jsonl files."""

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
+from prompteol_jax.errors import UserError
 from prompteol_jax.storage import atomic, paths
 
 NAME: Final = "manifest.json"
@@ -36,7 +37,7 @@ def write(folder: Any, content: Mapping[str, Any]) -> None:
 def read(folder: Any) -> dict[str, Any]:
     """Reads the manifest of a folder.
 
-    Raises: FileNotFoundError if there is none; ValueError if it is not what was written.
+    Raises: NotFound if there is none; UserError if it is not what was written.
     """
     text = (folder / NAME).read_bytes()
     try:
@@ -46,14 +47,14 @@ def read(folder: Any) -> dict[str, Any]:
     except (ValueError, LookupError, TypeError, AttributeError):
         intact = False
     if not intact:
-        raise ValueError(f"{NAME} is not what was written")
+        raise UserError(f"{NAME} is not what was written")
     return body
 
 
 def damage(folder: Any) -> list[str]:
     """Lists what differs between the files of a folder and its manifest; empty if it is intact.
 
-    Raises: FileNotFoundError if there is no manifest.
+    Raises: NotFound if there is no manifest.
     """
     try:
         listed = read(folder)["files"]

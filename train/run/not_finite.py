@@ -7,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from prompteol_jax import distributed
+from prompteol_jax.errors import NotFinite
 from train.data.triplets import Batches
 from train.run.folder import NOT_FINITE, RunFolder
 
@@ -36,7 +37,7 @@ def not_finite(
     more = f" and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
     loss, grad_norm = (float(np.asarray(metrics[name])) for name in ("loss", "grad_norm"))
     listed = ", ".join(map(str, bad[:_LISTED])) + more
-    return FloatingPointError(
+    return NotFinite(
         f"step {step + 1}: loss {loss}, gradient norm {grad_norm}. {what}: {unit} {listed} of "
         f"{data}. All its rows and their texts are in {folder.home / NOT_FINITE}. "
         "A lower --lr or --dtype float32 may help."

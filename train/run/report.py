@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from eval.shared import html as report
+from prompteol_jax.errors import NotFound, UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,13 +39,13 @@ _CURVES: Final = (
 def write_run_report(run: Path) -> Path:
     """Writes RUN/report.html from the run's config.json, metrics.jsonl and dev.jsonl.
 
-    Raises: FileNotFoundError naming those of the three that are not there; ValueError naming the
+    Raises: NotFound naming those of the three that are not there; UserError naming the
         line that is not a record.
     """
     names = ("config.json", "metrics.jsonl", "dev.jsonl")
     missing = [name for name in names if not (run / name).is_file()]
     if missing:
-        raise FileNotFoundError(
+        raise NotFound(
             f"{run} holds no {', '.join(missing)}; a training run writes {', '.join(names)}."
         )
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
@@ -67,7 +68,7 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
         try:
             records.append({"step": int((record := json.loads(line))["step"]), **record})
         except (ValueError, LookupError, TypeError) as error:
-            raise ValueError(
+            raise UserError(
                 f'{path}, line {number}: a record such as {{"step": 1, ...}} was expected, '
                 f"found {line[:80]!r}."
             ) from error
@@ -156,7 +157,7 @@ def _binned(values: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " bins"]:
 
 
 def _smoothed(values: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
-    """Averages each value with its neighbours, a twentieth of the curve to either side."""
+    """Averages each value with its neighbors, a twentieth of the curve to either side."""
     reach = max(1, len(values) // 20)
     return np.array([values[max(0, i - reach) : i + reach + 1].mean() for i in range(len(values))])
 

@@ -89,7 +89,7 @@ def test_vectors_are_those_of_encode_for_sentences_of_every_kind(embedder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [dict(mesh="4x2"), dict(quantize="nf4"), dict(layer=1)])
-def test_vectors_are_those_of_encode_on_a_mesh_quantised_and_of_an_inner_layer(settings):
+def test_vectors_are_those_of_encode_on_a_mesh_quantized_and_of_an_inner_layer(settings):
     embedder = Embedder.from_pretrained("tiny", dtype="float32", **settings)
     encoder = SharedEncoder(embedder, 2048)
     (group,) = encoder.groups(CANDIDATES)

@@ -123,11 +123,11 @@ def test_rows_are_kept_until_options_or_files_change(bag_rows, small_downstream,
 
 
 def test_strict_original_is_float32_or_float16_as_the_script_ran(small_downstream, tmp_path):
-    for table, models in (("sts-icl", ("opt-30b", "opt-66b")), ("quantisation", ("opt-6.7b",))):
+    for table, models in (("sts-icl", ("opt-30b", "opt-66b")), ("quantization", ("opt-6.7b",))):
         asked = options(small_downstream, tmp_path, table, models=models, strict_original=True)
         run = [reproduce.row_options(asked, row) for row in reproduce.choose(asked)]
         assert [one.strict_original for one in run] == ["float32", "float16"]
-        assert [one.quantize for one in run] == [None, "nf4" if table == "quantisation" else None]
+        assert [one.quantize for one in run] == [None, "nf4" if table == "quantization" else None]
 
 
 @pytest.mark.parametrize(

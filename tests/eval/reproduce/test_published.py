@@ -54,7 +54,7 @@ def test_a_result_is_matched_with_its_row():
     tuned = match("sts-finetuned", "x/opt-6.7b", "eol", "mine/prompteol-opt-6.7b")
     assert tuned.average == 85.82
     assert match("sts-finetuned", "x/opt-6.7b", "eol", "mine/other") is None
-    assert match("quantisation", "x/opt-6.7b", "eol-icl-6.7b", None, "nf4").average == 79.38
-    assert match("quantisation", "x/opt-6.7b", "eol-icl-6.7b", None, "int8") is None
+    assert match("quantization", "x/opt-6.7b", "eol-icl-6.7b", None, "nf4").average == 79.38
+    assert match("quantization", "x/opt-6.7b", "eol-icl-6.7b", None, "int8") is None
     assert match("transfer", "x/opt-6.7b", "eol", None).average == 91.34
     assert published.averages_by_size("sts-icl")[125e6] == 67.46

@@ -94,7 +94,7 @@ def test_equal_figures_give_equal_bytes():
     assert report.figure(drawing(), "same") == report.figure(drawing(), "same")
 
 
-def test_figure_scales_down_and_takes_the_colours_of_the_page():
+def test_figure_scales_down_and_takes_the_colors_of_the_page():
     text = report.figure(drawing(), "a caption")
     assert 'style="max-width: 288px" viewBox=' in text
     assert "currentColor" in text and "var(--paper)" in text

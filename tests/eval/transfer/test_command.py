@@ -10,7 +10,7 @@ from eval.transfer import command as transfer
 from eval.transfer import scores as transfer_scores
 from eval.transfer.probe import Split
 from eval.transfer.probe_step import Protocol
-from eval.transfer.scores import Labelled, probe_task
+from eval.transfer.scores import Labeled, probe_task
 from eval.transfer.tasks import Examples, Transfer
 
 QUICK = Protocol(
@@ -23,7 +23,7 @@ def noisy(rows, classes, seed):
     state = np.random.RandomState(seed)
     x_MD = state.randn(rows, 8).astype(np.float32)
     y_M = np.argmax(x_MD[:, :classes] + 2 * state.randn(rows, classes), axis=1)
-    return Labelled(x_MD, y_M)
+    return Labeled(x_MD, y_M)
 
 
 def folds(y_M, seed):
@@ -93,7 +93,7 @@ def test_with_a_test_set_folds_of_the_training_set_choose(torch_probe):
 def test_with_three_sets_the_development_set_chooses(torch_probe):
     train, development, test = noisy(130, 2, 3), noisy(40, 2, 4), noisy(50, 2, 5)
     x_MD = np.concatenate([train.x_MD, development.x_MD])
-    data = Labelled(x_MD, np.concatenate([train.y_M, development.y_M]))
+    data = Labeled(x_MD, np.concatenate([train.y_M, development.y_M]))
     rows = np.arange(170)
     runs = [
         torch_probe.fit(data.x_MD, data.y_M, Split(rows[:130], rows[130:]), d, 2, QUICK, SEED)

@@ -85,7 +85,7 @@ def test_every_prediction_is_that_of_a_plain_torch_probe(protocol, classes, torc
             np.testing.assert_allclose(got.b_JWY[j, w], bias, atol=2e-6)
 
 
-def test_a_fit_does_not_depend_on_its_slot_its_neighbours_or_the_number_of_slots():
+def test_a_fit_does_not_depend_on_its_slot_its_neighbors_or_the_number_of_slots():
     x_MD, y_M = noisy(120, 9, 2)
     rows = np.arange(120)
     splits = [Split(np.delete(rows, part), part) for part in np.split(rows, [7, 30, 64])]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from prompteol_jax.encoding import batching
-from prompteol_jax.encoding.layerwise import LayerByLayer, unstack
+from prompteol_jax.encoding.layerwise import LayerwiseRunner, unstack
 from prompteol_jax.models.decoder import Rows
 
 IDS_BT = np.random.default_rng(1).integers(0, 60, (4, 12)).astype(np.int32)
@@ -15,7 +15,7 @@ ROWS = Rows(IDS_BT, np.array([[3], [11], [0], [7]], np.int32))
 @pytest.mark.parametrize(("name", "mesh"), [("opt", "1x1"), ("llama", "4x2")])
 def test_block_by_block_gives_what_the_scanned_program_gives(name, mesh, decoders):
     _, model = decoders(name, mesh)
-    layers = LayerByLayer(model)
+    layers = LayerwiseRunner(model)
     ids_C = np.arange(5, dtype=np.int32)
     with jax.set_mesh(jax.tree.leaves(model)[0].sharding.mesh):
         for ours, whole in (

@@ -38,7 +38,7 @@ def test_dropout_zeroes_at_its_rate_and_scales_up_the_rest(rate):
         assert np.abs(share - rate).max() < 5 * deviation
 
 
-def test_masks_of_neighbours_in_every_direction_are_uncorrelated():
+def test_masks_of_neighbors_in_every_direction_are_uncorrelated():
     kept = np.asarray(dropout.drop(jnp.ones((16, 32, 256)), keys(16, 32), 0.5)) != 0
     signs = np.where(kept, 1.0, -1.0)
     for axis in range(3):

@@ -13,10 +13,10 @@ KINDS = {"layer": (True, True), "rms": (False, False)}
 
 def both(kind, x, scale, bias, weights):
     """Value and gradients of a norm beside a residual connection: plain, and by the kernels."""
-    centred, _ = KINDS[kind]
+    centered, _ = KINDS[kind]
 
     def value(interpret, x, scale, bias):
-        y, x = norm.beside(norm.Norm(1e-5, centred, interpret), x, scale, bias)
+        y, x = norm.beside(norm.Norm(1e-5, centered, interpret), x, scale, bias)
         return (y * weights[0] + x * weights[1]).sum(), y
 
     return [

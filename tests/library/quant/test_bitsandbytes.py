@@ -1,4 +1,4 @@
-"""Laws of quantising: to the bit what bitsandbytes makes on a CPU, on one thread of torch."""
+"""Laws of quantizing: to the bit what bitsandbytes makes on a CPU, on one thread of torch."""
 
 import bitsandbytes.functional as bnb
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def one_thread():
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_codes_scales_and_offset_are_those_of_bitsandbytes(shape, dtype):
     w = drawn(shape, dtype)
-    ours = bitsandbytes.quantise("nf4", w, "w")
+    ours = bitsandbytes.quantize("nf4", w, "w")
     codes, state = bnb.quantize_4bit(
         torch.tensor(w), blocksize=64, compress_statistics=True, quant_type="nf4"
     )
@@ -51,7 +51,7 @@ def test_codes_scales_and_offset_are_those_of_bitsandbytes(shape, dtype):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_int8_codes_and_peaks_are_those_of_bitsandbytes(shape, dtype):
     w = drawn(shape, dtype)
-    ours = bitsandbytes.quantise("int8", w, "w")
+    ours = bitsandbytes.quantize("int8", w, "w")
     codes, peaks, _ = bnb.int8_vectorwise_quant(torch.tensor(w))
     np.testing.assert_array_equal(ours["peaks"][:, 0], peaks.numpy())
     assert not ours["codes"][0].any()  # bitsandbytes divides by zero there
@@ -60,7 +60,7 @@ def test_int8_codes_and_peaks_are_those_of_bitsandbytes(shape, dtype):
 
 def test_levels_are_those_of_qwix_where_scales_are_whole():
     w = drawn((256, 128), "float32")
-    ours = bitsandbytes.quantise("nf4", w, "w")["codes"]
+    ours = bitsandbytes.quantize("nf4", w, "w")["codes"]
     # The contracted axis comes first there.
     array = qwix.quantize(jnp.asarray(w.T), "nf4", channelwise_axes=(1,), tiled_axes={0: 64})
     theirs = np.asarray(qwix.dequantize(array)).T
@@ -79,7 +79,7 @@ def test_the_mean_is_that_of_torch(size):
 
 def test_a_scale_is_looked_up_in_the_table_of_bitsandbytes():
     x = np.random.default_rng(0).normal(size=100_001).astype(np.float32) ** 3
-    ours = bitsandbytes.double_quantise(x)
+    ours = bitsandbytes.double_quantize(x)
     offset = torch.tensor(x).mean()
     theirs, state = bnb.quantize_blockwise(torch.tensor(x) - offset, blocksize=256)
     np.testing.assert_array_equal(ours["scale_codes"], theirs.numpy())
@@ -93,13 +93,13 @@ def test_refuses_what_is_not_finite_by_name(kind, value, shape):
     w = drawn(shape, "float32")
     w[2, 3] = value
     with pytest.raises(ValueError, match="tensor 'fc1' holds NaN or infinity"):
-        bitsandbytes.quantise(kind, w, "fc1")
+        bitsandbytes.quantize(kind, w, "fc1")
 
 
 def test_the_whole_of_a_tensor_decides_its_scales_codes():
-    """What a shard would make of its own half is something else: hence no shard quantises alone."""
+    """What a shard would make of its own half is something else: hence no shard quantizes alone."""
     w = drawn((64, 128), "float32")
-    whole, half = (bitsandbytes.quantise("nf4", part, "w") for part in (w, w[:32]))
+    whole, half = (bitsandbytes.quantize("nf4", part, "w") for part in (w, w[:32]))
     assert whole["offset"] != half["offset"]
     assert (whole["scale_codes"][: half["scale_codes"].size] != half["scale_codes"]).any()
     assert (whole["codes"][: half["codes"].size] == half["codes"]).all()

@@ -1,4 +1,4 @@
-"""Laws of quantised weights: where they lie, what they weigh, and what a model makes of them."""
+"""Laws of quantized weights: where they lie, what they weigh, and what a model makes of them."""
 
 import bitsandbytes.functional as bnb
 import jax
@@ -27,7 +27,7 @@ def place(kind, dims, inputs, w, mesh=(1, 1), rules=axes.RULES, **settings):
     leaf = quant.placeholder(kind, dims, inputs, sizes, mesh, rules, **settings)
     stacked = leaf.shape != leaf.item
     named = [("w", layer) for layer in w] if stacked else [("w", w)]
-    return load.place_quantised(leaf, named, stacked=stacked)
+    return load.place_quantized(leaf, named, stacked=stacked)
 
 
 def drawn(*shape):
@@ -35,7 +35,7 @@ def drawn(*shape):
 
 
 def by_bitsandbytes(matrix):
-    """Quantise to nf4 and back, as one row: where rows are not whole blocks, its CPU code errs."""
+    """Quantize to nf4 and back, as one row: where rows are not whole blocks, its CPU code errs."""
     codes, state = bnb.quantize_4bit(
         matrix.reshape(1, -1), blocksize=64, compress_statistics=True, quant_type="nf4"
     )
@@ -60,13 +60,13 @@ def test_bytes_come_apart_by_a_product_as_by_their_bits():
         ("DF", "F", (3, 5)),
     ],
 )
-def test_dequantised_weights_are_those_of_bitsandbytes(dims, inputs, shape):
+def test_dequantized_weights_are_those_of_bitsandbytes(dims, inputs, shape):
     w = drawn(*shape)
     matrix = torch.tensor(w.reshape(shape[0], -1))
     theirs = by_bitsandbytes(matrix).numpy().reshape(shape)
-    ours = jax.jit(lambda leaf: leaf.dequantise(jnp.float32))(place("nf4", dims, inputs, w))
+    ours = jax.jit(lambda leaf: leaf.dequantize(jnp.float32))(place("nf4", dims, inputs, w))
     np.testing.assert_allclose(ours, theirs, rtol=3e-7, atol=1e-9)
-    int8 = place("int8", dims, inputs, w).dequantise(jnp.float32)
+    int8 = place("int8", dims, inputs, w).dequantize(jnp.float32)
     codes, peaks, _ = bnb.int8_vectorwise_quant(matrix)
     theirs = bnb.int8_vectorwise_dequant(codes, peaks).numpy().reshape(shape)
     np.testing.assert_allclose(int8, theirs, rtol=3e-7)
@@ -85,7 +85,7 @@ def test_dequantised_weights_are_those_of_bitsandbytes(dims, inputs, shape):
         ("DNH", "NH", (1, 5), axes.RULES, (None, "model")),  # 5 shards of 64
     ],
 )
-def test_no_block_is_cut_and_what_is_cut_dequantises_the_same(dims, inputs, mesh, rules, cut):
+def test_no_block_is_cut_and_what_is_cut_dequantizes_the_same(dims, inputs, mesh, rules, cut):
     sizes = {"D": 128, "F": 256, "N": 20, "H": 16} if "F" in dims or mesh[1] == 5 else None
     sizes = sizes or {"D": 128, "N": 4, "H": 80}
     w = drawn(2, *(sizes[letter] for letter in dims))
@@ -98,7 +98,7 @@ def test_no_block_is_cut_and_what_is_cut_dequantises_the_same(dims, inputs, mesh
     one = place("nf4", dims, inputs, w, layers=2)
     for name, part in one.parts().items():
         np.testing.assert_array_equal(part, made.parts()[name])
-    np.testing.assert_array_equal(one.dequantise_layers(), made.dequantise_layers())
+    np.testing.assert_array_equal(one.dequantize_layers(), made.dequantize_layers())
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_7b_base_takes_at_most_4_2_gb(kind, dtype, limit, mesh):
     assert device <= total / mesh[1] * 1.01
 
 
-def test_only_linear_layers_are_quantised_and_paths_stay():
+def test_only_linear_layers_are_quantized_and_paths_stay():
     mesh = axes.make_mesh((1, 1))
     whole = build.abstract_decoder(SEVEN_B, mesh, dtype=jnp.float32)
     small = build.abstract_decoder(SEVEN_B, mesh, dtype=jnp.float32, quantize="nf4")
@@ -127,7 +127,7 @@ def test_only_linear_layers_are_quantised_and_paths_stay():
     assert {path: leaf.shape for path, leaf in ours.items()} == {
         path: leaf.shape for path, leaf in build.leaves(whole).items()
     }
-    kept = {path for path, leaf in ours.items() if not isinstance(leaf, quant.Quantised)}
+    kept = {path for path, leaf in ours.items() if not isinstance(leaf, quant.Quantized)}
     assert {path.rpartition(".")[2] for path in kept} == {"tokens", "scale"}
 
 
@@ -150,18 +150,18 @@ def test_the_layers_are_those_that_transformers_gives_to_bitsandbytes(name):
     ours = set()
     for move in build.weight_table(config, model):
         leaf = build.leaves(model)[move.target.replace("block.", "last.")]
-        if isinstance(leaf, quant.Quantised):
+        if isinstance(leaf, quant.Quantized):
             layers = range(config.L) if "{l}" in move.source else [0]
             ours |= {move.source.removesuffix(".weight").format(l=layer) for layer in layers}
     assert ours == wanted
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_product_with_a_quantised_weight_and_its_gradient_are_those_of_the_whole_one(dtype):
+def test_a_product_with_a_quantized_weight_and_its_gradient_are_those_of_the_whole_one(dtype):
     w = place("nf4", "FD", "D", drawn(128, 64))
     x, dy = jnp.asarray(drawn(3, 5, 64), dtype), jnp.asarray(drawn(3, 5, 128))
     y, pull = jax.vjp(lambda x: nn.frozen_dot("BTD,FD->BTF", x, w), x)
-    whole = w.dequantise(x.dtype)
+    whole = w.dequantize(x.dtype)
     same, whole_pull = jax.vjp(lambda x: einsum.dot("BTD,FD->BTF", x, whole), x)
     assert y.dtype == jnp.float32
     np.testing.assert_array_equal(y, same)
@@ -204,18 +204,18 @@ def test_vectors_are_equal_on_every_mesh(kind, checkpoints, texts):
         np.testing.assert_allclose(vectors(mesh), one, rtol=0, atol=1e-5)
 
 
-def test_merging_makes_a_quantised_base_whole_and_adds_the_update(decoders):
+def test_merging_makes_a_quantized_base_whole_and_adds_the_update(decoders):
     config, plain = decoders("opt-350m")
     mesh = axes.make_mesh((1, 1))
     empty = build.abstract_decoder(config, mesh, dtype=jnp.float32, quantize="int8")
 
     def fill(path, leaf):
         w = np.asarray(build.leaves(plain)[path])
-        if not isinstance(leaf, quant.Quantised):
+        if not isinstance(leaf, quant.Quantized):
             return jnp.asarray(w)
         stacked = path.startswith("blocks.")
         named = [(path, layer) for layer in (w if stacked else [w])]
-        return load.place_quantised(leaf, named, stacked=stacked)
+        return load.place_quantized(leaf, named, stacked=stacked)
 
     base = build.fill(empty, {p: fill(p, leaf) for p, leaf in build.leaves(empty).items()})
     lora = adapters.LoraConfig(rank=2, targets=("fc1",))
@@ -225,17 +225,17 @@ def test_merging_makes_a_quantised_base_whole_and_adds_the_update(decoders):
     assert {path: leaf.dtype for path, leaf in merged.items()} == {
         path: leaf.dtype for path, leaf in build.leaves(plain).items()
     }
-    last = base.last.up.w.get_value().dequantise(jnp.float32)
+    last = base.last.up.w.get_value().dequantize(jnp.float32)
     np.testing.assert_allclose(
         merged["last.up.w"], last + model.last.up.lora.product(), rtol=1e-6, atol=1e-7
     )
     np.testing.assert_array_equal(
-        merged["blocks.q.w"], base.blocks.q.w.get_value().dequantise_layers()
+        merged["blocks.q.w"], base.blocks.q.w.get_value().dequantize_layers()
     )
 
 
 @pytest.mark.parametrize("kind", quant.KINDS)
-def test_a_quantised_model_lowers_for_tpu_and_cuda_and_its_codes_stay_codes(kind):
+def test_a_quantized_model_lowers_for_tpu_and_cuda_and_its_codes_stay_codes(kind):
     config = LlamaConfig(L=3, D=128, N=4, K=2, H=32, F=256, V=64, P=64)
     mesh = axes.make_mesh((1, 1))
     model = build.abstract_decoder(config, mesh, dtype=jnp.bfloat16, quantize=kind)

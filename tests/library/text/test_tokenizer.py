@@ -168,7 +168,7 @@ def test_invalid_unicode_counts_as_replacement_characters(text):
     assert TINY.cut([text], 10**6) == [repaired]
 
 
-def test_invalid_utf8_is_tokenised():
+def test_invalid_utf8_is_tokenized():
     text = b"caf\xe9 \xff".decode(errors="surrogateescape")
     assert TINY.decode(TINY.ids([text])[0]) == "caf\ufffd \ufffd"
 
@@ -255,7 +255,7 @@ def test_refuses_llama_with_a_wrong_bos(data, tmp_path, bos):
 
 
 @pytest.mark.parametrize(("bos", "fits"), [("<|begin_of_text|>", True), ("<|end_of_text|>", False)])
-def test_llama_3_is_recognised_by_its_entries(tmp_path, bos, fits):
+def test_llama_3_is_recognized_by_its_entries(tmp_path, bos, fits):
     entries = {"Hello": 9906, "\u0120world": 1917, "<|end_of_text|>": 128001}
     backend = tokenizers.Tokenizer(
         tokenizers.models.WordLevel({**entries, "<|begin_of_text|>": 128000}, unk_token="Hello")

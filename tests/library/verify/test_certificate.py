@@ -65,12 +65,12 @@ def test_parity_is_that_of_the_settings(setting, checkpoints, coarse, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_quantised_base_is_told_from_the_whole_one(checkpoints, coarse):
+def test_a_quantized_base_is_told_from_the_whole_one(checkpoints, coarse):
     folder = str(checkpoints("opt-tiny"))
     embedder = Embedder.from_pretrained(folder, dtype="float32", quantize="int8")
     check = verify.check_parity(embedder, embedder.encode(SENTENCES))
     assert check.verdict == "not checked"
-    assert check.detail.startswith("int8 against transformers' unquantised base: 64 vectors")
+    assert check.detail.startswith("int8 against transformers' unquantized base: 64 vectors")
     assert 0.9 < check.numbers["smallest_cosine"] < 0.999999
 
 

@@ -18,13 +18,14 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from prompteol_jax.weights import folder as hf
-from prompteol_jax.weights import load, mapping
+from prompteol_jax.weights import load
+from prompteol_jax.weights.mapping import TensorMap
 
 SIZES = {"L": 3, "D": 8, "N": 4, "H": 2, "V": 10}
 TABLE = (
-    mapping.Move("embed.weight", "stem.tokens", "V D -> V D"),
-    mapping.Move("layers.{l}.q.weight", "block.q.w", "(N H) D -> D N H"),
-    mapping.Move("layers.{l}.norm.weight", "block.norm.scale", "D -> D"),
+    TensorMap("embed.weight", "stem.tokens", "V D -> V D"),
+    TensorMap("layers.{l}.q.weight", "block.q.w", "(N H) D -> D N H"),
+    TensorMap("layers.{l}.norm.weight", "block.norm.scale", "D -> D"),
 )
 SHAPES = {
     "stem.tokens": (10, 8),
@@ -222,21 +223,21 @@ def test_an_index_naming_absent_tensors_is_refused(tmp_path: Path) -> None:
         hf.open_tensors(tmp_path)
 
 
-def llama_table() -> tuple[mapping.Move, ...]:
+def llama_table() -> tuple[TensorMap, ...]:
     layer = "layers.{l}."
     return (
-        mapping.Move("embed_tokens.weight", "embed", "V D -> V D"),
-        mapping.Move("norm.weight", "norm", "D -> D"),
-        mapping.Move("lm_head.weight", "head", "V D -> D V"),
-        mapping.Move(f"{layer}self_attn.q_proj.weight", "block.q", "(N H) D -> D N H"),
-        mapping.Move(f"{layer}self_attn.k_proj.weight", "block.k", "(K H) D -> D K H"),
-        mapping.Move(f"{layer}self_attn.v_proj.weight", "block.v", "(K H) D -> D K H"),
-        mapping.Move(f"{layer}self_attn.o_proj.weight", "block.o", "D (N H) -> N H D"),
-        mapping.Move(f"{layer}mlp.gate_proj.weight", "block.gate", "F D -> D F"),
-        mapping.Move(f"{layer}mlp.up_proj.weight", "block.up", "F D -> D F"),
-        mapping.Move(f"{layer}mlp.down_proj.weight", "block.down", "D F -> F D"),
-        mapping.Move(f"{layer}input_layernorm.weight", "block.norm1", "D -> D"),
-        mapping.Move(f"{layer}post_attention_layernorm.weight", "block.norm2", "D -> D"),
+        TensorMap("embed_tokens.weight", "embed", "V D -> V D"),
+        TensorMap("norm.weight", "norm", "D -> D"),
+        TensorMap("lm_head.weight", "head", "V D -> D V"),
+        TensorMap(f"{layer}self_attn.q_proj.weight", "block.q", "(N H) D -> D N H"),
+        TensorMap(f"{layer}self_attn.k_proj.weight", "block.k", "(K H) D -> D K H"),
+        TensorMap(f"{layer}self_attn.v_proj.weight", "block.v", "(K H) D -> D K H"),
+        TensorMap(f"{layer}self_attn.o_proj.weight", "block.o", "D (N H) -> N H D"),
+        TensorMap(f"{layer}mlp.gate_proj.weight", "block.gate", "F D -> D F"),
+        TensorMap(f"{layer}mlp.up_proj.weight", "block.up", "F D -> D F"),
+        TensorMap(f"{layer}mlp.down_proj.weight", "block.down", "D F -> F D"),
+        TensorMap(f"{layer}input_layernorm.weight", "block.norm1", "D -> D"),
+        TensorMap(f"{layer}post_attention_layernorm.weight", "block.norm2", "D -> D"),
     )
 
 

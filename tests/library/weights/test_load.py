@@ -14,12 +14,13 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from prompteol_jax.weights import load, mapping
+from prompteol_jax.weights.mapping import TensorMap
 
 SIZES = {"L": 3, "D": 8, "N": 4, "H": 2, "V": 10}
 TABLE = (
-    mapping.Move("embed.weight", "stem.tokens", "V D -> V D"),
-    mapping.Move("layers.{l}.q.weight", "block.q.w", "(N H) D -> D N H"),
-    mapping.Move("layers.{l}.norm.weight", "block.norm.scale", "D -> D"),
+    TensorMap("embed.weight", "stem.tokens", "V D -> V D"),
+    TensorMap("layers.{l}.q.weight", "block.q.w", "(N H) D -> D N H"),
+    TensorMap("layers.{l}.norm.weight", "block.norm.scale", "D -> D"),
 )
 RULES = {"D": "data", "N": "model"}
 
@@ -100,7 +101,7 @@ def test_strided_tensors_and_large_ones_are_read_whole() -> None:
     random = np.random.default_rng(0)
     sizes = {"L": 1, "D": 700, "F": 900}
     found = {"w": np.asfortranarray(random.standard_normal((900, 700)).astype("f4"))}
-    table = (mapping.Move("w", "w", "F D -> D F"),)
+    table = (TensorMap("w", "w", "F D -> D F"),)
     wanted = {"w": jax.ShapeDtypeStruct((700, 900), jnp.float32)}
     (array,) = load.read_weights(found, table, wanted, sizes, layers=1).values()
     np.testing.assert_array_equal(np.asarray(array), found["w"].T)
@@ -221,9 +222,9 @@ def anonymous():
 
 folder, dtype = Path(sys.argv[1]), sys.argv[2]
 sizes = {"L": 12, "D": 1024, "F": 4096, "V": 20000}
-moves = [hf.Move("embed", "embed", "V D -> V D"),
-         hf.Move("layers.{l}.up", "block.up", "F D -> D F"),
-         hf.Move("layers.{l}.down", "block.down", "D F -> F D")]
+moves = [hf.TensorMap("embed", "embed", "V D -> V D"),
+         hf.TensorMap("layers.{l}.up", "block.up", "F D -> D F"),
+         hf.TensorMap("layers.{l}.down", "block.down", "D F -> F D")]
 shapes = {"embed": (20000, 1024), "blocks.up": (11, 1024, 4096), "last.up": (1024, 4096),
           "blocks.down": (11, 4096, 1024), "last.down": (4096, 1024)}
 leaves = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in shapes.items()}

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prompteol_jax.weights import mapping
+from prompteol_jax.weights.mapping import TensorMap
 
 SIZES = {"A": 2, "B": 3, "C": 1, "D": 4}
 
@@ -58,7 +59,10 @@ def test_refuses_a_pattern_that_loses_or_repeats_axes(dims: str) -> None:
         mapping.parse(dims)
 
 
-TABLE = (mapping.Move("top", "stem.x", "D -> D"), mapping.Move("l.{l}.w", "block.a.w", "D -> D"))
+TABLE = (
+    TensorMap("top", "stem.x", "D -> D"),
+    TensorMap("l.{l}.w", "block.a.w", "D -> D"),
+)
 
 
 @pytest.mark.parametrize(

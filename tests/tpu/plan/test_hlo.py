@@ -1,4 +1,4 @@
-"""What is read off the optimised HLO text."""
+"""What is read off the optimized HLO text."""
 
 import pytest
 

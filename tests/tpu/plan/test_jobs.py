@@ -60,8 +60,8 @@ def test_a_scaled_job_has_so_many_times_the_load(mesh):
     own = dataclasses.replace(JOBS["packed"], batch_tokens=None)
     # A TPU's own slab is 2^22 activations; 2^24 where weights are made whole for each.
     assert own.scaled(1.0, 8).batch_tokens == 8 * 2**22 // tiny.CONFIG.D
-    quantised = dataclasses.replace(own, quantize="nf4")
-    assert quantised.scaled(1.0, 8).batch_tokens == 8 * 2**24 // tiny.CONFIG.D
+    quantized = dataclasses.replace(own, quantize="nf4")
+    assert quantized.scaled(1.0, 8).batch_tokens == 8 * 2**24 // tiny.CONFIG.D
     assert own.scaled(4.0, 8) == own.scaled(1.0, 32)
     assert JOBS["train"].scaled(4.0, 8).batch == 64
 

@@ -10,7 +10,7 @@ from prompteol_jax.models.tiny import tiny_tokenizer
 from prompteol_jax.text.prompt import Prompt
 from prompteol_jax.text.template import PROMPTEOL
 from prompteol_jax.text.tokenizer import load_tokenizer
-from train.data.collate import Assembler, balanced, rows_of_shard
+from train.data.collate import Collator, balanced, rows_of_shard
 from train.data.synthetic import synthetic_triplets
 from train.data.triplets import Triplet, read_triplets
 
@@ -41,7 +41,7 @@ def opt_prompt(data):
 
 def assembler(prompt, mesh="1x1", cut=32, chunks=1):
     share = Share.of(axes.make_mesh(axes.parse_mesh(mesh)))
-    return Assembler(prompt, share, Channel("batch"), cut, chunks)
+    return Collator(prompt, share, Channel("batch"), cut, chunks)
 
 
 def sentences_of(batch, prefix_C, shards=1):
