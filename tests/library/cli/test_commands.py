@@ -3,6 +3,7 @@
 import pytest
 
 from prompteol_jax.cli.commands import run_command
+from prompteol_jax.errors import NotFinite, NotFound, UserError, WrongType
 
 
 def failing(error):
@@ -16,12 +17,12 @@ def failing(error):
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (ValueError("no such template"), "demo: error: no such template\n"),
-        (TypeError("texts is one string"), "demo: error: texts is one string\n"),
-        (FloatingPointError("not finite"), "demo: error: not finite\n"),
-        (FileNotFoundError("no file a.txt"), "demo: error: no file a.txt\n"),
+        (UserError("no such template"), "demo: error: no such template\n"),
+        (WrongType("texts is one string"), "demo: error: texts is one string\n"),
+        (NotFinite("not finite"), "demo: error: not finite\n"),
+        (NotFound("no file a.txt"), "demo: error: no file a.txt\n"),
         (OSError(28, "No space left", "a"), "demo: error: [Errno 28] No space left: 'a'\n"),
-        (ValueError(), "demo: error: ValueError\n"),
+        (UserError(), "demo: error: UserError\n"),
     ],
 )
 def test_an_error_of_the_user_is_one_line_and_status_2(capsys, monkeypatch, error, line):
@@ -35,9 +36,10 @@ def test_an_error_of_the_user_is_one_line_and_status_2(capsys, monkeypatch, erro
         run_command("demo", failing(error), "options")
 
 
-def test_a_mistake_of_the_program_is_not_hidden():
-    with pytest.raises(AssertionError, match="impossible"):
-        run_command("demo", failing(AssertionError("impossible")), "options")
+@pytest.mark.parametrize("kind", [AssertionError, ValueError, TypeError, KeyError, RuntimeError])
+def test_a_mistake_of_the_program_is_not_hidden(kind):
+    with pytest.raises(kind, match="impossible"):
+        run_command("demo", failing(kind("impossible")), "options")
 
 
 def test_an_interrupted_command_says_so(capsys):

@@ -16,6 +16,7 @@ from pyarrow import parquet
 from prompteol_jax import Embedder, clean_sentence
 from prompteol_jax.cli import main as cli
 from prompteol_jax.cli.options import ModelOptions
+from prompteol_jax.errors import NotFinite
 from prompteol_jax.models import tiny
 from prompteol_jax.text import prompt
 from prompteol_jax.text.template import PROMPTEOL
@@ -166,7 +167,7 @@ def test_a_failure_keeps_the_finished_shards(
     def failing(sentences, **settings):
         calls.append(sentences)
         if len(calls) == 3:
-            raise FloatingPointError("1 vectors are not finite")
+            raise NotFinite("1 vectors are not finite")
         return Embedder.encode(embedder, sentences, **settings)
 
     monkeypatch.setattr(embedder, "encode", failing)
@@ -343,7 +344,7 @@ def test_show_prints_the_prompt_without_weights(capsys, data):
 )
 def test_help_explains_without_loading_jax(argv, expected):
     code = (
-        "import sys\nfrom prompteol_jax import cli\ntry:\n    cli.main(sys.argv[1:])\n"
+        "import sys\nfrom prompteol_jax.cli import main as cli\ntry:\n    cli.main(sys.argv[1:])\n"
         "except SystemExit as stopped:\n    assert stopped.code == 0\n"
         "assert not {'jax', 'transformers', 'pyarrow'} & set(sys.modules)"
     )
@@ -432,7 +433,7 @@ def test_a_million_short_texts_stay_under_two_gigabytes(tmp_path):
         for _ in range(1_000_000):
             file.write(" ".join(words.choices(tiny.WORDS, k=words.randint(3, 9))) + "\n")
     code = (
-        "import resource, sys\nfrom prompteol_jax import cli\ncli.main(sys.argv[1:])\n"
+        "import resource, sys\nfrom prompteol_jax.cli import main as cli\ncli.main(sys.argv[1:])\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     flags = ["--model", "tiny", "--input", tmp_path / "texts.txt", "--output", tmp_path / "a.npy"]

@@ -171,7 +171,7 @@ def server() -> Iterator[Hub]:
 
 CALL = """
 import json, sys
-from prompteol_jax import hub
+from prompteol_jax.pretrained import hub
 for name, options in json.loads(sys.argv[1]):
     try:
         find = hub.dataset_file if "file" in options else hub.local_folder
@@ -225,7 +225,7 @@ def test_fetches_an_adapter(server: Hub, tmp_path: Path) -> None:
     assert held(folder) >= {"adapter_config.json", "adapter_model.bin"}
     (answer,) = call(server.url, tmp_path, "acme/both", kind="adapter")
     assert answer.startswith(
-        "FileNotFoundError: the hub repository acme/both lacks adapter_config.json and "
+        "NotFound: the hub repository acme/both lacks adapter_config.json and "
         "adapter_model.safetensors or adapter_model.bin, which this project reads. It holds: README"
     )
 
@@ -236,7 +236,7 @@ def test_a_revision_is_fetched_and_remembered(server: Hub, tmp_path: Path) -> No
     assert call(server.url, tmp_path, "acme/bin", revision="v1") == [folder]
     assert call(server.url, tmp_path, f"acme/bin@{COMMIT}") == [folder]
     (answer,) = call(server.url, tmp_path, "acme/bin@v9")
-    assert answer == f"FileNotFoundError: {server.url} has acme/bin, but no revision 'v9' of it."
+    assert answer == f"NotFound: {server.url} has acme/bin, but no revision 'v9' of it."
 
 
 def test_offline_uses_the_cache_alone(server: Hub, tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_offline_uses_the_cache_alone(server: Hub, tmp_path: Path) -> None:
     again, other = call(server.url, tmp_path, "acme/bin", "acme/both", HF_HUB_OFFLINE="1")
     assert again == folder
     assert len(server.tokens) == asked
-    assert other.startswith("FileNotFoundError: no folder acme/both exists, and HF_HUB_OFFLINE is")
+    assert other.startswith("NotFound: no folder acme/both exists, and HF_HUB_OFFLINE is")
     assert "does not hold acme/both. Unset it to download, or give a folder." in other
 
 
@@ -253,7 +253,7 @@ def test_unknown_repositories_and_denied_ones_differ(server: Hub, tmp_path: Path
     names = ("acme/absent", "acme/gated", "locked/private", "acme/flax")
     absent, gated, private, flax = call(server.url, tmp_path, *names)
     assert absent == (
-        f"FileNotFoundError: no folder acme/absent exists, and {server.url} has no repository of "
+        f"NotFound: no folder acme/absent exists, and {server.url} has no repository of "
         "this name. Check the spelling; for a private one set HF_TOKEN."
     )
     for answer, name in ((gated, "acme/gated"), (private, "locked/private")):
@@ -262,7 +262,7 @@ def test_unknown_repositories_and_denied_ones_differ(server: Hub, tmp_path: Path
         )
         assert "set HF_TOKEN to a token that may read it, or give a local folder." in answer
     assert flax.startswith(
-        "FileNotFoundError: the hub repository acme/flax lacks model.safetensors or "
+        "NotFound: the hub repository acme/flax lacks model.safetensors or "
         "pytorch_model.bin, which this project reads. It holds: README.md, config.json"
     )
     assert not server.sent
@@ -345,8 +345,8 @@ def test_one_file_of_a_dataset_is_fetched(server, tmp_path):
     assert server.sent == ["nli_for_simcse.csv"]
     refused = call(server.url, tmp_path, "acme/nli", "acme/none", "acme/gated", file="other.csv")
     assert [answer.partition(":")[0] for answer in refused] == [
-        "FileNotFoundError",
-        "FileNotFoundError",
+        "NotFound",
+        "NotFound",
         "PermissionError",
     ]
     assert "no file other.csv in dataset acme/nli" in refused[0]

@@ -253,8 +253,8 @@ WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from prompteol_jax import joins, shards
-from prompteol_jax.corpus import Chunk
+from prompteol_jax.storage import merge_shards as joins, shards
+from prompteol_jax.storage.corpus import Chunk
 
 output = Path(sys.argv[1])
 chunks = [Chunk(50, str(n)) for n in range(40)]

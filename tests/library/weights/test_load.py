@@ -215,16 +215,18 @@ MEMORY = """
 import re, sys, threading, time
 from pathlib import Path
 import jax, jax.numpy as jnp, numpy as np
-from prompteol_jax import hf
+from prompteol_jax.weights import load
+from prompteol_jax.weights.folder import open_tensors
+from prompteol_jax.weights.mapping import TensorMap
 
 def anonymous():
     return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
 folder, dtype = Path(sys.argv[1]), sys.argv[2]
 sizes = {"L": 12, "D": 1024, "F": 4096, "V": 20000}
-moves = [hf.TensorMap("embed", "embed", "V D -> V D"),
-         hf.TensorMap("layers.{l}.up", "block.up", "F D -> D F"),
-         hf.TensorMap("layers.{l}.down", "block.down", "D F -> F D")]
+moves = [TensorMap("embed", "embed", "V D -> V D"),
+         TensorMap("layers.{l}.up", "block.up", "F D -> D F"),
+         TensorMap("layers.{l}.down", "block.down", "D F -> F D")]
 shapes = {"embed": (20000, 1024), "blocks.up": (11, 1024, 4096), "last.up": (1024, 4096),
           "blocks.down": (11, 4096, 1024), "last.down": (4096, 1024)}
 leaves = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in shapes.items()}
@@ -239,7 +241,7 @@ def watch():
 
 thread = threading.Thread(target=watch)
 thread.start()
-arrays = hf.read_weights(hf.open_tensors(folder), moves, leaves, sizes, layers=12)
+arrays = load.read_weights(open_tensors(folder), moves, leaves, sizes, layers=12)
 jax.block_until_ready(arrays)
 done.set()
 thread.join()
