@@ -53,7 +53,7 @@ class ReproduceOptions:
     template: str | None = None
     """Template for a model that the table does not have."""
     strict_original: bool = False
-    """Do to numbers whatever the released script does; see docs/reproduce.md."""
+    """Do to numbers whatever the released script does; see docs/guides/reproduce.md."""
     mesh: str = "1x1"
     """DATAxMODEL: devices along each axis; a CPU simulates what it lacks."""
     dtype: Literal["float32", "bfloat16"] = "float32"

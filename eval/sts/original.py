@@ -63,7 +63,7 @@ QUIRKS: Final = (
     ),
     Quirk(
         "float16 vectors",
-        "with 4 bits or tensor parallelizm vectors are float16; the square of a norm above 255 "
+        "with 4 bits or tensor parallelism vectors are float16; the square of a norm above 255 "
         "overflows",
         "evaluation.py, bnb_4bit_compute_dtype and torch_dtype",
         "strict",
@@ -89,7 +89,7 @@ QUIRKS: Final = (
     ),
     Quirk(
         "float16 inside",
-        "with 4 bits or tensor parallelizm the model itself computes in float16",
+        "with 4 bits or tensor parallelism the model itself computes in float16",
         "evaluation.py, bnb_4bit_compute_dtype",
         "never",
         "activations here are float32 or bfloat16, whose range does not overflow",

@@ -30,7 +30,7 @@ from train.config import TrainConfig
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for path in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")))
 }
 OPTIONS = (
     TrainConfig,
@@ -224,9 +224,9 @@ def test_every_flag_is_one_of_some_command(page):
     fields = {field.name for options in OPTIONS for field in dataclasses.fields(options)}
     known = {f"--{name.replace('_', '-')}" for name in fields} | {"--help"}
     others = {
-        "docs/development.md": {"--check"},
-        "docs/launch.md": {"--network", "--reserved", "--tpu-type", "--docker-image", "--command"},
-        "docs/tpu.md": {"--no-packed", "--location", "--member", "--role"},
+        "docs/guides/develop.md": {"--check"},
+        "docs/guides/tpu-launch.md": {"--network", "--reserved", "--tpu-type", "--docker-image", "--command"},
+        "docs/guides/tpu-plan.md": {"--no-packed", "--location", "--member", "--role"},
     }.get(page, set())
     assert flags(PAGES[page]) - known - others == set()
 
@@ -238,13 +238,13 @@ def test_every_command_that_encodes_takes_a_layer():
 
 
 def test_the_flags_of_training_are_explained():
-    told = flags(PAGES["docs/finetune.md"])
+    told = flags(PAGES["docs/guides/finetune.md"])
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
     assert {f"--{name.replace('_', '-')}" for name in fields} - told == set()
 
 
 def test_every_template_stands_with_its_bytes():
-    page = PAGES["docs/templates.md"]
+    page = PAGES["docs/guides/templates.md"]
     rows = [f"| `{name}` | `{t.fill('A cat.')}` |" for name, t in TEMPLATES.items()]
     assert [row for row in rows if row not in page] == []
     names = re.findall(r"^\| `(\S+)` \| `.*A cat", page, re.MULTILINE)
@@ -260,7 +260,7 @@ def test_prompts_stand_token_by_token(family, data):
         parts += [text[start:end] for start, end in tokenizer.spans(text)]
         C = len(prompt.stable_prefix(template, tokenizer))
         line = f"{'·'.join(parts[:C])}‖{'·'.join(parts[C:])}"
-        assert f"\n{name}\n    {line}\n" in PAGES["docs/templates.md"]
+        assert f"\n{name}\n    {line}\n" in PAGES["docs/guides/templates.md"]
 
 
 @pytest.fixture(scope="module")

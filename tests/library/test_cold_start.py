@@ -19,7 +19,7 @@ print(time.process_time() - start)
 
 @pytest.mark.slow
 def test_the_first_vector_of_a_second_process_comes_soon(tmp_path, data):
-    """Four seconds on two idle cores; docs/performance.md has what was measured.
+    """Four seconds on two idle cores; docs/explain/performance.md has what was measured.
 
     Here the bound is looser, eight seconds of processor time: other tests keep the machine busy.
     """

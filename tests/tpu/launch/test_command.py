@@ -253,7 +253,7 @@ def test_the_jobset_asks_for_whole_hosts_of_its_topology():
     topology = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
     rows, columns = map(int, topology.split("x"))
     chips = container["resources"]["limits"]["google.com/tpu"]
-    assert spec["parallelizm"] == spec["completions"] == rows * columns // chips
+    assert spec["parallelism"] == spec["completions"] == rows * columns // chips
     assert parse_slice(f"v5e-{rows * columns}").chips == rows * columns
     assert f"--mesh={rows * columns}x1" in container["command"]
     check_command(container["command"])
