@@ -225,7 +225,13 @@ def test_every_flag_is_one_of_some_command(page):
     known = {f"--{name.replace('_', '-')}" for name in fields} | {"--help"}
     others = {
         "docs/guides/develop.md": {"--check"},
-        "docs/guides/tpu-launch.md": {"--network", "--reserved", "--tpu-type", "--docker-image", "--command"},
+        "docs/guides/tpu-launch.md": {
+            "--network",
+            "--reserved",
+            "--tpu-type",
+            "--docker-image",
+            "--command",
+        },
         "docs/guides/tpu-plan.md": {"--no-packed", "--location", "--member", "--role"},
     }.get(page, set())
     assert flags(PAGES[page]) - known - others == set()
