@@ -4,6 +4,8 @@ The format is eight bytes of header length, a JSON header, and raw bytes. Only t
 until a view is used, and every length and offset in it is checked against the file first.
 """
 
+from __future__ import annotations
+
 import collections
 import json
 import math
@@ -35,6 +37,8 @@ SAFETENSORS_DTYPES: Final[Mapping[str, np.dtype]] = {
     "F64": np.dtype(np.float64),
 }
 
+LARGEST: Final = 2**62  # of numbers that count items or bytes
+_MOST_AXES: Final = 64
 _LISTED: Final = 20  # names an error prints before it only counts
 _HEADER_LIMIT: Final = 100_000_000  # bytes; the safetensors format allows no longer header
 
@@ -125,9 +129,17 @@ def _safetensors_span(path: Path, name: str, entry: Any) -> _Span:
     return _Span(dtype, tuple(shape), begin, end)
 
 
-def are_naturals(values: Any) -> bool:
-    """Whether `values` is a list or tuple of integers >= 0, as shapes and offsets must be."""
-    return isinstance(values, list | tuple) and all(type(v) is int and v >= 0 for v in values)
+def are_naturals(values: Any, most: int = _MOST_AXES) -> bool:
+    """Whether `values` is a list or tuple of integers from 0 to 2^62, as shapes must be.
+
+    Args:
+        most: number of values that are allowed.
+    """
+    return (
+        isinstance(values, list | tuple)
+        and len(values) <= most
+        and all(type(value) is int and 0 <= value <= LARGEST for value in values)
+    )
 
 
 def map_bytes(path: Path) -> np.ndarray:

@@ -241,3 +241,33 @@ def test_flipped_bytes_never_crash(tmp_path: Path, seed: int) -> None:
         assert "m.bin" in str(error)
     else:
         assert all(float(tensor.astype(np.float32).size) >= 0 for tensor in found.values())
+
+
+def test_refuses_views_that_repeat_a_small_file(tmp_path: Path) -> None:
+    pickled = state_pickle(offset=0, shape=(2**30,), strides=(0,))
+    with pytest.raises(ValueError, match="repeat the same bytes too often"):
+        torch_bin.open_bin(archive(tmp_path / "m.bin", pickled, bytes(24)))
+
+
+def test_refuses_a_negated_view(tmp_path: Path) -> None:
+    path = saved(tmp_path / "m.bin", {"w": torch._neg_view(BASE)})
+    with pytest.raises(ValueError, match=r"m\.bin: .* stored with the flag 'neg'"):
+        torch_bin.open_bin(path)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_refuses_an_archive_with_a_name_twice(tmp_path: Path) -> None:
+    path = archive(tmp_path / "m.bin", pickle.dumps({}, 2), **{"data.pkl": b"other"})
+    with pytest.raises(ValueError, match="two entries of the archive have one name"):
+        torch_bin.open_bin(path)
+
+
+def test_refuses_an_archive_of_which_the_directory_is_the_most(tmp_path: Path) -> None:
+    path = tmp_path / "m.bin"
+    with zipfile.ZipFile(path, "w") as file:
+        for number in range(300):
+            entry = zipfile.ZipInfo(f"{number}")
+            entry.comment = bytes(60_000)
+            file.writestr(entry, b"")
+    with pytest.raises(ValueError, match="directory is longer than 16777216 bytes"):
+        torch_bin.open_bin(path)
