@@ -143,9 +143,9 @@ class TrainConfig:
         if self.resume and self.output is None:
             wrong.append("--resume needs --output, the folder of the run to continue")
         paths.check_bucket(self.data)
-        if self.data != SYNTHETIC and not paths.place(self.data).exists():
+        if self.data != SYNTHETIC and not paths.as_path(self.data).exists():
             wrong.append(f"--data {self.data} is neither `{SYNTHETIC}` nor a file or folder")
-        if self.skip_bad and paths.place(self.data).is_dir():
+        if self.skip_bad and paths.as_path(self.data).is_dir():
             wrong.append("--skip-bad is for files: give it to train.prepare instead")
         if wrong:
             raise UserError("; ".join(wrong))

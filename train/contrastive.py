@@ -106,7 +106,7 @@ def read_data(config: TrainConfig) -> tuple[Sequence[Triplet], Pairs | None]:
     from train.data.triplets import read_triplets
     from train.run.metrics import say
 
-    data = None if config.data == SYNTHETIC else paths.here(config.data)
+    data = None if config.data == SYNTHETIC else paths.local_copy(config.data)
 
     if data is None:
         from train.data import synthetic
@@ -139,7 +139,7 @@ def finish(config: TrainConfig, folder: RunFolder, result: dict[str, Any], remar
     page = folder.home / write_run_report(folder.path).name
     folder.publish()
     if config.json:
-        place = paths.place(config.json)
+        place = paths.as_path(config.json)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     from rich.console import Console

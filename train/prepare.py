@@ -62,7 +62,7 @@ class StsOptions:
 
 def prepare_triplets(options: TripletOptions) -> None:
     """Prepare a file of triplets."""
-    path = paths.here(options.input)
+    path = paths.local_copy(options.input)
     if not path.exists() and options.input.count("/") == 1 and not path.suffix:
         from prompteol_jax.pretrained import hub
 
@@ -83,7 +83,7 @@ def prepare_sts(options: StsOptions) -> None:
     from eval.sts.tasks import SPLITS, read_tasks
 
     tasks = [t for split in SPLITS for t in read_tasks(options.data, SPLITS[split], split)]
-    with paths.filled(options.output) as folder:
+    with paths.upload_on_exit(options.output) as folder:
         place = write_tasks(tasks, folder)
     _say(f"{_shown(place, options.output)}: {sum(map(len, tasks))} pairs of {len(tasks)} sets")
 
@@ -91,7 +91,7 @@ def prepare_sts(options: StsOptions) -> None:
 def _write(rows: Rows, output: Path) -> None:
     from train.data.prepared import write_triplets
 
-    with paths.filled(output) as folder:
+    with paths.upload_on_exit(output) as folder:
         place = write_triplets(rows.triplets, folder)
     dropped = f", {rows.skipped} malformed rows dropped" if rows.skipped else ""
     kind = "pairs" if rows.triplets[0].hard_neg is None else "triplets"
@@ -100,7 +100,7 @@ def _write(rows: Rows, output: Path) -> None:
 
 def _shown(dataset: Path, output: Path) -> Any:
     """Where a dataset of the output's lies in the end."""
-    return paths.place(output) / dataset.parent.name / dataset.name
+    return paths.as_path(output) / dataset.parent.name / dataset.name
 
 
 def _say(line: str) -> None:

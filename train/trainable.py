@@ -50,7 +50,7 @@ class Trainable:
 
     def exported(self, run: Any) -> Pretrained:
         """The model with the weights that were last written into the run."""
-        model, folder = self.pretrained, paths.here(exported_folder(run, full=self.full))
+        model, folder = self.pretrained, paths.local_copy(exported_folder(run, full=self.full))
         if self.full:
             return load_pretrained(str(folder), model.mesh, dtype=model.decoder.dtype)
         decoder = peft.load_adapter(model.decoder, model.config, folder, model.mesh)

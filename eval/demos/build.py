@@ -55,7 +55,7 @@ class BuildOptions(ModelOptions):
 def build(options: BuildOptions) -> list[Demonstration]:
     """Writes the candidates and returns them; sentences without a word are counted on stderr."""
     _check(options)
-    paths.on_this_machine(options.output)
+    paths.refuse_buckets(options.output)
     results.prepare(options.output)
     rng = np.random.default_rng(options.seed)
     sentences = [clean_sentence(text) for text in _sentences(options, rng)]

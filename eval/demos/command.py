@@ -80,7 +80,7 @@ def search(options: SearchOptions) -> dict[str, Any]:
     base = read_template(options.template)
     candidates = demos_candidates.read_candidates(options.candidates, base)
     ((pairs,),) = (task.subsets for task in read_tasks(options.data, split="dev"))
-    paths.on_this_machine(options.output)
+    paths.refuse_buckets(options.output)
     results.prepare(options.json, options.report, options.output / JOURNAL)
     journal = Journal(options.output / JOURNAL, _settings(options, pairs))
     embedder = options.load("float32")

@@ -61,7 +61,7 @@ def run(options: MtebOptions) -> dict[str, Any]:
 
     templates = read_task_templates(options.task_templates)
     tasks = mteb_encoder.find_tasks(options.tasks)
-    paths.on_this_machine(options.output)
+    paths.refuse_buckets(options.output)
     results.prepare(options.json, options.report)
     embedder = options.load("float32")
     encoder = mteb_encoder.MtebEncoder(embedder, templates, clean=not options.raw)

@@ -106,7 +106,7 @@ def run(options: ReproduceOptions) -> dict[str, Any]:
     rows = choose(options)
     (read_transfer if options.table == "transfer" else read_tasks)(options.data)
     page = options.report or options.output / f"{options.table}.html"
-    paths.on_this_machine(options.output)
+    paths.refuse_buckets(options.output)
     results.prepare(options.json, page)
     outcomes = []
     for number, row in enumerate(rows, 1):

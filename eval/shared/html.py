@@ -113,7 +113,7 @@ def write_page(
         f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         f"<h1>{html.escape(title)}</h1>\n<dl>\n{facts}</dl>\n{body}</body>\n</html>\n"
     )
-    path = paths.place(path)
+    path = paths.as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
 

@@ -25,7 +25,7 @@ def prepare(*paths: Path | None) -> None:
     Raises:
         IsAFolder: folders where files were expected, all in one error.
     """
-    given = [places.place(path) for path in paths if path]
+    given = [places.as_path(path) for path in paths if path]
     folders = [str(path) for path in given if path.is_dir()]
     if folders:
         raise IsAFolder(f"expected a file to write, found a folder: {', '.join(folders)}")
@@ -68,7 +68,7 @@ def title(result: Mapping[str, Any]) -> str:
 def write(path: Path, result: Mapping[str, Any]) -> None:
     """Writes a result as JSON; paths become text, arrays as the module says."""
     text = json.dumps(result, indent=2, ensure_ascii=False, default=_plain)
-    places.place(path).write_text(text + "\n", encoding="utf-8")
+    places.as_path(path).write_text(text + "\n", encoding="utf-8")
 
 
 def read(path: Path) -> dict[str, Any]:

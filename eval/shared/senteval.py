@@ -16,7 +16,7 @@ def downstream(folder: str | Path, inside: Sequence[str]) -> Path:
     Raises:
         NotFound: no such folder, or none of the folders expected inside it.
     """
-    folder = places.here(folder)
+    folder = places.local_copy(folder)
     if not folder.is_dir():
         raise NotFound(f"no folder {folder}; give SentEval's `downstream` folder")
     for root in (folder, folder / "downstream"):

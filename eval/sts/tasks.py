@@ -74,7 +74,7 @@ def read_tasks(
         NotFound: no such folder, or missing files, all in one error.
     """
     names = _check_names(names, split)
-    folder = places.here(folder)
+    folder = places.local_copy(folder)
     if any(folder.glob("sts/*/dataset_info.json")):
         from eval.sts import prepared  # brings TFDS, which few need
 

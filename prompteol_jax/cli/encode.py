@@ -58,7 +58,7 @@ class EncodeOptions(ModelOptions):
 
 def encode_corpus(options: EncodeOptions) -> None:
     """Encode a corpus; every wrong input is refused before the model is loaded."""
-    output = paths.place(options.output)
+    output = paths.as_path(options.output)
     parts = _check_output(options, output)
     spool = None if paths.is_bucket(output) else output.parent
     with corpus.opened(options.input, spool=spool) as texts:
@@ -148,7 +148,7 @@ def _check_output(options: EncodeOptions, output: Any) -> Any:
             "or a folder, which has none unless it exists"
         )
     parts = output.with_name(f"{output.name}.parts") if is_file else output
-    if _same(output, paths.place(options.input)):
+    if _same(output, paths.as_path(options.input)):
         problems.append(f"--output {output} is the input")
     elif output.is_file() and not (is_file or output.suffix):
         problems.append(f"--output {output} is a file; a name without a suffix means a folder")

@@ -90,7 +90,7 @@ def words(options: WordsOptions) -> None:
             ],
         }
         content = json.dumps(result, indent=2, ensure_ascii=False)
-        paths.place(options.json).write_text(content + "\n", encoding="utf-8")
+        paths.as_path(options.json).write_text(content + "\n", encoding="utf-8")
 
 
 def _check_reads_a_head(options: ModelOptions) -> None:

@@ -36,7 +36,7 @@ def verify_checkpoint(options: VerifyOptions) -> dict[str, Any]:
 
     read_template(options.template)
     axes.parse_mesh(options.mesh)
-    paths.on_this_machine(options.json)
+    paths.refuse_buckets(options.json)
     if options.json:
         if options.json.is_dir():
             raise IsAFolder(f"expected a file to write, found a folder: {options.json}")

@@ -87,8 +87,8 @@ class Run:
 
 def export_run(options: ExportOptions) -> None:
     """Write a run as asked for; what was written but does not hold is an error."""
-    paths.on_this_machine(options.output)
-    run = Run.read(paths.here(options.run, depth=2))
+    paths.refuse_buckets(options.output)
+    run = Run.read(paths.local_copy(options.run, depth=2))
     if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
         raise AlreadyExists(f"{options.output} exists and is not empty: choose another --output")
     if run.full and options.to == "peft":

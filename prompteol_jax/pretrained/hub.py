@@ -31,7 +31,7 @@ def local_folder(name: str, *, kind: Kind = "model", revision: str | None = None
         file; PermissionError where access is denied; ConnectionError where the hub is not reached;
         ValueError where `name` and `revision` contradict each other.
     """
-    folder = paths.here(name, depth=1).expanduser()
+    folder = paths.local_copy(name, depth=1).expanduser()
     if name and folder.is_dir():
         if revision is not None:
             raise UserError(f"revision {revision!r} was given, but {name} is a local folder.")

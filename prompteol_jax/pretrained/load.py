@@ -124,9 +124,9 @@ def save_tokenizer(pretrained: Pretrained, folder: Path) -> None:
 
 def find_adapter(name: str) -> Path:
     """Find an adapter by folder, training run or hub name."""
-    given = paths.place(name)
+    given = paths.as_path(name)
     paths.check_bucket(given)
     for folder in (given, given / "adapter"):
         if (folder / "adapter_config.json").exists():
-            return paths.here(folder, depth=1)
+            return paths.local_copy(folder, depth=1)
     return hub.local_folder(name, kind="adapter")

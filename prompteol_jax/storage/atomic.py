@@ -1,6 +1,6 @@
 """Files that survive a kill and a loss of power, and are known again by their content.
 
-They may lie in a bucket (`places`), where an object is durable once it is there.
+They may lie in a bucket (`paths`), where an object is durable once it is there.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def write_whole(path: Any, write: Callable[[BinaryIO], object]) -> None:
         with tempfile.NamedTemporaryFile() as file:
             write(file)
             file.flush()
-            paths.put(Path(file.name), path)
+            paths.upload(Path(file.name), path)
         return
     new = path.with_name(f"{path.name}.new")
     with new.open("wb") as file:

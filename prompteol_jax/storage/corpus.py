@@ -114,7 +114,7 @@ def open_corpus(path: Path) -> Corpus:
     Raises: NotFound, IsAFolder or UserError that says what is read.
     """
     known = ", ".join(READERS)
-    path = paths.here(path)
+    path = paths.local_copy(path)
     if path.is_dir():
         raise IsAFolder(f"input {path} is a folder; give one file: {known}")
     if not path.exists():

@@ -1,7 +1,7 @@
 """Where files lie: on this machine, or in a bucket of Google Cloud Storage (`gs://BUCKET/NAME`).
 
 What is read from a bucket is copied here first, for weights are mapped and the readers of parquet,
-tokenizers and datasets take files. What is written there goes through `place`, whose result has
+tokenizers and datasets take files. What is written there goes through `as_path`, whose result has
 the methods of a `Path` either way. A bucket has no folders, renames or appends: an object appears
 whole, so whatever several objects stand for is told by the one that is written last.
 """
@@ -29,7 +29,7 @@ def is_bucket(path: str | os.PathLike) -> bool:
     return os.fspath(path).startswith(_SCHEME)
 
 
-def place(path: str | os.PathLike) -> Any:
+def as_path(path: str | os.PathLike) -> Any:
     """The path as a `Path`, or as etils' `epath.Path` where it leads into a bucket.
 
     Raises: UserError where what reads buckets is not installed.
@@ -49,7 +49,7 @@ def place(path: str | os.PathLike) -> Any:
     return epath.Path("gs://" + os.fspath(path).removeprefix(_SCHEME).lstrip("/"))
 
 
-def here(path: str | os.PathLike, *, depth: int | None = None) -> Path:
+def local_copy(path: str | os.PathLike, *, depth: int | None = None) -> Path:
     """The file or folder on this machine: itself, or a checked copy of what a bucket holds.
 
     Copies stay in the user's cache folder, under a name that changes with their content.
@@ -63,7 +63,7 @@ def here(path: str | os.PathLike, *, depth: int | None = None) -> Path:
         return Path(path)
     from prompteol_jax.runtime import cache_folder
 
-    origin = place(path)
+    origin = as_path(path)
     with _explained(origin):
         found = _system().find(str(origin), maxdepth=depth, detail=True)
     root = str(origin).removeprefix("gs://")
@@ -86,7 +86,7 @@ def check_bucket(path: str | os.PathLike) -> None:
     """
     if not is_bucket(path):
         return
-    name = str(place(path)).removeprefix("gs://").split("/")[0]
+    name = str(as_path(path)).removeprefix("gs://").split("/")[0]
     with _explained(path):
         there = _system().exists(name)
     if not there:
@@ -96,7 +96,7 @@ def check_bucket(path: str | os.PathLike) -> None:
         )
 
 
-def put(source: Path, target: Any) -> None:
+def upload(source: Path, target: Any) -> None:
     """Copy a file, or all files of a folder, into a bucket."""
     with _explained(target):
         for name in files(source) if source.is_dir() else [""]:
@@ -104,7 +104,7 @@ def put(source: Path, target: Any) -> None:
 
 
 @contextlib.contextmanager
-def filled(folder: str | os.PathLike) -> Iterator[Path]:
+def upload_on_exit(folder: str | os.PathLike) -> Iterator[Path]:
     """A folder here to write into: itself, or one whose files then go to the bucket.
 
     Raises: AlreadyExists where one of them is there already.
@@ -112,22 +112,22 @@ def filled(folder: str | os.PathLike) -> Iterator[Path]:
     if not is_bucket(folder):
         yield Path(folder)
         return
-    target = place(folder)
+    target = as_path(folder)
     with tempfile.TemporaryDirectory() as scratch:
         written = Path(scratch) / target.name
         yield written
         there = sorted(set(files(written)) & set(files(target)))
         if there:
             raise AlreadyExists(f"{target / there[0]} exists; remove it, or choose another folder")
-        put(written, target)
+        upload(written, target)
 
 
-def on_this_machine(*paths: Path | None) -> None:
+def refuse_buckets(*paths: Path | None) -> None:
     """Refuse buckets where what is written must lie on this machine.
 
     Raises: UserError.
     """
-    distant = [str(place(path)) for path in paths if path is not None and is_bucket(path)]
+    distant = [str(as_path(path)) for path in paths if path is not None and is_bucket(path)]
     if distant:
         raise UserError(
             f"{', '.join(distant)}: this is written to this machine only; give a path here, and "

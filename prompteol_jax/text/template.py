@@ -176,7 +176,7 @@ def read_template(name_or_path: str) -> Template:
             f"unknown template {name_or_path!r}{f'; nearest: {near[0]}' if near else ''}. Names: "
             f"{', '.join(TEMPLATES)}; or a file ending in {', '.join(_FILES)}"
         )
-    file = paths.here(name_or_path)
+    file = paths.local_copy(name_or_path)
     if not file.is_file():
         raise NotFound(f"template file {name_or_path} does not exist")
     text = file.read_text(encoding="utf-8-sig")

@@ -41,7 +41,7 @@ def steps_of(bucket, folder="c"):
 
 
 def test_checkpoints_are_kept_replaced_and_restored(bucket, tmp_path):
-    folder = paths.place("gs://bucket/c")
+    folder = paths.as_path("gs://bucket/c")
     with closing(Checkpoints(folder)) as checkpoints:
         for step in (1, 2, 3, 2):
             checkpoints.save(step, state(step), {"step": step})
@@ -49,11 +49,11 @@ def test_checkpoints_are_kept_replaced_and_restored(bucket, tmp_path):
     assert (step, meta, checkpoints.steps()) == (2, {"step": 2}, [2])
     np.testing.assert_array_equal(restored["a"], state(2)["a"])
     # A copy of the folder is a checkpoint on any disk.
-    assert Checkpoints(paths.here(folder)).restore(state(0))[0] == 2
+    assert Checkpoints(paths.local_copy(folder)).restore(state(0))[0] == 2
 
 
 def test_the_manifest_is_the_last_object_of_a_step_and_the_first_to_go(bucket):
-    with closing(Checkpoints(paths.place("gs://bucket/c"), keep=1)) as checkpoints:
+    with closing(Checkpoints(paths.as_path("gs://bucket/c"), keep=1)) as checkpoints:
         checkpoints.save(1, state(1), {})
         checkpoints.wait()
         newest = max(bucket.objects, key=lambda name: bucket.objects[name][0])
@@ -66,7 +66,7 @@ def test_the_manifest_is_the_last_object_of_a_step_and_the_first_to_go(bucket):
 
 @pytest.mark.parametrize("harm", ["unsealed", "changed", "lost"])
 def test_a_step_that_is_not_what_was_written_is_passed_over(bucket, harm):
-    folder = paths.place("gs://bucket/c")
+    folder = paths.as_path("gs://bucket/c")
     with closing(Checkpoints(folder)) as checkpoints:
         checkpoints.save(1, state(1), {})
         checkpoints.save(2, state(2), {})
@@ -98,7 +98,7 @@ def test_a_run_reads_and_writes_buckets(bucket, coarse, capsys):
     )
     result = contrastive.run(config)
     assert json.loads(bucket.objects["deep/result.json"][1]) == result
-    run = paths.here("gs://bucket/run")
+    run = paths.local_copy("gs://bucket/run")
     tops = {name.split("/")[0] for name in paths.files(run)}
     assert tops == {*FILES, "adapter", "checkpoints", "tensorboard"}
     assert json.loads((run / "config.json").read_text())["output"] == "gs://bucket/run"

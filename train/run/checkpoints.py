@@ -50,7 +50,7 @@ class Checkpoints:
     ) -> None:
         if keep < 1:
             raise UserError(f"keep={keep}: at least 1 checkpoint must be kept.")
-        self._folder = paths.place(folder if paths.is_bucket(folder) else folder.resolve())
+        self._folder = paths.as_path(folder if paths.is_bucket(folder) else folder.resolve())
         self._keep, self._beforehand = keep, beforehand
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None

@@ -61,7 +61,7 @@ class RunFolder:
         Raises: AlreadyExists where a new run would write over another; NotFound where
             what is there lacks its config; ValueError that lists every flag that differs on resume.
         """
-        folder = cls.at(paths.place(config.output or _fresh(config)))
+        folder = cls.at(paths.as_path(config.output or _fresh(config)))
         paths.check_bucket(folder.home)
         if config.resume:
             folder._check_same(_fields(config))
@@ -98,7 +98,7 @@ class RunFolder:
                 facts = (self.path / name).stat()
                 state = (facts.st_size, facts.st_mtime_ns)
                 if self._published.get(name) != state:
-                    paths.put(self.path / name, self.home / name)
+                    paths.upload(self.path / name, self.home / name)
                     self._published[name] = state
 
     def _take_over(self) -> None:
@@ -167,7 +167,7 @@ def _truncate(path: Path, after: int) -> None:
 
 def _fields(config: TrainConfig) -> dict[str, Any]:
     fields = dataclasses.asdict(config)
-    return {k: str(paths.place(v)) if isinstance(v, Path) else v for k, v in fields.items()}
+    return {k: str(paths.as_path(v)) if isinstance(v, Path) else v for k, v in fields.items()}
 
 
 def _fresh(config: TrainConfig) -> Path:

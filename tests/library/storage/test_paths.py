@@ -16,25 +16,25 @@ SPELLINGS = ("gs://bucket/a/b.txt", Path("gs://bucket/a/b.txt"), "gs://bucket/a/
 @pytest.mark.parametrize("path", SPELLINGS)
 def test_a_path_into_a_bucket_is_known_however_it_is_spelled(bucket, path):
     assert paths.is_bucket(path)
-    assert str(paths.place(path)) == "gs://bucket/a/b.txt"
-    assert paths.place(paths.place(path)) == paths.place(path)
+    assert str(paths.as_path(path)) == "gs://bucket/a/b.txt"
+    assert paths.as_path(paths.as_path(path)) == paths.as_path(path)
 
 
 def test_paths_on_this_machine_stay_what_they_are(tmp_path):
-    assert paths.place("runs/x") == Path("runs/x")
-    assert paths.here(tmp_path) == tmp_path
+    assert paths.as_path("runs/x") == Path("runs/x")
+    assert paths.local_copy(tmp_path) == tmp_path
     assert not paths.is_bucket("gsx/y")
 
 
 def test_a_file_comes_here_once_and_again_when_it_has_changed(bucket):
     bucket.put("a/b.txt", b"one")
-    first = paths.here("gs://bucket/a/b.txt")
+    first = paths.local_copy("gs://bucket/a/b.txt")
     assert (first.name, first.read_bytes()) == ("b.txt", b"one")
     bucket.log.clear()
-    assert paths.here("gs://bucket/a/b.txt") == first
+    assert paths.local_copy("gs://bucket/a/b.txt") == first
     assert not [path for _, path in bucket.log if path.startswith("/download")]
     bucket.put("a/b.txt", b"two")
-    assert paths.here("gs://bucket/a/b.txt").read_bytes() == b"two"
+    assert paths.local_copy("gs://bucket/a/b.txt").read_bytes() == b"two"
     assert first.read_bytes() == b"one"
 
 
@@ -42,16 +42,16 @@ def test_a_folder_comes_here_to_the_depth_that_is_asked_for(bucket):
     for name in ("run/config.json", "run/adapter/a.bin", "run/checkpoints/8/deep/x"):
         bucket.put(name, name.encode())
     for depth, count in ((1, 1), (2, 2), (None, 3)):
-        found = paths.here("gs://bucket/run", depth=depth)
+        found = paths.local_copy("gs://bucket/run", depth=depth)
         assert (found.name, len(paths.files(found))) == ("run", count)
     assert (found / "adapter/a.bin").read_bytes() == b"run/adapter/a.bin"
-    assert paths.files(paths.place("gs://bucket/run")) == paths.files(found)
+    assert paths.files(paths.as_path("gs://bucket/run")) == paths.files(found)
 
 
 def test_what_is_not_there_is_said(bucket):
     for path in ("gs://bucket/none", "gs://others/none"):
         with pytest.raises(FileNotFoundError, match=f"^{path} does not exist"):
-            paths.here(path)
+            paths.local_copy(path)
 
 
 def test_a_bucket_that_is_not_there_is_refused_before_any_work(bucket, capsys):
@@ -79,23 +79,23 @@ def test_a_copy_that_is_not_what_is_there_is_refused(bucket, monkeypatch, tmp_pa
     facts = bucket.described("a") | {"md5Hash": "AAAA"}
     monkeypatch.setattr(bucket, "described", lambda name: facts)
     with pytest.raises(ConnectionError, match="gs://bucket/a did not arrive"):
-        paths.here("gs://bucket/a")
+        paths.local_copy("gs://bucket/a")
     assert not paths.files(tmp_path / "cache")
 
 
 def test_without_what_reads_buckets_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"gs://b/x lies in a bucket.*extra `gcs`"):
-        paths.here("gs://b/x")
+        paths.local_copy("gs://b/x")
 
 
 def test_what_can_be_written_here_only_refuses_a_bucket(bucket):
     with pytest.raises(ValueError, match="gs://b/x: this is written to this machine only"):
-        paths.on_this_machine(None, Path("y"), Path("gs://b/x"))
+        paths.refuse_buckets(None, Path("y"), Path("gs://b/x"))
 
 
 def test_an_object_is_written_whole_or_not_at_all(bucket):
-    target = paths.place("gs://bucket/x")
+    target = paths.as_path("gs://bucket/x")
 
     def fail(file):
         file.write(b"half")
@@ -106,12 +106,12 @@ def test_an_object_is_written_whole_or_not_at_all(bucket):
     assert not bucket.objects
     atomic.write_whole(target, lambda file: file.write(b"whole"))
     assert target.read_bytes() == b"whole"
-    assert atomic.sha256(target) == atomic.sha256(paths.here(target))
+    assert atomic.sha256(target) == atomic.sha256(paths.local_copy(target))
 
 
 def test_a_folder_that_is_filled_goes_to_the_bucket_once(bucket):
     def fill():
-        with paths.filled("gs://bucket/prepared") as folder:
+        with paths.upload_on_exit("gs://bucket/prepared") as folder:
             (folder / "deep").mkdir(parents=True)
             (folder / "deep/x").write_bytes(b"1")
 
@@ -133,7 +133,7 @@ def test_vectors_of_a_bucket_are_those_of_this_machine(bucket, coarse, tmp_path,
     flags = ["encode", "--model=tiny", "--input=gs://bucket/texts.txt", "--shard-rows=3"]
     cli.main([*flags, f"--output=gs://bucket/{name}"])
     cli.main([*flags, f"--output={tmp_path / name}"])
-    there = paths.here(f"gs://bucket/{name}")
+    there = paths.local_copy(f"gs://bucket/{name}")
     assert paths.files(there) == paths.files(tmp_path / name)
     for file in paths.files(there) or [""]:
         assert (there / file).read_bytes() == (tmp_path / name / file).read_bytes()
@@ -162,19 +162,19 @@ def test_a_run_that_is_broken_off_leaves_a_joined_file_to_the_next(bucket, coars
     bucket.put("texts.txt", b"One.\nTwo.\nThree.\n")
     flags = ["encode", "--model=tiny", "--input=gs://bucket/texts.txt", "--shard-rows=1"]
     command = [*flags, "--output=gs://bucket/v.npy"]
-    put = paths.put
+    upload = paths.upload
 
     def break_off(source, target):
         if target.name == "shard-00002.npy":
             raise KeyboardInterrupt
-        put(source, target)
+        upload(source, target)
 
-    monkeypatch.setattr(paths, "put", break_off)
+    monkeypatch.setattr(paths, "upload", break_off)
     with pytest.raises(SystemExit):
         cli.main(command)
     assert "v.npy.parts/shard-00001.npy" in bucket.objects
-    monkeypatch.setattr(paths, "put", put)
+    monkeypatch.setattr(paths, "upload", upload)
     cli.main(command)
-    vectors = np.load(paths.here("gs://bucket/v.npy"))
+    vectors = np.load(paths.local_copy("gs://bucket/v.npy"))
     assert vectors.shape == (3, 128)
     assert set(bucket.objects) == {"texts.txt", "v.npy"}
