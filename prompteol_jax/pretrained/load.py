@@ -9,19 +9,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from prompteol_jax import axes, models
 from prompteol_jax.lora import peft
-from prompteol_jax.models import build, initial, tiny
+from prompteol_jax.models import build, tiny
 from prompteol_jax.models.decoder import Decoder
-from prompteol_jax.pretrained import hub
+from prompteol_jax.pretrained import hub, source
 from prompteol_jax.quant import formats as quant
 from prompteol_jax.runtime import keep_compiled
 from prompteol_jax.storage import paths
-from prompteol_jax.text.tokenizer import Tokenizer, load_tokenizer
+from prompteol_jax.text.tokenizer import Tokenizer
 
 TOKENIZER_FILES: Final = (
     *("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"),
@@ -78,23 +77,24 @@ def load_pretrained(
     adapter_folder = None if adapter is None else find_adapter(adapter)
     if adapter_folder is not None:
         peft.read_adapter_config(adapter_folder)
-    folder = None if name == tiny.NAME else hub.local_folder(name)
-    config = tiny.CONFIG if folder is None else build.read_config(folder)
-    config = build.replace_dropout(config, base_dropout)
+    found = source.resolve(name)
+    config = build.replace_dropout(found.config, base_dropout)
+    found = dataclasses.replace(found, config=config)
     axes.check_mesh(config.sizes, (mesh.shape["data"], mesh.shape["model"]))
     layers = build.resolve_layer(layer, config.L)
-    kept = {"weight_dtype": weight_dtype, "quantize": quantize, "layers": layers}
-    if folder is None:
-        tokenizer = tiny.tiny_tokenizer()
-        key = jax.random.key(tiny.SEED)
-        decoder = initial.random_decoder(config, mesh, key, dtype=dtype, **kept)
-    else:
-        tokenizer = load_tokenizer(folder, vocab_size=config.V)
-        decoder = build.load_decoder(folder, config, mesh, dtype=dtype, rules=rules, **kept)
+    tokenizer = found.tokenizer()
+    decoder = found.decoder(
+        mesh,
+        dtype=dtype,
+        weight_dtype=weight_dtype,
+        quantize=quantize,
+        layers=layers,
+        rules=rules,
+    )
     if adapter_folder is not None:
         decoder = peft.load_adapter(decoder, config, adapter_folder, mesh)
     return Pretrained(
-        name, folder, config, tokenizer, decoder, mesh, adapter_folder, layers, quantize
+        name, found.folder, config, tokenizer, decoder, mesh, adapter_folder, layers, quantize
     )
 
 
