@@ -178,18 +178,17 @@ def _same(output: Any, given: Any) -> bool:
 def _settings(options: EncodeOptions) -> Mapping[str, Any]:
     """Whatever decides the vectors; mesh and batch tokens change their rounding alone."""
     from prompteol_jax import axes
-    from prompteol_jax.models import tiny
-    from prompteol_jax.pretrained import hub
+    from prompteol_jax.pretrained import source
     from prompteol_jax.pretrained.load import find_adapter
     from prompteol_jax.text.template import read_template
 
     axes.parse_mesh(options.mesh)
     template = read_template(options.template)
     adapter = find_adapter(options.adapter) if options.adapter else None
-    folder = None if options.model == tiny.NAME else hub.local_folder(options.model)
+    found = source.resolve(options.model)
     return {
         "model": options.model,
-        "weights": _fingerprint(folder) if folder else tiny.NAME,
+        "weights": _fingerprint(found.folder) if found.folder else found.name,
         "adapter": _fingerprint(adapter) if adapter else None,
         "template": template.name,
         "prompt": f"{template.head}{{}}{template.suffix}",

@@ -96,29 +96,24 @@ def words(options: WordsOptions) -> None:
 def _check_reads_a_head(options: ModelOptions) -> None:
     """Refuse an inner layer and a pooled mean before any weight is read."""
     from prompteol_jax.encoding import lm_head
-    from prompteol_jax.models import build, tiny
-    from prompteol_jax.pretrained import hub
+    from prompteol_jax.models import build
+    from prompteol_jax.pretrained import source
 
-    config = tiny.CONFIG
-    if options.layer is not None and options.model != tiny.NAME:
-        config = build.read_config(hub.config_folder(options.model))
-    inner = build.resolve_layer(options.layer, config.L) is not None
+    inner = False
+    if options.layer is not None:
+        depth = source.resolve_config(options.model).L
+        inner = build.resolve_layer(options.layer, depth) is not None
     lm_head.check_reads(inner=inner, pooling=options.pooling)
 
 
 def show(options: ShowOptions) -> None:
     """Print a prompt token by token; no weights are read."""
-    from prompteol_jax.models import build, tiny
-    from prompteol_jax.pretrained import hub
+    from prompteol_jax.pretrained import source
     from prompteol_jax.text import prompt
     from prompteol_jax.text.template import read_template
 
     template = read_template(options.template)
-    if options.model == tiny.NAME:
-        tokenizer = tiny.tiny_tokenizer()
-    else:
-        folder = hub.local_folder(options.model)
-        tokenizer = prompt.load_tokenizer(folder, vocab_size=build.read_config(folder).V)
+    tokenizer = source.resolve(options.model).tokenizer()
     sys.stdout.write(prompt.show(template, tokenizer, options.text) + "\n")
 
 

@@ -180,12 +180,9 @@ def export_orbax(run: Run, output: Path, dtype: str) -> str:
 def _shape(run: Run) -> tuple[Any, Any]:
     """The config of the run's base, and a mesh of one device."""
     from prompteol_jax import axes
-    from prompteol_jax.models import build, tiny
-    from prompteol_jax.pretrained import hub
+    from prompteol_jax.pretrained import source
 
-    named = run.model != tiny.NAME
-    config = build.read_config(hub.local_folder(run.model)) if named else tiny.CONFIG
-    return config, axes.make_mesh((1, 1))
+    return source.resolve_config(run.model), axes.make_mesh((1, 1))
 
 
 def _compared(vectors: Any, again: Embedder, dtype: str) -> str:

@@ -15,8 +15,8 @@ from prompteol_jax.errors import NotFound, UserError
 from prompteol_jax.lora import lora as adapters
 from prompteol_jax.models import build
 from prompteol_jax.models.decoder import Decoder
-from prompteol_jax.weights import folder as hf
 from prompteol_jax.weights import load, safetensors, torch_bin
+from prompteol_jax.weights.folder import write_weights
 
 ADAPTER_FILES: Final = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -30,7 +30,7 @@ def save_adapter(model: Decoder, config: models.Config, folder: Path, *, base: s
     folder.mkdir(parents=True, exist_ok=True)
     lora = adapters.lora_config(model, config)
     arrays = {path: leaf for path, leaf in build.leaves(model).items() if ".lora." in path}
-    hf.write_weights(
+    write_weights(
         folder,
         arrays,
         adapters.factor_table(model, config, lora.targets),
@@ -64,7 +64,7 @@ def load_adapter(
     Args:
         dropout: of the updates' inputs, in the place of the file's own.
     Raises: NotFound for a folder without an adapter; UserError for a kind of adapter that
-        is not supported; hf.WeightMismatch where it was made for another model.
+        is not supported; WeightMismatch where it was made for another model.
     """
     lora = read_adapter_config(folder)
     if dropout is not None:

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,8 +18,8 @@ from prompteol_jax.errors import NotFound, UserError
 from prompteol_jax.models import FAMILIES, Config
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.quant import formats as quant
-from prompteol_jax.weights import folder as hf
 from prompteol_jax.weights import load
+from prompteol_jax.weights.folder import open_tensors, write_weights
 from prompteol_jax.weights.mapping import TensorMap
 
 HEAD: Final = TensorMap("lm_head.weight", "head", "V D -> V D")
@@ -125,23 +124,39 @@ def load_decoder(
 ) -> Decoder:
     """Load a Hugging Face folder onto a mesh, each process reading what it holds.
 
-    Raises: hf.WeightMismatch that lists every missing, unexpected and misshapen tensor.
+    Raises: WeightMismatch that lists every missing, unexpected and misshapen tensor.
     """
+    model = abstract_decoder(
+        config,
+        mesh,
+        dtype=dtype,
+        weight_dtype=weight_dtype,
+        quantize=quantize,
+        layers=layers,
+        rules=rules,
+    )
+    wanted, unread = table_for_layers(config, mesh, layers)
     _, family = FAMILIES[config.family]
-    shape = partial(abstract_decoder, config, mesh, dtype=dtype, weight_dtype=weight_dtype)
-    model = shape(layers=layers, rules=rules, quantize=quantize)
-    whole, moves = weight_table(config, shape()), weight_table(config, model)
-    unread = [re.escape(move.source) for move in whole if move not in moves]
     arrays = load.read_weights(
-        hf.open_tensors(folder),
-        moves,
+        open_tensors(folder),
+        wanted,
         leaves(model),
         config.sizes,
         layers=layers or config.L,
-        ignore=(*family.IGNORED, *unread),
+        ignore=(*family.IGNORED, *(re.escape(row.source) for row in unread)),
         alias=family.ALIAS if config.tied else {},
     )
     return fill(model, arrays)
+
+
+def table_for_layers(
+    config: Config, mesh: Mesh, layers: int | None
+) -> tuple[tuple[TensorMap, ...], tuple[TensorMap, ...]]:
+    """The rows that a model of so many layers reads, and those that only the whole model reads."""
+    whole = weight_table(config, abstract_decoder(config, mesh, dtype="float32"))
+    cut = abstract_decoder(config, mesh, dtype="float32", layers=layers)
+    wanted = weight_table(config, cut)
+    return wanted, tuple(row for row in whole if row not in wanted)
 
 
 def weight_table(config: Config, model: Decoder) -> tuple[TensorMap, ...]:
@@ -149,7 +164,7 @@ def weight_table(config: Config, model: Decoder) -> tuple[TensorMap, ...]:
     _, family = FAMILIES[config.family]
     present = leaves(model)
     return tuple(
-        move for move in family.WEIGHTS if re.sub(r"^block\.", "last.", move.target) in present
+        row for row in family.WEIGHTS if re.sub(r"^block\.", "last.", row.target) in present
     )
 
 
@@ -162,13 +177,13 @@ def save_decoder(
         head: the language-model head, where it is not tied to the embedding.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    arrays, moves = leaves(model), weight_table(config, model)
+    arrays, table = leaves(model), weight_table(config, model)
     if head is not None:
-        arrays, moves = arrays | {HEAD.target: head}, (*moves, HEAD)
-    hf.write_weights(
+        arrays, table = arrays | {HEAD.target: head}, (*table, HEAD)
+    write_weights(
         folder,
         arrays,
-        moves,
+        table,
         config.sizes,
         dtype=dtype,
         rename=lambda name: name if name == HEAD.source else f"model.{name}",
@@ -182,7 +197,7 @@ def read_head(folder: Path, config: Config, mesh: Mesh, *, dtype: Any) -> jax.Ar
     shape = (config.V, config.D)
     place = axes.sharding("VD", shape, mesh)
     leaf = jax.ShapeDtypeStruct(shape, dtype, sharding=place)
-    tensors = hf.open_tensors(folder)
+    tensors = open_tensors(folder)
     head = {name: tensor for name, tensor in tensors.items() if name == HEAD.source}
     return load.read_weights(head, (HEAD,), {HEAD.target: leaf}, config.sizes, layers=config.L)[
         HEAD.target

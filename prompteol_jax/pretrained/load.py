@@ -71,7 +71,7 @@ def load_pretrained(
         layer: run up to `hidden_states[layer]` only, which is then returned raw.
         base_dropout: the model's own dropout of training, instead of its config's.
     Raises: UserError, NotFound or OSError, before any weight is read, for whatever does
-        not fit; hf.WeightMismatch where the weights do not.
+        not fit; WeightMismatch where the weights do not.
     """
     keep_compiled()
     adapter_folder = None if adapter is None else find_adapter(adapter)

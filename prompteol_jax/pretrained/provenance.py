@@ -20,7 +20,7 @@ from prompteol_jax.lora import peft
 from prompteol_jax.models import build
 from prompteol_jax.pretrained import hub
 from prompteol_jax.pretrained.load import TOKENIZER_FILES
-from prompteol_jax.weights import folder as hf
+from prompteol_jax.weights.folder import weight_files
 
 if TYPE_CHECKING:
     from prompteol_jax.embedder import Embedder
@@ -91,7 +91,7 @@ def _model(source: Pretrained) -> dict[str, Any]:
     return fields | {
         "folder": str(source.folder),
         "revision": hub.weights_revision(source.folder),
-        "files": _digests([*side, *hf.weight_files(source.folder)]),
+        "files": _digests([*side, *weight_files(source.folder)]),
     }
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from prompteol_jax.errors import NotFound, UserError
-from prompteol_jax.weights.load import WeightMismatch, copy_finite, read_weights
+from prompteol_jax.weights.load import copy_finite
 from prompteol_jax.weights.mapping import (
     Sources,
     TensorMap,
@@ -28,21 +28,6 @@ from prompteol_jax.weights.mapping import (
 )
 from prompteol_jax.weights.safetensors import open_safetensors, shorten
 from prompteol_jax.weights.torch_bin import open_bin
-
-__all__ = [
-    "Sources",
-    "TensorMap",
-    "WeightMismatch",
-    "arrange",
-    "expand",
-    "open_bin",
-    "open_safetensors",
-    "open_tensors",
-    "read_weights",
-    "reverse",
-    "weight_files",
-    "write_weights",
-]
 
 
 def open_tensors(folder: Path) -> dict[str, np.ndarray]:
@@ -114,7 +99,7 @@ def _shards(folder: Path, index: Path) -> tuple[list[Path], list[str]]:
 def write_weights(
     folder: Path,
     arrays: Mapping[str, jax.Array],
-    moves: Sequence[TensorMap],
+    table: Sequence[TensorMap],
     sizes: Mapping[str, int],
     *,
     dtype: DTypeLike,
@@ -129,14 +114,14 @@ def write_weights(
 
     Args:
         sizes: as in `read_weights`; `sizes["L"]` is the number of layers in `arrays`.
-        rename: from a name in `moves` to the name in the file (puts `model.` back).
+        rename: from a name in `table` to the name in the file (puts `model.` back).
         stem: of the files' names.
     Raises: UserError where arrays and table disagree, where another process holds a part of an
         array, or where a tensor is not finite as `dtype`.
     """
     from safetensors.numpy import save_file
 
-    sources = expand(moves, sizes["L"])
+    sources = expand(table, sizes["L"])
     _check_arrays(arrays, sources, sizes)
     dtype = np.dtype(dtype)
     shards = _plan(sources, sizes, dtype.itemsize, max_shard_bytes)

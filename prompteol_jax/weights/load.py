@@ -46,7 +46,7 @@ class WeightMismatch(UserError):
 
 def read_weights(
     tensors: Mapping[str, np.ndarray],
-    moves: Sequence[TensorMap],
+    table: Sequence[TensorMap],
     leaves: Mapping[str, jax.ShapeDtypeStruct | quant.Quantized],
     sizes: Mapping[str, int],
     *,
@@ -72,9 +72,9 @@ def read_weights(
     if not 1 <= layers <= sizes["L"]:
         raise UserError(f"{layers} layers asked for; the checkpoint has {sizes['L']}.")
     alias = alias or {}
-    sources = expand(moves, layers)
+    sources = expand(table, layers)
     _check_leaves(leaves, sources, sizes)
-    known = {name for found in expand(moves, sizes["L"]).values() for name in found.names}
+    known = {name for found in expand(table, sizes["L"]).values() for name in found.names}
     _check_tensors(tensors, sources, sizes, known=known, ignore=ignore, alias=alias)
     arrays = {}
     for target, leaf in leaves.items():
@@ -90,11 +90,11 @@ def _check_leaves(
     sources: Mapping[str, Sources],
     sizes: Mapping[str, int],
 ) -> None:
-    problems = [f"{target}: no move makes it" for target in leaves if target not in sources]
+    problems = [f"{target}: no row makes it" for target in leaves if target not in sources]
     for target, (names, stacked, dims) in sources.items():
         shape = ((len(names),) if stacked else ()) + lengths(parse(dims)[1], sizes)
         if target in leaves and leaves[target].shape != shape:
-            problems.append(f"{target}: its moves give {shape}, the leaf is {leaves[target].shape}")
+            problems.append(f"{target}: its row gives {shape}, the leaf is {leaves[target].shape}")
         elif target not in leaves and names:
             problems.append(f"{target}: no such leaf")
     if problems:

@@ -35,10 +35,10 @@ class Sources(NamedTuple):
     dims: str
 
 
-def expand(moves: Sequence[TensorMap], L: int) -> dict[str, Sources]:
+def expand(table: Sequence[TensorMap], L: int) -> dict[str, Sources]:
     """The sources of every leaf of a model of `L` layers; with one layer, `blocks.` has none."""
     leaves: dict[str, Sources] = {}
-    for source, target, dims in moves:
+    for source, target, dims in table:
         if not target.startswith("block."):
             leaves[target] = Sources((source,), False, dims)
             continue

@@ -130,16 +130,13 @@ def make_job(options: PlanOptions) -> Encode | Train:
 
 def find_config(model: str) -> models.Config:
     """The shape of a model: published, or read from the `config.json` of a folder or hub name."""
-    from prompteol_jax.models import build, tiny
     from prompteol_jax.models.published import PUBLISHED, published
-    from prompteol_jax.pretrained import hub
+    from prompteol_jax.pretrained import source
 
-    if model == tiny.NAME:
-        return tiny.CONFIG
     known = published(model)
     if known is not None and not Path(model).is_dir():
         return known
     try:
-        return build.read_config(hub.config_folder(model))
+        return source.resolve_config(model)
     except FileNotFoundError as error:
         raise NotFound(f"{error} Shapes known by name: {', '.join(PUBLISHED)}.") from None

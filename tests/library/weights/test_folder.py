@@ -18,8 +18,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from prompteol_jax.weights import folder as hf
-from prompteol_jax.weights import load
+from prompteol_jax.weights import load, mapping
 from prompteol_jax.weights.mapping import TensorMap
+from prompteol_jax.weights.safetensors import open_safetensors
 
 SIZES = {"L": 3, "D": 8, "N": 4, "H": 2, "V": 10}
 TABLE = (
@@ -112,7 +113,7 @@ def test_an_adapter_beside_the_model_is_written_and_leaves_it_alone(tmp_path: Pa
     write(tmp_path, drawn())
     write(tmp_path, {name: array + 1 for name, array in drawn().items()}, stem="adapter_model")
     assert same(read(tmp_path), drawn())
-    found = hf.open_safetensors(tmp_path / "adapter_model.safetensors")
+    found = open_safetensors(tmp_path / "adapter_model.safetensors")
     np.testing.assert_array_equal(found["model.embed.weight"], drawn()["stem.tokens"] + 1)
 
 
@@ -253,7 +254,7 @@ def test_transformers_loads_what_was_read_and_written(tmp_path: Path) -> None:
     table = llama_table()
     sizes = {"L": 3, "D": 16, "N": 4, "K": 2, "H": 4, "F": 24, "V": 40}
     leaves = {}
-    for target, (names, stacked, dims) in hf.expand(table, 3).items():
+    for target, (names, stacked, dims) in mapping.expand(table, 3).items():
         shape = (len(names),) * stacked + tuple(sizes[a] for a in dims.split("->")[1].split())
         leaves[target] = jax.ShapeDtypeStruct(shape, jnp.float32)
     tensors = hf.open_tensors(tmp_path / "there")

@@ -184,7 +184,7 @@ def test_refuses_a_model_that_is_not_the_tables() -> None:
     wanted["other"] = wanted.pop("last.q.w")
     wanted["stem.tokens"] = jax.ShapeDtypeStruct((10, 9), jnp.float32)
     message = (
-        r"other: no move makes it; stem\.tokens: its moves give \(10, 8\), the leaf is \(10, 9\); "
+        r"other: no row makes it; stem\.tokens: its row gives \(10, 8\), the leaf is \(10, 9\); "
         r"last\.q\.w: no such leaf"
     )
     with pytest.raises(ValueError, match=message):
@@ -224,7 +224,7 @@ def anonymous():
 
 folder, dtype = Path(sys.argv[1]), sys.argv[2]
 sizes = {"L": 12, "D": 1024, "F": 4096, "V": 20000}
-moves = [TensorMap("embed", "embed", "V D -> V D"),
+table = [TensorMap("embed", "embed", "V D -> V D"),
          TensorMap("layers.{l}.up", "block.up", "F D -> D F"),
          TensorMap("layers.{l}.down", "block.down", "D F -> F D")]
 shapes = {"embed": (20000, 1024), "blocks.up": (11, 1024, 4096), "last.up": (1024, 4096),
@@ -241,7 +241,7 @@ def watch():
 
 thread = threading.Thread(target=watch)
 thread.start()
-arrays = load.read_weights(open_tensors(folder), moves, leaves, sizes, layers=12)
+arrays = load.read_weights(open_tensors(folder), table, leaves, sizes, layers=12)
 jax.block_until_ready(arrays)
 done.set()
 thread.join()
