@@ -3,6 +3,11 @@
 Each also is the built-in error of its kind, so that callers in Python catch what they expect.
 """
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """An input that cannot work; the message says what was given, what is allowed, what to do."""
@@ -30,3 +35,26 @@ class NotFinite(UserError, FloatingPointError):
 
 class WrongType(UserError, TypeError):
     """An argument of another type than the function takes."""
+
+
+def listed(items: Iterable[object], limit: int = 20) -> str:
+    """Return `a, b and 3 more`; `none` where there are no items."""
+    shown, more = _shown(items, limit)
+    return ", ".join(shown) + (f" and {more} more" if more else "") if shown else "none"
+
+
+def listed_lines(items: Iterable[object], limit: int = 20) -> str:
+    """Return items one a line, each indented and after a line break, and `and 3 more`."""
+    shown, more = _shown(items, limit)
+    return "".join(f"\n  {item}" for item in [*shown, *([f"and {more} more"] if more else [])])
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean NAME?)` for the known name that is most like this one, or nothing."""
+    found = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
+def _shown(items: Iterable[object], limit: int) -> tuple[list[str], int]:
+    names = [str(item) for item in items]
+    return names[:limit], max(0, len(names) - limit)

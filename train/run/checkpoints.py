@@ -26,8 +26,8 @@ from orbax.checkpoint import v1 as ocp
 
 from prompteol_jax import distributed
 from prompteol_jax.errors import NotFound, UserError
-from prompteol_jax.storage import paths
-from train.run import manifest, step_folders
+from prompteol_jax.storage import manifest, paths
+from train.run import step_folders
 
 _LISTED: Final = 20  # items of a list shown in an error
 _UNSTORABLE: Final = ("uint2", "uint4")  # types orbax 0.12 cannot write
@@ -111,7 +111,7 @@ class Checkpoints:
         self.wait()
         chosen = _agree(functools.partial(self._newest_intact, step))
         folder = self._folder / str(chosen)
-        content = manifest.read(folder)
+        content = manifest.read(folder / manifest.NAME)
         leaves = _named_leaves(like)
         _check_same(chosen, content["leaves"], _described(leaves))
         targets = {name: _target(leaf) for name, leaf in leaves.items()}
@@ -184,7 +184,7 @@ class Checkpoints:
         if not distributed.is_primary():
             return
         self._beforehand()
-        manifest.write(staging, content)
+        manifest.seal(staging, content)
         step_folders.publish(staging, self._folder, content["step"], keep=self._keep)
 
 

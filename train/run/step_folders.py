@@ -12,8 +12,7 @@ object to be written and the first to be deleted, that makes a step of it.
 import shutil
 from typing import Any, Final
 
-from prompteol_jax.storage import atomic, paths
-from train.run import manifest
+from prompteol_jax.storage import atomic, manifest, paths
 
 _SAVING: Final = ".saving"
 _REPLACED: Final = ".replaced"
