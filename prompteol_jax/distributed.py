@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from typing import Any, Final, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from prompteol_jax import axes
+from prompteol_jax import axes, runtime
 from prompteol_jax.errors import UserError
 
 _PATIENCE_MS: Final = 3_600_000  # the others may compile, or write a large file
-# Simulated devices share cores: one waits for another longer than the 40 seconds after which XLA
-# ends the process.
-_PATIENT: Final = (
-    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=600 "
-    "--xla_cpu_collective_call_terminate_timeout_seconds=3600"
-)
 
 
 def initialize(coordinator: str | None, processes: int | None, process: int | None) -> None:
@@ -70,7 +63,7 @@ def work_apart(
     """
     data, model = axes.parse_mesh(mesh)
     if coordinator is not None:
-        simulate_devices(data * model // (processes or 1))
+        runtime.simulate_devices(data * model // (processes or 1))
     initialize(coordinator, processes, process)
     if coordinator is None:
         return Part()
@@ -95,22 +88,6 @@ def wait_for_all(name: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
-
-
-def simulate_devices(devices: int) -> None:
-    """Let the CPU stand for this many devices, if jax has not started and finds nothing else.
-
-    They wait an hour for each other, or as long as `XLA_FLAGS` says already.
-    """
-    if devices < 2:
-        return
-    given = os.environ.get("XLA_FLAGS", "")
-    if "xla_cpu_collective_call" not in given:
-        os.environ["XLA_FLAGS"] = f"{given} {_PATIENT}".strip()
-    try:
-        jax.config.update("jax_num_cpu_devices", devices)
-    except RuntimeError:  # jax runs already, with the devices it has
-        return
 
 
 def to_global(array: np.ndarray, place: Sharding) -> jax.Array:

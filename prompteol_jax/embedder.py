@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from prompteol_jax import axes, distributed
+from prompteol_jax import axes, runtime
 from prompteol_jax.encoding import lm_head
 from prompteol_jax.encoding.lm_head import Head
 from prompteol_jax.encoding.pipeline import Pipeline, Pooling, Report
@@ -99,7 +99,7 @@ class Embedder:
             template = read_template(template)
         if isinstance(mesh, str):
             shape = axes.parse_mesh(mesh)
-            distributed.simulate_devices(shape[0] * shape[1])
+            runtime.simulate_devices(shape[0] * shape[1])
             mesh = axes.make_mesh(shape)
         pretrained = load_pretrained(
             model,

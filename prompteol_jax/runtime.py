@@ -1,25 +1,99 @@
-"""The compilation cache on disk, so that a second process does not compile what a first one did."""
+"""The only writer of JAX's settings, of XLA's flags, of the environment and of library logs.
+
+jax reads most of them once, when it starts its devices: call these functions before any array.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
+from typing import Final
 
-import jax
+# Simulated devices share cores: one waits for another longer than the 40 seconds after which XLA
+# ends the process.
+_PATIENT: Final = (
+    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=600 "
+    "--xla_cpu_collective_call_terminate_timeout_seconds=3600"
+)
+
+
+def cache_folder() -> Path:
+    """Return the folder, in the user's cache folder, for what this project can make again."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "prompteol-jax"
 
 
 def keep_compiled() -> None:
-    """Keep compiled programs in the user's cache folder, unless jax is told of another place.
+    """Keep compiled programs in the user's cache folder, unless jax has another folder for them.
 
-    `JAX_COMPILATION_CACHE_DIR` names that place; `JAX_ENABLE_COMPILATION_CACHE=0` keeps nothing.
+    `JAX_COMPILATION_CACHE_DIR` names that folder; `JAX_ENABLE_COMPILATION_CACHE=0` keeps nothing.
     """
+    import jax
+
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def cache_folder() -> Path:
-    """Where this project keeps what it may make again, under the user's cache folder."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "prompteol-jax"
+def simulate_devices(devices: int) -> None:
+    """Let the CPU simulate this many devices, if jax has not started and finds nothing else.
+
+    They wait an hour for each other, or as long as `XLA_FLAGS` says already.
+    """
+    if devices < 2:
+        return
+    import jax
+
+    given = os.environ.get("XLA_FLAGS", "")
+    if "xla_cpu_collective_call" not in given:
+        os.environ["XLA_FLAGS"] = f"{given} {_PATIENT}".strip()
+    try:
+        jax.config.update("jax_num_cpu_devices", devices)
+    except RuntimeError:  # jax runs already, with the devices it has
+        return
+
+
+def run_on_cpu() -> None:
+    """Let jax start no other device than the CPU; libtpu can still compile."""
+    import jax
+
+    os.environ["JAX_PLATFORMS"] = "cpu"  # for child processes
+    jax.config.update("jax_platforms", "cpu")
+
+
+def compile_for_absent_tpus() -> None:
+    """Let libtpu describe TPUs that are not here, in several processes, and cache nothing.
+
+    What is compiled for devices that are not there cannot be read back from the cache.
+    """
+    import jax
+
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    jax.config.update("jax_enable_compilation_cache", False)
+
+
+def share_gpu_memory() -> None:
+    """Let jax take a GPU's memory as it needs it, so that another framework can use the rest."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
+def list_buckets_afresh() -> None:
+    """Let fsspec ask a bucket for its listing each time: other machines write there too."""
+    import fsspec
+
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+
+
+def hide_errors_of(package: str, logger: str) -> None:
+    """Drop the log records of errors that a package writes, where the caller raises them."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR or package not in record.pathname
+
+    log = logging.getLogger(logger)
+    if not any(getattr(known, "package", None) == package for known in log.filters):
+        is_other.package = package
+        log.addFilter(is_other)

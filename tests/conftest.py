@@ -17,7 +17,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
-    # As `distributed.simulate_devices` sets them, which comes too late once a test has started jax.
+    # As `runtime.simulate_devices` sets them, which comes too late once a test has started jax.
     _wait = "--xla_cpu_collective_call_{}_timeout_seconds={}"
     _patient = f"{_wait.format('warn_stuck', 600)} {_wait.format('terminate', 3600)}"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8 {_patient}".strip()

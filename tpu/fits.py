@@ -51,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(options: FitsOptions) -> list[dict[str, Any]]:
     """Plan every cell and print the table."""
-    import os
+    from prompteol_jax import runtime
 
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    runtime.run_on_cpu()
     from tpu.chips import parse_topology
 
     names, slices = options.models.split(","), options.slices.split(",")

@@ -36,11 +36,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(config: TrainConfig) -> dict[str, Any]:
     """Train as configured and return what `--json` gets."""
     config.check()
-    from prompteol_jax import axes, distributed
+    from prompteol_jax import axes, distributed, runtime
     from train.run.metrics import say
 
     shape = axes.parse_mesh(config.mesh)
-    distributed.simulate_devices(shape[0] * shape[1] // (config.processes or 1))
+    runtime.simulate_devices(shape[0] * shape[1] // (config.processes or 1))
     distributed.initialize(config.coordinator, config.processes, config.process)
     triplets, dev = read_data(config)
     tasks = read_final_tasks(config)

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from prompteol_jax import runtime
 from prompteol_jax.errors import AlreadyExists, NotFound, Unreachable, UserError
 
 _SCHEME: Final = "gs:/"  # pathlib makes one stroke of two
@@ -41,11 +42,9 @@ def as_path(path: str | os.PathLike) -> Any:
             f"{path} lies in a bucket, which needs the extra `gcs`: "
             'pip install ".[gcs]", or give a path on this machine'
         )
-    import fsspec
     from etils import epath
 
-    # Other machines write to the same bucket: what it held a minute ago says nothing.
-    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    runtime.list_buckets_afresh()
     return epath.Path("gs://" + os.fspath(path).removeprefix(_SCHEME).lstrip("/"))
 
 
@@ -61,8 +60,6 @@ def local_copy(path: str | os.PathLike, *, depth: int | None = None) -> Path:
     """
     if not is_bucket(path):
         return Path(path)
-    from prompteol_jax.runtime import cache_folder
-
     origin = as_path(path)
     with _explained(origin):
         found = _system().find(str(origin), maxdepth=depth, detail=True)
@@ -73,7 +70,7 @@ def local_copy(path: str | os.PathLike, *, depth: int | None = None) -> Path:
         raise NotFound(f"{origin} does not exist")
     state = [(name, facts["size"], facts.get("etag")) for name, facts in sorted(objects.items())]
     digest = hashlib.sha256(repr((root, state)).encode()).hexdigest()[:16]
-    copy = cache_folder() / "gs" / digest / origin.name
+    copy = runtime.cache_folder() / "gs" / digest / origin.name
     if not copy.exists():
         _copy(root, objects, copy)
     return copy

@@ -189,13 +189,13 @@ def test_refuses_an_address_without_the_processes(processes, process):
 def test_devices_are_simulated_only_before_jax_starts():
     code = (
         "import os\n"
-        "from prompteol_jax import distributed\n"
-        "distributed.simulate_devices(1)\n"
+        "from prompteol_jax import runtime\n"
+        "runtime.simulate_devices(1)\n"
         "assert 'XLA_FLAGS' not in os.environ\n"
-        "distributed.simulate_devices(6)\n"
+        "runtime.simulate_devices(6)\n"
         "import jax\n"
         "assert len(jax.devices()) == 6, jax.devices()\n"
-        "distributed.simulate_devices(2)\n"
+        "runtime.simulate_devices(2)\n"
         "assert len(jax.devices()) == 6\n"
         "assert os.environ['XLA_FLAGS'].count('terminate_timeout_seconds=3600') == 1\n"
     )
@@ -209,8 +209,8 @@ def test_devices_are_simulated_only_before_jax_starts():
 def test_simulated_devices_wait_for_each_other_as_long_as_the_user_says():
     """XLA ends a process one of whose devices keeps the others waiting."""
     code = (
-        "from prompteol_jax import distributed\n"
-        "distributed.simulate_devices(2)\n"
+        "from prompteol_jax import runtime\n"
+        "runtime.simulate_devices(2)\n"
         "import time, jax, jax.numpy as jnp\n"
         "from jax.sharding import NamedSharding, PartitionSpec as P\n"
         "mesh = jax.make_mesh((2,), ('d',), axis_types=(jax.sharding.AxisType.Auto,))\n"

@@ -14,13 +14,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from prompteol_jax import runtime
 from prompteol_jax.cli.commands import run_one_of
 from prompteol_jax.cli.options import ModelOptions
 from prompteol_jax.errors import UserError
@@ -133,7 +133,7 @@ COMMANDS: Final[dict[str, tuple[type, Callable[[Any], object]]]] = {
 def _run(job: str, options: Any, measure: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
     _check(options)
     if options.peer:  # two frameworks share a GPU: neither may take all of its memory at once
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        runtime.share_gpu_memory()
     planned = None if options.planned is None else read_plan(options.planned, job)
     with _made(options) as ready:
         result = measure(ready)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from prompteol_jax import axes, distributed
+from prompteol_jax import axes, runtime
 from prompteol_jax.pretrained import provenance
 from tpu.bench import device as speed
 from tpu.bench.peer_process import Peer
@@ -81,7 +81,7 @@ def make_run(options: TrainBench, run: Path) -> Run:
     )
     config.check()
     shape = axes.parse_mesh(options.mesh)
-    distributed.simulate_devices(shape[0] * shape[1])
+    runtime.simulate_devices(shape[0] * shape[1])
     triplets, _ = contrastive.read_data(config)
     mesh = axes.make_mesh(shape)
     return loop.make_run(config, mesh, triplets, None)

@@ -72,9 +72,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(options: PlanOptions) -> dict[str, Any]:
     """Plan as asked, print the table, and return what `--json` gets."""
-    import os
+    from prompteol_jax import runtime
 
-    os.environ["JAX_PLATFORMS"] = "cpu"  # libtpu compiles; it must not look for a TPU to run on
+    runtime.run_on_cpu()  # libtpu compiles; it must not look for a TPU to run on
     from tpu.chips import parse_topology
     from tpu.plan import report, search
 

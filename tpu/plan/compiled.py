@@ -14,7 +14,7 @@ from typing import Any, Final
 import jax
 from jax.sharding import Mesh
 
-from prompteol_jax import axes
+from prompteol_jax import axes, runtime
 from prompteol_jax.errors import UserError
 from prompteol_jax.ops.einsum import matrix_flops
 from tpu.chips import Topology
@@ -61,10 +61,7 @@ def slice_mesh(topology: Topology, shape: tuple[int, int]) -> Mesh:
 
 
 def _devices(topology: Topology) -> Sequence[Any]:
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # plans run side by side
-    # What is compiled for devices that are not there cannot be read back from the cache.
-    jax.config.update("jax_enable_compilation_cache", False)
+    runtime.compile_for_absent_tpus()
     from jax.experimental import topologies
 
     # libtpu takes a host to have four chips unless it is told of a smaller one.

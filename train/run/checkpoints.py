@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
-from prompteol_jax import distributed
+from prompteol_jax import distributed, runtime
 from prompteol_jax.errors import NotFound, UserError
 from prompteol_jax.storage import manifest, paths
 from train.run import step_folders
@@ -56,7 +56,7 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         self._attempts = 0
         # Failures are raised by `wait`; orbax logs the traceback of each of its threads as well.
-        logging.getLogger("absl").addFilter(_is_not_orbax_error)
+        runtime.hide_errors_of("orbax", logger="absl")
         if distributed.is_primary():
             step_folders.recover(self._folder)
 
@@ -271,10 +271,6 @@ def _agree(choose: Callable[[], int]) -> int:
     if chosen < 0:
         raise failure or FileNotFoundError("Process 0 found no checkpoint; see its error.")
     return chosen
-
-
-def _is_not_orbax_error(record: logging.LogRecord) -> bool:
-    return record.levelno < logging.ERROR or "orbax" not in record.pathname
 
 
 def _reason(error: Exception) -> str:

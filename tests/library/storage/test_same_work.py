@@ -43,5 +43,5 @@ def test_all_differences_stand_in_one_error_with_what_to_do():
         )
     assert str(error.value) == (
         "runs/x belongs to another run: --dtype was 'float32' and is now 'bfloat16'; "
-        "--layers was [1, 2] and is now [3]. Give another"
+        "--layers was [1, 2] and is now [3]. Give another --output"
     )
