@@ -10,8 +10,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from prompteol_jax import axes, runtime
+from prompteol_jax import runtime
 from prompteol_jax.errors import UserError
+from prompteol_jax.mesh import make_mesh, parse_mesh
 
 _PATIENCE_MS: Final = 3_600_000  # the others may compile, or write a large file
 
@@ -61,7 +62,7 @@ def work_apart(
 
     Raises: UserError as `initialize`, and where the processes cannot share that axis.
     """
-    data, model = axes.parse_mesh(mesh)
+    data, model = parse_mesh(mesh)
     if coordinator is not None:
         runtime.simulate_devices(data * model // (processes or 1))
     initialize(coordinator, processes, process)
@@ -73,7 +74,7 @@ def work_apart(
             f"--mesh {mesh} cannot be shared by {together} processes: each encodes texts of its "
             f"own, so data = {data} must be a multiple of {together}"
         )
-    own = axes.make_mesh((data // together, model), jax.local_devices())
+    own = make_mesh((data // together, model), jax.local_devices())
     return Part(jax.process_index(), together, own)
 
 

@@ -11,12 +11,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from prompteol_jax import axes, runtime
+from prompteol_jax import runtime
 from prompteol_jax.encoding import lm_head
 from prompteol_jax.encoding.lm_head import Head
 from prompteol_jax.encoding.pipeline import Pipeline, Pooling, Report
 from prompteol_jax.encoding.strategy import Plan
 from prompteol_jax.errors import NotFinite, UserError, WrongType
+from prompteol_jax.mesh import make_mesh, parse_mesh
 from prompteol_jax.models import build
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.pretrained import provenance
@@ -81,7 +82,7 @@ class Embedder:
             model: a Hugging Face folder, a hub name such as `facebook/opt-2.7b`, or `tiny`.
             adapter: a PEFT folder or hub name, or the folder of a training run.
             template: a name such as `eol` or `eol-icl-2.7b`, a file, or a Template.
-            mesh: DATAxMODEL, devices along each axis; or what `axes.make_mesh` gives.
+            mesh: DATAxMODEL, devices along each axis; or what `make_mesh` gives.
             quantize: `nf4` or `int8`: keep the matrices of linear layers in 4 or 8 bits.
             layer: take `hidden_states[layer]` instead of the last one.
             plan: `fixed`, `measured`, `fitted` or `packed`; only `fixed` promises the same bits
@@ -98,9 +99,9 @@ class Embedder:
         if isinstance(template, str):
             template = read_template(template)
         if isinstance(mesh, str):
-            shape = axes.parse_mesh(mesh)
+            shape = parse_mesh(mesh)
             runtime.simulate_devices(shape[0] * shape[1])
-            mesh = axes.make_mesh(shape)
+            mesh = make_mesh(shape)
         pretrained = load_pretrained(
             model,
             mesh,

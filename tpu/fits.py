@@ -101,7 +101,7 @@ def _planned(options: FitsOptions, model: str, slice_: str) -> dict[str, Any] | 
 
     It says, besides, in how many `chunks` a training batch is encoded.
     """
-    from prompteol_jax import axes
+    from prompteol_jax.mesh import fitting_meshes
     from tpu.chips import parse_topology
     from tpu.plan import command as plan
     from tpu.plan.planning import make_plan
@@ -113,7 +113,7 @@ def _planned(options: FitsOptions, model: str, slice_: str) -> dict[str, Any] | 
     for chunks in (1, CHUNKS) if options.job == "train" else (1,):
         job = plan.make_job(dataclasses.replace(asked, chunks=chunks))
         batch = getattr(job, "batch", None)
-        meshes = axes.fitting_meshes(job.config.sizes, topology.devices, batch=batch)
+        meshes = fitting_meshes(job.config.sizes, topology.devices, batch=batch)
         for shape in sorted(meshes, reverse=True):
             found = make_plan(model, job, topology, shape)
             if best is None or found.fits or found.needed_bytes < best["needed_bytes"]:

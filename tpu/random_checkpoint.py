@@ -18,9 +18,9 @@ from typing import Final
 import jax
 import jax.numpy as jnp
 
-from prompteol_jax import axes
 from prompteol_jax.cli import commands
 from prompteol_jax.errors import UserError
+from prompteol_jax.mesh import make_mesh
 from prompteol_jax.models import build
 from prompteol_jax.models.published import PUBLISHED, published
 from prompteol_jax.pretrained.load import TOKENIZER_FILES
@@ -39,7 +39,7 @@ def write_random_checkpoint(name: str, folder: Path, tokenizer: Path, *, dtype: 
     files = [tokenizer / file for file in TOKENIZER_FILES if (tokenizer / file).is_file()]
     if not files:
         raise UserError(f"{tokenizer} holds no tokenizer; give the folder of one that fits {name}")
-    mesh = axes.make_mesh((1, 1))
+    mesh = make_mesh((1, 1))
     model = build.abstract_decoder(config, mesh, dtype=jnp.dtype(dtype))
     drawn = {path: _draw(path, leaf) for path, leaf in build.leaves(model).items()}
     head = None

@@ -152,10 +152,10 @@ class TrainConfig:
 
     def _misfits(self) -> list[str]:
         """What is wrong with the mesh, and with the processes that share it."""
-        from prompteol_jax import axes  # brings jax, which --help does without
+        from prompteol_jax.mesh import parse_mesh
 
         try:
-            data, model = axes.parse_mesh(self.mesh)
+            data, model = parse_mesh(self.mesh)
         except ValueError as error:
             return [f"--mesh: {error}"]
         wrong = []

@@ -36,15 +36,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(config: TrainConfig) -> dict[str, Any]:
     """Train as configured and return what `--json` gets."""
     config.check()
-    from prompteol_jax import axes, distributed, runtime
+    from prompteol_jax import distributed, runtime
+    from prompteol_jax.mesh import parse_mesh
     from train.run.metrics import say
 
-    shape = axes.parse_mesh(config.mesh)
+    shape = parse_mesh(config.mesh)
     runtime.simulate_devices(shape[0] * shape[1] // (config.processes or 1))
     distributed.initialize(config.coordinator, config.processes, config.process)
     triplets, dev = read_data(config)
     tasks = read_final_tasks(config)
-    mesh = axes.make_mesh(shape)
+    mesh = make_mesh(shape)
     if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
         say(f"mesh {config.mesh}: {mesh.size} devices simulated on the CPU")
 

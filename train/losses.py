@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from prompteol_jax import axes
+from prompteol_jax.mesh import constrain
 from prompteol_jax.ops.einsum import dot
 
 TEMPERATURE = 0.05
@@ -28,12 +28,12 @@ def contrastive_loss(
     Relations: without negatives, SimCSE's supervised loss on pairs. One direction only.
     Source: Jiang et al. 2024, section 3.3; temperature and direction as in the released code.
     """
-    unit_BD = axes.constrain(_unit(anchor_BD) / temperature, "BD")
+    unit_BD = constrain(_unit(anchor_BD) / temperature, "BD")
     own_BD = _unit(positive_BD)
     unit_AD = own_BD
     if negative_BD is not None:
         unit_AD = jnp.concatenate([own_BD, _unit(negative_BD)])
-    lse_B, best_B = _log_sum_exp(unit_BD, axes.constrain(unit_AD, "BD"))
+    lse_B, best_B = _log_sum_exp(unit_BD, constrain(unit_AD, "BD"))
     loss_B = lse_B - (unit_BD * own_BD).sum(1)
     correct_B = best_B == jnp.arange(len(best_B))
     return loss_B.mean(), correct_B.astype(jnp.float32).mean()
@@ -69,7 +69,7 @@ def _forward(x_BD: jax.Array, y_AD: jax.Array) -> tuple[tuple, tuple]:
         return (higher_B, sum_B, jnp.where(ahead_B, first_B, best_B)), None
 
     start = (jnp.full(B, -jnp.inf), jnp.zeros(B), jnp.full(B, A, jnp.int32))
-    start = tuple(axes.constrain(a_B, "B") for a_B in start)
+    start = tuple(constrain(a_B, "B") for a_B in start)
     (max_B, sum_B, best_B), _ = jax.lax.scan(add, start, (_cut(y_AD, blocks), jnp.arange(blocks)))
     lse_B = max_B + jnp.log(sum_B)
     return (lse_B, best_B), (x_BD, y_AD, lse_B)
@@ -83,7 +83,7 @@ def _backward(kept: tuple, cotangents: tuple) -> tuple[jax.Array, jax.Array]:
         p_Ba = jnp.exp(_scores(x_BD, y_aD) - lse_B[:, None]) * weight_B[:, None]
         dx_BD = dx_BD + dot("BA,AD->BD", p_Ba, y_aD)
         # Summed over the anchors of all devices and given back to those the alternatives came from.
-        return axes.constrain(dx_BD, "BD"), axes.constrain(dot("BA,BD->AD", p_Ba, x_BD), "BD")
+        return constrain(dx_BD, "BD"), constrain(dot("BA,BD->AD", p_Ba, x_BD), "BD")
 
     blocks = _blocks(len(x_BD), len(y_AD))
     dx_BD, dy_MaD = jax.lax.scan(add, jnp.zeros_like(x_BD), _cut(y_AD, blocks))
@@ -94,8 +94,8 @@ _log_sum_exp.defvjp(_forward, _backward)
 
 
 def _scores(x_BD: jax.Array, y_aD: jax.Array) -> jax.Array:
-    y_aD = axes.constrain(y_aD, "AD")  # the one gather of the program
-    return axes.constrain(dot("BD,AD->BA", x_BD, y_aD), "BA")
+    y_aD = constrain(y_aD, "AD")  # the one gather of the program
+    return constrain(dot("BD,AD->BA", x_BD, y_aD), "BA")
 
 
 def _blocks(B: int, A: int) -> int:

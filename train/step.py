@@ -15,9 +15,10 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key, PyTree
 
-from prompteol_jax import axes, nn
+from prompteol_jax import nn
+from prompteol_jax.mesh import gathered
 from prompteol_jax.models.decoder import Decoder, KVCache, Rows
-from prompteol_jax.ops import dropout
+from prompteol_jax.ops import dropout, platform
 from prompteol_jax.ops.scan import Remat
 from train.losses import contrastive_loss
 
@@ -104,7 +105,7 @@ class TrainStep:
         """Vectors of the triplets, `[B, 3, D]`, the prefix computed once for all of them."""
         rows, cache, head = batch.rows, None, 0
         prefix_keys, keys = (None, None) if key is None else _keys(key, batch, len(prefix_C))
-        if at_head(len(prefix_C), axes.platform()):
+        if at_head(len(prefix_C), platform.current()):
             head = len(prefix_C)
             rows, keys = with_head(rows, prefix_C), _joined(prefix_keys, keys)
         elif len(prefix_C):
@@ -173,7 +174,7 @@ def _gathered(trainable: PyTree, dtype: Any) -> PyTree:
     def gather(leaf: Any) -> Any:
         if not isinstance(leaf, nn.Lora):
             return leaf
-        whole = axes.whole(leaf.get_value().astype(dtype), leaf.dims)
+        whole = gathered(leaf.get_value().astype(dtype), leaf.dims)
         return leaf.replace(jax.lax.optimization_barrier(whole))
 
     return jax.tree.map(gather, trainable, is_leaf=lambda x: isinstance(x, nn.Lora))

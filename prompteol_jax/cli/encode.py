@@ -177,12 +177,12 @@ def _same(output: Any, given: Any) -> bool:
 
 def _settings(options: EncodeOptions) -> Mapping[str, Any]:
     """Whatever decides the vectors; mesh and batch tokens change their rounding alone."""
-    from prompteol_jax import axes
+    from prompteol_jax.mesh import parse_mesh
     from prompteol_jax.pretrained import source
     from prompteol_jax.pretrained.load import find_adapter
     from prompteol_jax.text.template import read_template
 
-    axes.parse_mesh(options.mesh)
+    parse_mesh(options.mesh)
     template = read_template(options.template)
     adapter = find_adapter(options.adapter) if options.adapter else None
     found = source.resolve(options.model)

@@ -31,11 +31,11 @@ class VerifyOptions(ModelOptions):
 
 def verify_checkpoint(options: VerifyOptions) -> dict[str, Any]:
     """Run the checks, print the verdict, write the certificate; exit with 1 if a check fails."""
-    from prompteol_jax import axes
+    from prompteol_jax.mesh import parse_mesh
     from prompteol_jax.text.template import read_template
 
     read_template(options.template)
-    axes.parse_mesh(options.mesh)
+    parse_mesh(options.mesh)
     paths.refuse_buckets(options.json)
     if options.json:
         if options.json.is_dir():

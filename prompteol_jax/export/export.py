@@ -179,10 +179,10 @@ def export_orbax(run: Run, output: Path, dtype: str) -> str:
 
 def _shape(run: Run) -> tuple[Any, Any]:
     """The config of the run's base, and a mesh of one device."""
-    from prompteol_jax import axes
+    from prompteol_jax.mesh import make_mesh
     from prompteol_jax.pretrained import source
 
-    return source.resolve_config(run.model), axes.make_mesh((1, 1))
+    return source.resolve_config(run.model), make_mesh((1, 1))
 
 
 def _compared(vectors: Any, again: Embedder, dtype: str) -> str:

@@ -23,10 +23,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from prompteol_jax import axes, distributed, models, nn
+from prompteol_jax import distributed, models, nn
+from prompteol_jax.mesh import gathered
 from prompteol_jax.models import build, initial
 from prompteol_jax.models.decoder import Decoder
-from prompteol_jax.ops import dropout, einsum, lora_tpu, scan
+from prompteol_jax.ops import dropout, einsum, lora_tpu, platform, scan
 from prompteol_jax.quant import formats as quant
 from prompteol_jax.weights.mapping import TensorMap
 
@@ -91,7 +92,7 @@ class Update(nnx.Module):
         """The updates of several layers with one input."""
         one = updates[0]
         factors = [lora_tpu.Factors(u.a.get_value(), u.b.get_value()) for u in updates]
-        if axes.platform() == "tpu" and lora_tpu.applies(x, factors):
+        if platform.current() == "tpu" and lora_tpu.applies(x, factors):
             rest = dict(rate=one.rate, scale=one.scale)
             ys = lora_tpu.updates(x, keys, factors, one.last, **rest)
             return [einsum.settled(u._apart(y)) for u, y in zip(updates, ys, strict=True)]
@@ -101,7 +102,7 @@ class Update(nnx.Module):
 
     def by_products(self, keys: dropout.Keys | None, x: jax.Array) -> jax.Array:
         """The update as two products."""
-        a, b = (axes.whole(f[...], f.dims.lstrip("L")) for f in (self.a, self.b))
+        a, b = (gathered(f[...], f.dims.lstrip("L")) for f in (self.a, self.b))
 
         @jax.checkpoint
         def shrink(x: jax.Array, keys: dropout.Keys | None, a: jax.Array) -> jax.Array:

@@ -74,7 +74,6 @@ def abstract_decoder(
     weight_dtype: Any = None,
     quantize: quant.Kind | None = None,
     layers: int | None = None,
-    rules: Mapping[str, str] = axes.RULES,
 ) -> Decoder:
     """Describe a decoder: placeholders with shape, dtype and sharding in the place of arrays.
 
@@ -83,7 +82,7 @@ def abstract_decoder(
         quantize: of the linear layers' matrices; embeddings, norms and biases stay as they are.
         layers: blocks to keep, for the raw hidden state behind them; None for the whole model.
     """
-    make = nn.Placeholders(config.sizes, weight_dtype or dtype, mesh, rules, quantize=quantize)
+    make = nn.Placeholders(config.sizes, weight_dtype or dtype, mesh, quantize=quantize)
     _, family = FAMILIES[config.family]
     depth = config.L if layers is None else layers
     return Decoder(
@@ -120,7 +119,6 @@ def load_decoder(
     weight_dtype: Any = None,
     quantize: quant.Kind | None = None,
     layers: int | None = None,
-    rules: Mapping[str, str] = axes.RULES,
 ) -> Decoder:
     """Load a Hugging Face folder onto a mesh, each process reading what it holds.
 
@@ -133,7 +131,6 @@ def load_decoder(
         weight_dtype=weight_dtype,
         quantize=quantize,
         layers=layers,
-        rules=rules,
     )
     wanted, unread = table_for_layers(config, mesh, layers)
     _, family = FAMILIES[config.family]

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from prompteol_jax import axes, nn
+from prompteol_jax import nn
+from prompteol_jax.mesh import constrain
 from prompteol_jax.ops import attention, dropout
 from prompteol_jax.ops.scan import Remat, keep, scan_layers
 from prompteol_jax.quant import formats as quant
@@ -104,7 +105,7 @@ def project_heads(
     else:
         q_BQNH = block.q(view.queries(y_BTD), query_key)
         kv = project_keys_values(block, y_BTD, keys)
-    return keep(axes.constrain(q_BQNH, "BQNH")), kv
+    return keep(constrain(q_BQNH, "BQNH")), kv
 
 
 def project_keys_values(
@@ -115,7 +116,7 @@ def project_keys_values(
 
 
 def _kept(k_BTKH: jax.Array, v_BTKH: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return tuple(keep(axes.constrain(x, "BTKH")) for x in (k_BTKH, v_BTKH))
+    return tuple(keep(constrain(x, "BTKH")) for x in (k_BTKH, v_BTKH))
 
 
 class Decoder(nnx.Module):
@@ -235,7 +236,7 @@ class Decoder(nnx.Module):
         """
         place_BT = jnp.arange(rows.ids_BT.shape[1])[None]
         place_BT = offset + (place_BT if rows.start_BT is None else place_BT - rows.start_BT)
-        x_BTD = axes.constrain(self.stem(rows.ids_BT, place_BT, keys).astype(self.dtype), "BTD")
+        x_BTD = constrain(self.stem(rows.ids_BT, place_BT, keys).astype(self.dtype), "BTD")
         mask_BQT = attention.visible(rows.ids_BT.shape[1], None, rows.start_BT, head)
         angles = self.stem.angles(place_BT)
         view = View(mask_BQT, angles, None, real_C, rows.start_BT, head or None)

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from prompteol_jax import axes, nn
+from prompteol_jax import nn
+from prompteol_jax.mesh import constrain
 from prompteol_jax.models.config import Fields
 from prompteol_jax.models.decoder import View, project_heads, project_keys_values
 from prompteol_jax.ops import attention, dropout, einsum, scan
@@ -235,14 +236,14 @@ class Block(nnx.Module):
                 q_BQNH, *kv, view.mask_BQT, prefix, view.real_C, view.start_BT, view.head or 0, turn
             )
             y_BQI = attention.join_heads(y_BQNH)
-            x_BQD = scan.keep(axes.constrain(x_BQD + self.o(y_BQI, query_keys[1]), "BQD"))
+            x_BQD = scan.keep(constrain(x_BQD + self.o(y_BQI, query_keys[1]), "BQD"))
         with jax.named_scope("mlp"):
             y_BQD, x_BQD = self.mlp_norm.beside(x_BQD)
             wide = nn.together([self.gate, self.up], y_BQD, query_keys[2:4])
-            gate_BQF, up_BQF = (scan.keep(axes.constrain(x, "BQF")) for x in wide)
+            gate_BQF, up_BQF = (scan.keep(constrain(x, "BQF")) for x in wide)
             # Computed once, and not anew for every block of the product.
             y_BQF = einsum.settled(jax.nn.silu(gate_BQF) * up_BQF)
-            x_BQD = axes.constrain(x_BQD + self.down(y_BQF, query_keys[4]), "BQD")
+            x_BQD = constrain(x_BQD + self.down(y_BQF, query_keys[4]), "BQD")
         return x_BQD, _turned(*kv, view)
 
     def keys_values(

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Final
 import jax
 from flax import nnx
 
-from prompteol_jax import axes, nn
+from prompteol_jax import nn
+from prompteol_jax.mesh import constrain
 from prompteol_jax.models.config import Fields
 from prompteol_jax.models.decoder import View, project_heads, project_keys_values
 from prompteol_jax.ops import attention, dropout, scan
@@ -171,16 +172,16 @@ class Block(nnx.Module):
             )
             y_BQI = attention.join_heads(y_BQNH)
             x_BQD = x_BQD + dropout.drop(self.o(y_BQI, query_keys[1]), query_keys[2], self.rate)
-            x_BQD = scan.keep(axes.constrain(x_BQD, "BQD"))
+            x_BQD = scan.keep(constrain(x_BQD, "BQD"))
             if not self.pre_norm:
                 x_BQD = self.attention_norm(x_BQD)
         with jax.named_scope("mlp"):
             y_BQD = x_BQD
             if self.pre_norm:
                 y_BQD, x_BQD = self.mlp_norm.beside(x_BQD)
-            y_BQF = scan.relu(axes.constrain(self.up(y_BQD, query_keys[3]), "BQF"))
+            y_BQF = scan.relu(constrain(self.up(y_BQD, query_keys[3]), "BQF"))
             x_BQD = x_BQD + dropout.drop(self.down(y_BQF, query_keys[4]), query_keys[5], self.rate)
-            x_BQD = axes.constrain(x_BQD, "BQD")
+            x_BQD = constrain(x_BQD, "BQD")
             x_BQD = x_BQD if self.pre_norm else self.mlp_norm(scan.keep(x_BQD))
         return x_BQD, kv
 

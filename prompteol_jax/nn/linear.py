@@ -22,7 +22,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from prompteol_jax import axes
-from prompteol_jax.ops import dropout, norm
+from prompteol_jax.mesh import constrain
+from prompteol_jax.ops import dropout, norm, platform
 from prompteol_jax.ops.einsum import dot, split_equation, summed_dtype
 from prompteol_jax.quant import formats as quant
 
@@ -49,7 +50,6 @@ class Placeholders:
     sizes: Mapping[str, int]
     dtype: Any
     mesh: Mesh
-    rules: Mapping[str, str] = dataclasses.field(default_factory=lambda: axes.RULES)
     layers: int | None = None
     quantize: quant.Kind | None = None
 
@@ -65,9 +65,7 @@ class Placeholders:
         """The matrix of a linear layer, `inputs` being those of its axes that are contracted."""
         if self.quantize is None:
             return self.matrix(dims)
-        value = quant.placeholder(
-            self.quantize, dims, inputs, self.sizes, self.mesh, self.rules, self.layers
-        )
+        value = quant.placeholder(self.quantize, dims, inputs, self.sizes, self.mesh, self.layers)
         return Weight(value, dims=dims if self.layers is None else "L" + dims)
 
     def vector(self, dims: str) -> Weight:
@@ -77,7 +75,7 @@ class Placeholders:
     def lora(self, dims: str, rank: int) -> Lora:
         """A float32 placeholder of a low-rank factor, spread over all devices with its moments."""
         ranked = dataclasses.replace(self, sizes={**self.sizes, "R": rank})
-        return ranked._parameter(Lora, dims, jnp.float32, axes.spread)
+        return ranked._parameter(Lora, dims, jnp.float32, axes.fsdp_sharding)
 
     def _parameter(
         self, kind: type[nnx.Param], dims: str, dtype: Any, lay_out: Callable = axes.sharding
@@ -85,7 +83,7 @@ class Placeholders:
         shape = tuple(self.sizes[letter] for letter in dims)
         if self.layers is not None:
             dims, shape = "L" + dims, (self.layers, *shape)
-        place = lay_out(dims, shape, self.mesh, self.rules)
+        place = lay_out(dims, shape, self.mesh)
         return kind(jax.ShapeDtypeStruct(shape, dtype, sharding=place), dims=dims)
 
 
@@ -136,7 +134,7 @@ def frozen_dot(equation: str, x: jax.Array, w: quant.Quantized) -> jax.Array:
     all layers would lie in memory together.
     """
     _, w_dims, _ = split_equation(equation)
-    w = axes.constrain(w.dequantize(x.dtype), w_dims)
+    w = constrain(w.dequantize(x.dtype), w_dims)
     return dot(equation, x, w, summed_dtype(equation, x.dtype))
 
 
@@ -191,7 +189,7 @@ def to_bits(tree: Any) -> Any:
     XLA's CPU compiler would widen the whole array to float32 before slicing or gathering. Its TPU
     compiler would copy the whole array to change its type, so elsewhere the tree stays as it is.
     """
-    if axes.platform() != "cpu":
+    if platform.current() != "cpu":
         return tree
     return jax.tree.map(
         lambda x: jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x,

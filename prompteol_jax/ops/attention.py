@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from prompteol_jax import axes
-from prompteol_jax.ops import attention_tpu, einsum, scan
+from prompteol_jax.mesh import axis_size, constrain
+from prompteol_jax.ops import attention_tpu, einsum, platform, scan
 
 Angles = tuple[Float[Array, "_ _ h"], Float[Array, "_ _ h"]]  # cosines and sines of tokens
 _HIDDEN = -1e30  # finite: a softmax over a row of it is uniform, not NaN
@@ -62,9 +62,9 @@ def attend(
             query: a TPU then runs one kernel instead, which spares it the scores' way through HBM.
     """
     B, Q, N, H = q_BQNH.shape
-    k_BTKH, v_BTKH = axes.repeat_kv(k_BTKH), axes.repeat_kv(v_BTKH)
-    prefix = prefix and tuple(axes.repeat_kv(a) for a in prefix)
-    fused = start_BT is not None and real_C is None and axes.platform() == "tpu"
+    k_BTKH, v_BTKH = repeat_kv(k_BTKH), repeat_kv(v_BTKH)
+    prefix = prefix and tuple(repeat_kv(a) for a in prefix)
+    fused = start_BT is not None and real_C is None and platform.current() == "tpu"
     if fused and attention_tpu.applies(Q):
         angles = None if turn is None else turn[1]
         return attention_tpu.attend(q_BQNH, k_BTKH, v_BTKH, start_BT, prefix, angles, head=head)
@@ -87,14 +87,27 @@ def attend(
         p = jax.nn.softmax(joined, axis=-1).astype(v_BTKH.dtype)
         y_BQKGH = einsum.dot("BKGQC,CKH->BQKGH", p[..., :C], v_CKH)
         y_BQKGH = y_BQKGH + einsum.dot("BKGQT,BTKH->BQKGH", p[..., C:], v_BTKH)
-    y_BQNH = axes.constrain(y_BQKGH.astype(q_BQNH.dtype).reshape(B, Q, N, H), "BQNH")
+    y_BQNH = constrain(y_BQKGH.astype(q_BQNH.dtype).reshape(B, Q, N, H), "BQNH")
     return scan.keep(y_BQNH)
+
+
+def repeat_kv(x: jax.Array) -> jax.Array:
+    """Repeat the heads of `[..., K, H]` where K is less than the model axis.
+
+    Groups of devices then hold the head that their queries need, and only that.
+    """
+    model = axis_size("model")
+    heads = x.shape[-2]
+    if model <= heads or model % heads:
+        return x
+    dims = "BTKH" if x.ndim == 4 else "CKH"
+    return constrain(jnp.repeat(x, model // heads, axis=-2), dims)
 
 
 def join_heads(y_BQNH: Float[Array, "B Q N H"]) -> Float[Array, "B Q I"]:
     """Let all heads be one axis, as the output projection takes them."""
     B, Q, N, H = y_BQNH.shape
-    return axes.constrain(y_BQNH.reshape(B, Q, N * H), "BQI")
+    return constrain(y_BQNH.reshape(B, Q, N * H), "BQI")
 
 
 def rotary_angles(

@@ -22,7 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from prompteol_jax import axes
+from prompteol_jax.mesh import on_each_device
 from prompteol_jax.ops import attention_program, layer_slice, scan
 from prompteol_jax.ops.attention_program import LANES, Shape
 from prompteol_jax.ops.layer_slice import Part, alone, kernel_call
@@ -74,7 +74,7 @@ def attend(
     if angles is not None:
         B, T, *_ = q_BTNH.shape
         angles = tuple(jnp.broadcast_to(x, (B, T, x.shape[-1])) for x in angles)
-    run = axes.on_each_device(call, places, rows)
+    run = on_each_device(call, places, rows)
     return run(own, kept, start_BT, prefix, angles)
 
 

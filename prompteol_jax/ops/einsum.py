@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from prompteol_jax import axes
+from prompteol_jax.ops import platform
 
 
 def split_equation(equation: str) -> tuple[str, str, str]:
@@ -31,7 +32,7 @@ def product(equation: str, x: jax.Array, w: jax.Array, result: Any) -> jax.Array
     shared = "".join(c for c in x_dims if c in w_dims)
     own_x, own_w = (dims.replace(shared, "") for dims in (x_dims, w_dims))
     is_flat = y_dims in (own_x + own_w, own_w + own_x) and not set(own_x) & set(own_w)
-    if axes.platform() != "cpu" or not is_flat:
+    if platform.current() != "cpu" or not is_flat:
         return _einsum(equation, x, w, result)
     sizes = dict(zip(x_dims + w_dims, x.shape + w.shape, strict=True))
     letters = {own_x: "x", own_w: "w", shared: "s"}
@@ -62,7 +63,7 @@ def apart(update: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
     XLA adds one of two products within the other one; left to itself it writes the large one to HBM
     in float32 and adds it within the small one.
     """
-    if axes.platform() != "tpu":
+    if platform.current() != "tpu":
         return update(x)
     return settled(update(_settled_back(x)).astype(x.dtype))
 
@@ -124,7 +125,7 @@ def summed_dtype(equation: str, dtype: Any) -> Any:
     mesh = jax.sharding.get_abstract_mesh()
     contracted = [axes.RULES.get(letter) for letter in x_dims if letter not in y_dims]
     parts = math.prod(mesh.shape[axis] for axis in contracted if axis and not mesh.empty)
-    return jnp.float32 if parts == 1 or axes.platform() == "cpu" else dtype
+    return jnp.float32 if parts == 1 or platform.current() == "cpu" else dtype
 
 
 def _dot_forward(equation: str, x: jax.Array, w: jax.Array, result: Any) -> tuple[jax.Array, tuple]:

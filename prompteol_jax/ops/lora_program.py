@@ -25,7 +25,7 @@ class Shape(NamedTuple):
 
     Attributes:
         outputs: of every update.
-        a_cut, b_cuts: the factor's gradient is cut along data as `axes.spread` cuts the factor.
+        a_cut, b_cuts: the factor's gradient is sharded along data like the factor.
     """
 
     inputs: int

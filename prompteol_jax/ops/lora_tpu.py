@@ -26,7 +26,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from prompteol_jax import axes
+from prompteol_jax.mesh import axis_size, on_each_device
 from prompteol_jax.ops import dropout, layer_slice, lora_program, scan
 from prompteol_jax.ops.layer_slice import Part, alone, kernel_call
 from prompteol_jax.ops.lora_program import CHUNK, TOKENS, Shape
@@ -59,7 +59,7 @@ def applies(x: jax.Array, factors: Sequence[Factors]) -> bool:
     mesh = jax.sharding.get_abstract_mesh()
     inputs, outputs = _widths(factors)
     whole = all(n % TOKENS == 0 for n in (x.shape[1], inputs, *outputs))
-    whole &= len(x) % axes.data_parts() == 0
+    whole &= len(x) % axis_size("data") == 0
     fits = _memory(inputs, outputs, len(factors[0].a), x.dtype.itemsize) <= _MEMORY
     return whole and fits and (mesh.empty or mesh.shape["model"] == 1)
 
@@ -97,7 +97,7 @@ def updates(
     B, T = x.shape[:2]
     dropped = all(k is not None for k in keys)
     inputs, outputs = _widths(factors)
-    parts, R = axes.data_parts(), len(factors[0].a)
+    parts, R = axis_size("data"), len(factors[0].a)
     cuts = inputs % parts == 0, tuple(n % parts == 0 for n in outputs)
     shape = Shape(inputs, outputs, R, *last, rate if dropped else 0.0, scale, *cuts, interpret)
 
@@ -123,7 +123,7 @@ def _updates(
     shape: Shape, x: jax.Array, ab: list[jax.Array], places: tuple, words: jax.Array
 ) -> list[jax.Array]:
     call = functools.partial(_call_forward, shape)
-    run = axes.on_each_device(call, (_PART, _WHOLE, _ROWS), _ROWS)
+    run = on_each_device(call, (_PART, _WHOLE, _ROWS), _ROWS)
     return run(*_parts(x, ab, places), words)
 
 
@@ -150,7 +150,7 @@ def _updates_backward(shape: Shape, operands: tuple, dy: list[jax.Array]) -> tup
         return dx, [_summed(*of_one) for of_one in zip(dab, cuts, strict=True)]
 
     outs = _ROWS, [PartitionSpec(None, "data" if cut else None) for cut in cuts]
-    run = axes.on_each_device(call, (_PART, _ROWS, _WHOLE, _ROWS), outs)
+    run = on_each_device(call, (_PART, _ROWS, _WHOLE, _ROWS), outs)
     dx, dab = run(x, dy, ab, words)
     return dx, jax.tree.map(lambda g, f: g.astype(f.dtype), dab, like), None, None
 
@@ -160,7 +160,7 @@ _updates.defvjp(_updates_forward, _updates_backward)
 
 def _summed(gradient: jax.Array, cut: bool) -> jax.Array:
     """The sum over all devices, or the part of it that belongs to this one."""
-    if axes.data_parts() == 1:
+    if axis_size("data") == 1:
         return gradient
     if cut:
         return jax.lax.psum_scatter(gradient, "data", scatter_dimension=1, tiled=True)

@@ -20,8 +20,8 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from prompteol_jax import axes
-from prompteol_jax.ops import layer_slice, scan
+from prompteol_jax.mesh import axis_size, on_each_device
+from prompteol_jax.ops import layer_slice, platform, scan
 from prompteol_jax.ops.layer_slice import Part, alone, kernel_call
 
 FORWARD: Final = "norm_forward"
@@ -49,7 +49,7 @@ def _moments(norm: Norm, x: jax.Array) -> list[jax.Array]:
     if not norm.centered:
         return [jax.lax.rsqrt(square + norm.eps)]
     mean = wide.mean(-1, keepdims=True)
-    if axes.platform() == "tpu":  # both moments in one pass, joined to the product that made x
+    if platform.current() == "tpu":  # both moments in one pass, joined to the product that made x
         variance = jnp.maximum(square - jnp.square(mean), 0.0)
     else:
         variance = jnp.square(wide - mean).mean(-1, keepdims=True)
@@ -69,8 +69,8 @@ def beside(
     norm: Norm, x: Float[Array, "B T D"], scale: Float[Array, "D"], bias: Float[Array, "D"] | None
 ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
     """The norm of x, and x for the residual connection: here their gradients meet."""
-    tiles = x.ndim == 3 and x.shape[1] % 128 == x.shape[2] % 128 == len(x) % axes.data_parts() == 0
-    if not norm.interpret and not (tiles and axes.platform() == "tpu"):
+    tiles = x.ndim == 3 and x.shape[1] % 128 == x.shape[2] % 128 == len(x) % axis_size("data") == 0
+    if not norm.interpret and not (tiles and platform.current() == "tpu"):
         return plain(norm, x, scale, bias), x
     return _beside(norm, scan.differentiates(), x, scan.kept_in(x), scale, bias)
 
@@ -110,7 +110,7 @@ def _run(norm: Norm, name: str, kernel: Any, x: Part, tokens: list, vectors: lis
     call = functools.partial(_call, norm, name, kernel)
     rows, whole = PartitionSpec("data"), PartitionSpec()
     places = (layer_slice.place(rows), [rows] * len(tokens), [whole] * len(vectors))
-    run = axes.on_each_device(call, places, rows)
+    run = on_each_device(call, places, rows)
     return run(x, tokens, [vector[None] for vector in vectors])
 
 

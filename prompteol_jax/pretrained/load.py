@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from prompteol_jax import axes, models
+from prompteol_jax import models
 from prompteol_jax.lora import peft
+from prompteol_jax.mesh import check_mesh
 from prompteol_jax.models import build, tiny
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.pretrained import hub, source
@@ -60,7 +60,6 @@ def load_pretrained(
     adapter: str | None = None,
     layer: int | None = None,
     base_dropout: float | None = None,
-    rules: Mapping[str, str] = axes.RULES,
 ) -> Pretrained:
     """Load `tiny`, a Hugging Face folder or a hub name onto a mesh.
 
@@ -80,7 +79,7 @@ def load_pretrained(
     found = source.resolve(name)
     config = build.replace_dropout(found.config, base_dropout)
     found = dataclasses.replace(found, config=config)
-    axes.check_mesh(config.sizes, (mesh.shape["data"], mesh.shape["model"]))
+    check_mesh(config.sizes, (mesh.shape["data"], mesh.shape["model"]))
     layers = build.resolve_layer(layer, config.L)
     tokenizer = found.tokenizer()
     decoder = found.decoder(
@@ -89,7 +88,6 @@ def load_pretrained(
         weight_dtype=weight_dtype,
         quantize=quantize,
         layers=layers,
-        rules=rules,
     )
     if adapter_folder is not None:
         decoder = peft.load_adapter(decoder, config, adapter_folder, mesh)

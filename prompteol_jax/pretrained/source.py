@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from prompteol_jax import axes, models
+from prompteol_jax import models
 from prompteol_jax.models import build, initial, tiny
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.pretrained import hub
@@ -47,7 +46,6 @@ class Source:
         weight_dtype: Any = None,
         quantize: quant.Kind | None = None,
         layers: int | None = None,
-        rules: Mapping[str, str] = axes.RULES,
     ) -> Decoder:
         """Load the weights onto a mesh; arguments are those of `build.load_decoder`.
 
@@ -57,7 +55,7 @@ class Source:
         if self.folder is None:
             key = jax.random.key(tiny.SEED)
             return initial.random_decoder(self.config, mesh, key, dtype=dtype, **kept)
-        return build.load_decoder(self.folder, self.config, mesh, dtype=dtype, rules=rules, **kept)
+        return build.load_decoder(self.folder, self.config, mesh, dtype=dtype, **kept)
 
 
 def resolve(name: str) -> Source:

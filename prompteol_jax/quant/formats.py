@@ -27,6 +27,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prompteol_jax import axes
+from prompteol_jax.ops import platform
 
 Kind = Literal["nf4", "int8"]
 KINDS: Final = get_args(Kind)
@@ -130,7 +131,7 @@ class Nf4(Quantized):
         # By way of bfloat16, exact for a byte: libtpu aborts over bytes of few columns on a v5p.
         index = self.scale_codes.astype(jnp.bfloat16).astype(jnp.int32)
         scale = jnp.asarray(SCALE_LEVELS)[index] * step + self.offset
-        apart = unpack_by_product if axes.platform() == "tpu" else unpack
+        apart = unpack_by_product if platform.current() == "tpu" else unpack
         codes = apart(self.codes.reshape(rows, blocks, BLOCK // 2))
         blocked = _level(codes) * scale[..., None]
         numbers = math.prod(self.item)
@@ -193,7 +194,6 @@ def placeholder(
     inputs: str,
     sizes: Mapping[str, int],
     mesh: Mesh,
-    rules: Mapping[str, str],
     layers: int | None = None,
 ) -> Quantized:
     """Describe a quantized weight: shapes, dtypes and shardings in the place of arrays.
@@ -207,7 +207,7 @@ def placeholder(
     """
     shape = tuple(sizes[letter] for letter in dims)
     outputs = dims.removesuffix(inputs)
-    spec = dict(zip(dims, axes.spec(dims, shape, mesh, rules), strict=True))
+    spec = dict(zip(dims, axes.spec(dims, shape, mesh), strict=True))
     row_axis, column_axis = spec[outputs[0]], spec[inputs[0]]
     rows = math.prod(sizes[letter] for letter in outputs)
     columns = math.prod(sizes[letter] for letter in inputs)

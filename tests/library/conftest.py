@@ -73,7 +73,7 @@ def decoders():
     import jax
     import jax.numpy as jnp
 
-    from prompteol_jax import axes
+    from prompteol_jax.mesh import make_mesh, parse_mesh
     from prompteol_jax.models import build as models
     from prompteol_jax.models.llama import LlamaConfig
     from prompteol_jax.models.opt import OptConfig
@@ -87,7 +87,7 @@ def decoders():
 
     @functools.cache
     def build(name, mesh="1x1"):
-        config, mesh = configs[name], axes.make_mesh(axes.parse_mesh(mesh))
+        config, mesh = configs[name], make_mesh(parse_mesh(mesh))
         model = models.abstract_decoder(config, mesh, dtype=jnp.float32)
         rng = np.random.default_rng(0)
 

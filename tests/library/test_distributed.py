@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from prompteol_jax import Embedder, axes, distributed
+from prompteol_jax.mesh import make_mesh
 
 TEXTS = ["A man is washing a car.", "", "The doctor reads (a book)!", "One two three."] * 3
 # One process of a run; then, still joined, its part of an encoding. It notes the rows that it reads
@@ -166,7 +167,7 @@ def check_vectors(folder, mesh, processes):
 
 @pytest.mark.parametrize("dims", ["BT", "TF", "TD"], ids=["data", "model", "whole"])
 def test_arrays_go_onto_the_mesh_and_come_back(dims):
-    mesh = axes.make_mesh((4, 2))
+    mesh = make_mesh((4, 2))
     array = np.arange(8 * 6, dtype=np.float32).reshape(8, 6)
     placed = distributed.to_global(array, axes.sharding(dims, array.shape, mesh))
     assert placed.sharding == axes.sharding(dims, array.shape, mesh)

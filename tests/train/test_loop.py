@@ -16,8 +16,9 @@ import oracle
 import pytest
 
 from eval.sts.tasks import Pairs
-from prompteol_jax import Embedder, axes
+from prompteol_jax import Embedder
 from prompteol_jax.lora import peft
+from prompteol_jax.mesh import make_mesh, parse_mesh
 from prompteol_jax.models import build
 from train import contrastive, loop
 from train import trainable as learning
@@ -148,7 +149,7 @@ def test_the_adapter_is_loaded_by_its_run_and_by_peft_with_the_same_outputs(whol
 
 def test_a_run_starts_from_the_adapter_it_is_given(whole):
     config = TrainConfig(adapter=str(whole.folder), dropout=0.3, rank=8, dtype="float32")
-    mesh = axes.make_mesh((1, 1))
+    mesh = make_mesh((1, 1))
     trainable = learning.make_trainable(config, mesh)
     decoder = trainable.decoder(trainable.start)
     again = peft.load_adapter(
@@ -167,7 +168,7 @@ def test_a_run_starts_from_the_adapter_it_is_given(whole):
 def test_refuses_an_adapter_that_is_none_before_any_weight_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(learning, "load_pretrained", None)
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "IA3"}')
-    mesh = axes.make_mesh((1, 1))
+    mesh = make_mesh((1, 1))
     for adapter, message in (
         (str(tmp_path / "nothing"), "nothing"),
         (str(tmp_path), "peft_type = 'IA3', supported: 'LORA'; r is missing"),
@@ -316,7 +317,7 @@ def test_a_run_goes_on_from_the_same_bits_on_another_mesh(tmp_path, before, afte
     for config in (first, moved):
         triplets, dev = contrastive.read_data(config)
         config = dataclasses.replace(config, resume=True)
-        course = loop.make_run(config, axes.make_mesh(axes.parse_mesh(config.mesh)), triplets, dev)
+        course = loop.make_run(config, make_mesh(parse_mesh(config.mesh)), triplets, dev)
         like = course.learner.init(course.trainable.start)
         step, state, _ = course.checkpoints.restore(like, step=4)
         assert int(state.step) == step == 4

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from prompteol_jax import axes
+from prompteol_jax.mesh import make_mesh
 from train import losses as loss
 from train.losses import contrastive_loss
 
@@ -90,7 +91,7 @@ def test_a_sharded_batch_has_the_same_loss_and_gradients(block, monkeypatch):
     monkeypatch.setattr(loss, "_BLOCK", block)
     z = vectors(3)
     alone = GRADIENTS(*z)
-    mesh = axes.make_mesh((4, 2))
+    mesh = make_mesh((4, 2))
     spread = [jax.device_put(x, axes.sharding("BD", x.shape, mesh)) for x in z]
     with jax.set_mesh(mesh):
         shared = jax.jit(GRADIENTS)(*spread)
@@ -104,7 +105,7 @@ def check_reference(B, D, mesh):
     similar = [anchor + 2 * rng.standard_normal((B, D), np.float32) for _ in range(2)]
     z = [anchor, *similar]
     expected, share, gradients = reference(z)
-    mesh = axes.make_mesh(mesh)
+    mesh = make_mesh(mesh)
     spread = [jax.device_put(x, axes.sharding("BD", x.shape, mesh)) for x in z]
     with jax.set_mesh(mesh):
         (value, accuracy), ours = jax.jit(GRADIENTS)(*spread)
@@ -135,7 +136,7 @@ def test_equal_scores_count_for_the_first(monkeypatch):
 
 def largest_score_matrix(B, mesh):
     """Of one device, in the compiled program of loss and gradients, in numbers."""
-    mesh = axes.make_mesh(mesh)
+    mesh = make_mesh(mesh)
     place = axes.sharding("BD", (B, D), mesh)
     z = [jax.ShapeDtypeStruct((B, D), jnp.float32, sharding=place)] * 3
     with jax.set_mesh(mesh):
@@ -155,7 +156,7 @@ def test_the_matrix_of_scores_is_never_whole_and_is_shared_by_all_devices(mesh, 
 def test_memory_of_a_batch_of_65536_stays_bounded():
     """What the compiler sets aside on one of eight devices, vectors and gradients included."""
     B, width, devices = 65536, 768, 8
-    mesh = axes.make_mesh((devices, 1))
+    mesh = make_mesh((devices, 1))
     place = axes.sharding("BD", (B, width), mesh)
     z = [jax.ShapeDtypeStruct((B, width), jnp.float32, sharding=place)] * 3
     with jax.set_mesh(mesh):

@@ -8,8 +8,9 @@ import optax
 import pytest
 from flax import nnx
 
-from prompteol_jax import axes, nn
+from prompteol_jax import nn
 from prompteol_jax.lora import lora
+from prompteol_jax.mesh import make_mesh
 from prompteol_jax.models import build
 from prompteol_jax.models.opt import OptConfig
 from train import remat_choice
@@ -22,7 +23,7 @@ NEEDS = dict(zip(ORDER, (300, 200, 100), strict=True))
 
 def job(mesh):
     """A learner and placeholders of a step's arguments: no array is made."""
-    mesh = axes.make_mesh(mesh)
+    mesh = make_mesh(mesh)
     model = build.abstract_decoder(CONFIG, mesh, dtype=jnp.float32)
     model = lora.attach(model, CONFIG, lora.LoraConfig(rank=2), mesh)
     graph, start, frozen = nnx.split(model, nn.Lora, ...)
@@ -46,7 +47,7 @@ def test_more_recomputation_needs_less_memory_and_weights_and_state_are_part_of_
 @pytest.mark.parametrize("shape", [(1, 1), (4, 2)], ids=str)
 def test_a_step_is_lowered_from_shapes_alone(shape):
     learner, arguments = job(shape)
-    with jax.set_mesh(axes.make_mesh(shape)):
+    with jax.set_mesh(make_mesh(shape)):
         text = learner.step.lower(*arguments).as_text()
     assert "stablehlo.dot_general" in text
 

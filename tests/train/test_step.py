@@ -11,9 +11,10 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from prompteol_jax import axes, distributed, nn
+from prompteol_jax import distributed, nn
 from prompteol_jax.lora import lora as adapters
 from prompteol_jax.lora import peft
+from prompteol_jax.mesh import make_mesh, parse_mesh
 from prompteol_jax.models import build
 from prompteol_jax.pretrained.load import load_pretrained
 from prompteol_jax.text.prompt import Prompt
@@ -30,7 +31,7 @@ DROPOUT = dict(dropout=0.05, base_dropout=0.1, stochastic=True)
 @functools.lru_cache(maxsize=2)  # opt-125m takes 4 GB on 8x1
 def model_on(folder, mesh, *, full=False, dropout=0.0, base_dropout=0.0):
     """A model, and the decoder that trains: all of it, or an adapter none of whose factors is 0."""
-    mesh = axes.make_mesh(axes.parse_mesh(mesh))
+    mesh = make_mesh(parse_mesh(mesh))
     pretrained = load_pretrained(str(folder), mesh, dtype=jnp.float32, base_dropout=base_dropout)
     if full:
         return pretrained, pretrained.decoder

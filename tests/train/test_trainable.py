@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from prompteol_jax import axes, nn
+from prompteol_jax import nn
+from prompteol_jax.mesh import make_mesh
 from prompteol_jax.models import build
 from prompteol_jax.quant import formats as quant
 from train import trainable
@@ -15,7 +16,7 @@ from train.step import TrainStep, state_places
 
 
 def test_a_quantized_base_is_frozen_and_no_checkpoint_holds_it(tmp_path):
-    mesh = axes.make_mesh((1, 1))
+    mesh = make_mesh((1, 1))
     small, plain = (
         trainable.make_trainable(TrainConfig(rank=2, quantize=kind, dtype="float32"), mesh)
         for kind in ("nf4", None)

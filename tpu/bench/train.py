@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from prompteol_jax import axes, runtime
+from prompteol_jax import runtime
+from prompteol_jax.mesh import parse_mesh
 from prompteol_jax.pretrained import provenance
 from tpu.bench import device as speed
 from tpu.bench.peer_process import Peer
@@ -80,10 +81,10 @@ def make_run(options: TrainBench, run: Path) -> Run:
         output=run,
     )
     config.check()
-    shape = axes.parse_mesh(options.mesh)
+    shape = parse_mesh(options.mesh)
     runtime.simulate_devices(shape[0] * shape[1])
     triplets, _ = contrastive.read_data(config)
-    mesh = axes.make_mesh(shape)
+    mesh = make_mesh(shape)
     return loop.make_run(config, mesh, triplets, None)
 
 

@@ -14,8 +14,9 @@ from typing import Any, Final
 import jax
 from jax.sharding import Mesh
 
-from prompteol_jax import axes, runtime
+from prompteol_jax import runtime
 from prompteol_jax.errors import UserError
+from prompteol_jax.mesh import make_mesh
 from prompteol_jax.ops.einsum import matrix_flops
 from tpu.chips import Topology
 from tpu.plan import cost, hlo
@@ -57,7 +58,7 @@ def slice_mesh(topology: Topology, shape: tuple[int, int]) -> Mesh:
             f"topology {topology} is described core by core by libtpu, which no plan can be made "
             "of; v5e, v5p and v6e can be planned"
         )
-    return axes.make_mesh(shape, devices)
+    return make_mesh(shape, devices)
 
 
 def _devices(topology: Topology) -> Sequence[Any]:

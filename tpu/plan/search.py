@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from prompteol_jax import axes
 from prompteol_jax.errors import UserError
+from prompteol_jax.mesh import check_mesh, fitting_meshes, parse_mesh
 from prompteol_jax.progress import progress_bar
 from tpu.chips import CHIPS, Topology, parse_topology, slices
 from tpu.plan.jobs import Encode, Train
@@ -24,16 +24,16 @@ def meshes(job: Encode | Train, topology: Topology, mesh: str) -> list[tuple[int
     """
     batch = getattr(job, "batch", None)
     if mesh == AUTO:
-        found = axes.fitting_meshes(job.config.sizes, topology.devices, batch=batch)
+        found = fitting_meshes(job.config.sizes, topology.devices, batch=batch)
         if not found:
-            axes.check_mesh(job.config.sizes, (topology.devices, 1), batch=batch)
+            check_mesh(job.config.sizes, (topology.devices, 1), batch=batch)
         return found
-    shape = axes.parse_mesh(mesh)
+    shape = parse_mesh(mesh)
     if shape[0] * shape[1] != topology.devices:
         raise UserError(
             f"mesh {mesh} has {shape[0] * shape[1]} devices, {topology} has {topology.devices}"
         )
-    axes.check_mesh(job.config.sizes, shape, batch=batch)
+    check_mesh(job.config.sizes, shape, batch=batch)
     return [shape]
 
 
@@ -45,7 +45,7 @@ def ranking(name: str, job: Encode | Train, topology: str, mesh: str) -> list[Pl
     if topology != AUTO:
         return _ranked(name, job, parse_topology(topology), mesh)
     for candidate in slices(CHIPS[SMALLEST_OF]):
-        if mesh == AUTO and not axes.fitting_meshes(
+        if mesh == AUTO and not fitting_meshes(
             job.config.sizes, candidate.devices, batch=getattr(job, "batch", None)
         ):
             continue

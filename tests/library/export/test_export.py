@@ -8,11 +8,12 @@ import numpy as np
 import oracle
 import pytest
 
-from prompteol_jax import Embedder, axes
+from prompteol_jax import Embedder
 from prompteol_jax.cli import main as cli
 from prompteol_jax.export import export
 from prompteol_jax.lora import lora as adapters
 from prompteol_jax.lora import peft
+from prompteol_jax.mesh import make_mesh
 from prompteol_jax.pretrained.load import load_pretrained, save_pretrained
 
 pytestmark = pytest.mark.usefixtures("coarse")
@@ -24,7 +25,7 @@ TEXTS = [
 
 def write_run(folder, model, *, full=False, quantize=None, template="eol"):
     """A run's folder as training leaves it, its weights drawn at random."""
-    source = load_pretrained(model, axes.make_mesh((1, 1)), dtype="float32")
+    source = load_pretrained(model, make_mesh((1, 1)), dtype="float32")
     lora = adapters.LoraConfig(rank=3, alpha=6.0)
     decoder = adapters.add_lora(source.decoder, source.config, lora, source.mesh, jax.random.key(1))
     for block in (decoder.blocks, decoder.last):
@@ -117,7 +118,7 @@ def test_orbax_alone_reads_the_merged_weights(dtype, tmp_path, capsys):
     with pytest.warns(UserWarning, match="Sharding info not provided"):
         found = ocp.load(tmp_path / "out" / "weights")
     whole = load_pretrained(
-        "tiny", axes.make_mesh((1, 1)), dtype="float32", adapter=str(source), quantize="int8"
+        "tiny", make_mesh((1, 1)), dtype="float32", adapter=str(source), quantize="int8"
     )
     merged = adapters.merge_lora(whole.decoder)
     wanted = np.asarray(merged.last.o.w[...].astype(dtype))
@@ -128,7 +129,7 @@ def test_orbax_alone_reads_the_merged_weights(dtype, tmp_path, capsys):
 @pytest.mark.parametrize("to", ["hf", "orbax"])
 def test_weights_that_are_not_the_runs_are_noticed_and_nothing_is_left(to, tmp_path, monkeypatch):
     source = write_run(tmp_path / "run", "tiny")
-    bare = load_pretrained("tiny", axes.make_mesh((1, 1)), dtype="float32").decoder
+    bare = load_pretrained("tiny", make_mesh((1, 1)), dtype="float32").decoder
     monkeypatch.setattr(adapters, "merge_lora", lambda decoder: bare)
     options = export.ExportOptions(run=source, to=to, output=tmp_path / "out" / "here")
     with pytest.raises(ValueError, match="does not encode as the run does: vectors differ by"):
@@ -144,8 +145,8 @@ def test_refuses_what_cannot_be_exported_before_any_work(tmp_path, monkeypatch):
     fields = {"model": "tiny", "template": "eol", "full": True}
     (tmp_path / "full" / "config.json").write_text(json.dumps(fields))
     save_pretrained(
-        load_pretrained("tiny", axes.make_mesh((1, 1)), dtype="float32"),
-        load_pretrained("tiny", axes.make_mesh((1, 1)), dtype="float32").decoder,
+        load_pretrained("tiny", make_mesh((1, 1)), dtype="float32"),
+        load_pretrained("tiny", make_mesh((1, 1)), dtype="float32").decoder,
         tmp_path / "full" / "model",
         dtype="float32",
     )

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prompteol_jax import axes
 from prompteol_jax.lora import lora as adapters
 from prompteol_jax.lora.lora import LoraConfig
+from prompteol_jax.mesh import make_mesh
 from prompteol_jax.models import build
 from prompteol_jax.ops import dropout
 
@@ -18,7 +18,7 @@ from prompteol_jax.ops import dropout
 def test_a_fresh_adapter_changes_nothing_and_is_drawn_as_peft_draws_it(name, decoders):
     config, model = decoders(name)
     lora = LoraConfig(rank=5)
-    adapted = adapters.add_lora(model, config, lora, axes.make_mesh((1, 1)), jax.random.key(0))
+    adapted = adapters.add_lora(model, config, lora, make_mesh((1, 1)), jax.random.key(0))
     drawn = {p: np.asarray(a) for p, a in build.leaves(adapted).items() if ".lora." in p}
     assert all(array.dtype == np.float32 for array in drawn.values())
     assert not any(array.any() for path, array in drawn.items() if path.endswith(".b"))
@@ -43,7 +43,7 @@ def test_rank_stabilised_lora_scales_by_the_root_of_the_rank():
 @pytest.mark.parametrize("targets", [("q_proj",), ("fc1", "out_proj"), ("project_out",)])
 def test_only_the_layers_that_are_named_are_adapted(targets, decoders):
     config, model = decoders("opt-350m")
-    mesh = axes.make_mesh((1, 1))
+    mesh = make_mesh((1, 1))
     adapted = adapters.attach(model, config, LoraConfig(rank=2, targets=targets), mesh)
     layers = {path.split(".lora.")[0] for path in build.leaves(adapted) if ".lora." in path}
     names = {"q_proj": "q", "fc1": "up", "out_proj": "o"}
@@ -55,7 +55,7 @@ def test_only_the_layers_that_are_named_are_adapted(targets, decoders):
 def test_an_update_is_its_product_and_drops_out_its_input_token_by_token(decoders):
     config, model = decoders("opt")
     lora = LoraConfig(rank=2, dropout=0.5, targets=("q_proj",))
-    model = adapters.attach(model, config, lora, axes.make_mesh((1, 1)))
+    model = adapters.attach(model, config, lora, make_mesh((1, 1)))
     update, rng = model.last.q.lora, np.random.default_rng(0)
     for factor in (update.a, update.b):
         factor.set_value(jnp.asarray(rng.normal(size=factor.shape), jnp.float32))

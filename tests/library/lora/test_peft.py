@@ -9,11 +9,11 @@ import numpy as np
 import oracle
 import pytest
 
-from prompteol_jax import axes
 from prompteol_jax.encoding.batching import encode
 from prompteol_jax.lora import lora as adapters
 from prompteol_jax.lora import peft
 from prompteol_jax.lora.lora import LoraConfig
+from prompteol_jax.mesh import make_mesh, parse_mesh
 from prompteol_jax.models import build
 from prompteol_jax.models.decoder import Rows
 from prompteol_jax.weights import load
@@ -147,7 +147,7 @@ def test_an_inner_layer_takes_the_adapters_of_the_layers_below_it(
     oracle.write_adapter(checkpoints(name), tmp_path, deviation=0.1, **CASES[name])
     model = load_pretrained(
         str(checkpoints(name)),
-        axes.make_mesh(MESH),
+        make_mesh(MESH),
         dtype="float32",
         adapter=str(tmp_path),
         layer=1,
@@ -162,10 +162,10 @@ def test_an_adapter_lies_on_any_mesh(mesh, decoders, tmp_path):
     config, model = decoders("llama")
     lora = LoraConfig(rank=3, targets=("q_proj", "down_proj"))
     key = jax.random.key(0)
-    model = adapters.add_lora(model, config, lora, axes.make_mesh(MESH), key)
+    model = adapters.add_lora(model, config, lora, make_mesh(MESH), key)
     peft.save_adapter(model, config, tmp_path, base="some/model")
     _, spread = decoders("llama", mesh)
-    place = axes.make_mesh(axes.parse_mesh(mesh))
+    place = make_mesh(parse_mesh(mesh))
     spread = peft.load_adapter(spread, config, tmp_path, place)
     born = adapters.add_lora(spread, config, lora, place, key)
     for path, leaf in build.leaves(model).items():
@@ -227,7 +227,7 @@ def test_refuses_a_folder_without_config_or_weights(decoders, tmp_path):
         peft.read_adapter_config(tmp_path)
     config, model = decoders("opt")
     with pytest.raises(FileNotFoundError, match=r"neither adapter_model.safetensors nor adapter_m"):
-        peft.load_adapter(model, config, write(tmp_path), axes.make_mesh(MESH))
+        peft.load_adapter(model, config, write(tmp_path), make_mesh(MESH))
 
 
 def test_refuses_an_adapter_of_another_family(decoders, tmp_path):
@@ -236,12 +236,12 @@ def test_refuses_an_adapter_of_another_family(decoders, tmp_path):
     with pytest.raises(
         ValueError, match=r"adapts \['gate_proj'\], which a opt model does not have"
     ):
-        peft.load_adapter(model, config, tmp_path, axes.make_mesh(MESH))
+        peft.load_adapter(model, config, tmp_path, make_mesh(MESH))
 
 
 def test_refuses_an_adapter_of_another_size_with_every_tensor(decoders, tmp_path):
     config, model = decoders("opt")
-    mesh = axes.make_mesh(MESH)
+    mesh = make_mesh(MESH)
     lora = LoraConfig(rank=4, targets=("q_proj", "fc1"))
     adapted = adapters.add_lora(model, config, lora, mesh, jax.random.key(0))
     peft.save_adapter(adapted, config, tmp_path / "fits", base="some/model")
@@ -258,7 +258,7 @@ def test_refuses_an_adapter_of_another_size_with_every_tensor(decoders, tmp_path
 @pytest.mark.parametrize("dropout", [None, 0.0])
 def test_dropout_is_the_files_or_what_is_asked_for(dropout, decoders, tmp_path):
     config, model = decoders("opt")
-    mesh = axes.make_mesh(MESH)
+    mesh = make_mesh(MESH)
     adapted = adapters.add_lora(
         model, config, LoraConfig(rank=4, dropout=0.2), mesh, jax.random.key(0)
     )

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from prompteol_jax import axes
+from prompteol_jax.mesh import make_mesh
 from prompteol_jax.models import build
 from prompteol_jax.weights import load
 
@@ -48,7 +48,7 @@ def test_round_trip_through_a_folder(name, decoders, tmp_path):
     config, model = decoders(name)
     build.save_decoder(tmp_path, config, model, dtype="float32")
     assert build.read_config(tmp_path) == config
-    again = build.load_decoder(tmp_path, config, axes.make_mesh((4, 2)), dtype="float32")
+    again = build.load_decoder(tmp_path, config, make_mesh((4, 2)), dtype="float32")
     for path, leaf in build.leaves(model).items():
         np.testing.assert_array_equal(build.leaves(again)[path], leaf)
 
@@ -61,7 +61,7 @@ def test_refuses_weights_of_another_model_with_every_tensor(decoders, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(fields))
     with pytest.raises(load.WeightMismatch) as caught:
         other = build.read_config(tmp_path)
-        build.load_decoder(tmp_path, other, axes.make_mesh((1, 1)), dtype="float32")
+        build.load_decoder(tmp_path, other, make_mesh((1, 1)), dtype="float32")
     norm = {"decoder.final_layer_norm.weight", "decoder.final_layer_norm.bias"}
     assert set(caught.value.missing) == norm
     assert all(name.startswith("decoder.layers.2.") for name in caught.value.unexpected)

@@ -8,13 +8,14 @@ from flax import nnx
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from prompteol_jax import axes, nn
+from prompteol_jax import nn
 from prompteol_jax.lora import lora as adapters
+from prompteol_jax.mesh import make_mesh
 from prompteol_jax.models import build, initial
 from prompteol_jax.models.decoder import Rows
 from prompteol_jax.models.llama import LlamaConfig, Rope
 from prompteol_jax.models.opt import OptConfig
-from prompteol_jax.ops import dropout
+from prompteol_jax.ops import dropout, platform
 
 CONFIGS = {
     "opt": OptConfig(L=4, D=128, N=2, F=256, V=50, P=140, E=128, dropout=0.1),
@@ -34,7 +35,7 @@ def as_on_a_tpu(monkeypatch):
         return call(*given, **{**options, "interpret": True})
 
     def begin():
-        monkeypatch.setattr(axes, "platform", lambda: "tpu")
+        monkeypatch.setattr(platform, "current", lambda: "tpu")
         monkeypatch.setattr(pl, "pallas_call", interpreted)
         monkeypatch.setattr(pltpu, "with_memory_space_constraint", lambda x, _: x)
 
@@ -79,7 +80,7 @@ def gradients(model, mesh, kind):
 
 @pytest.mark.parametrize(("name", "shape"), [("opt", (1, 1)), ("llama", (2, 1))], ids=str)
 def test_states_and_gradients_are_those_of_the_plain_path(name, shape, as_on_a_tpu):
-    mesh = axes.make_mesh(shape, jax.devices()[: shape[0]])
+    mesh = make_mesh(shape, jax.devices()[: shape[0]])
     model = adapted(CONFIGS[name], mesh)
     wanted = gradients(model, mesh, "none")
     as_on_a_tpu()

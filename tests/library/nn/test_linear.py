@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prompteol_jax import axes, nn
+from prompteol_jax import nn
+from prompteol_jax.mesh import make_mesh
 from prompteol_jax.ops import einsum
 from prompteol_jax.ops.einsum import dot
 
@@ -88,7 +89,7 @@ def products(jaxpr):
 
 
 def placeholders(dtype=jnp.float32, **sizes):
-    return nn.Placeholders(dict(D=16, N=4, H=6, F=20) | sizes, dtype, axes.make_mesh((1, 1)))
+    return nn.Placeholders(dict(D=16, N=4, H=6, F=20) | sizes, dtype, make_mesh((1, 1)))
 
 
 def filled(module):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from prompteol_jax.mesh import make_mesh
 from prompteol_jax.ops import attention
 
 B, T, C, N, K, H = 2, 6, 3, 4, 2, 8
@@ -108,3 +109,21 @@ def test_rotation_keeps_lengths_and_makes_products_depend_on_distance_alone():
     products = [float((turned(q, p) * turned(k, p + 3)).sum()) for p in (0, 5, 30)]
     np.testing.assert_allclose(products, products[0], rtol=1e-5)
     assert abs(float((turned(q, 0) * turned(k, 4)).sum()) - products[0]) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("mesh", "heads", "expected"),
+    [
+        ((2, 4), 2, [0, 0, 1, 1]),  # one copy for each of four devices
+        ((4, 2), 2, [0, 1]),
+        ((8, 1), 2, [0, 1]),
+        ((1, 8), 1, [0] * 8),
+        ((2, 4), 3, [0, 1, 2]),  # divides nothing: whole everywhere
+    ],
+)
+@pytest.mark.parametrize("lead", [(5,), (8, 5)], ids=["prefix", "rows"])
+def test_heads_fewer_than_the_model_axis_are_repeated_in_groups(mesh, heads, expected, lead):
+    number = jnp.broadcast_to(jnp.arange(heads)[:, None], (*lead, heads, 3))
+    with jax.set_mesh(make_mesh(mesh)):
+        spread = jax.jit(attention.repeat_kv)(number)
+    assert np.asarray(spread)[(0,) * len(lead)][:, 0].tolist() == expected

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prompteol_jax import axes
+from prompteol_jax.mesh import make_mesh
 from prompteol_jax.ops import attention, attention_tpu
 
 T = 128
@@ -68,7 +68,7 @@ def test_a_mesh_changes_nothing():
         return jnp.square(fused(q, k, v, start, prefix)).sum()
 
     wanted = jax.value_and_grad(total)((q, k, v, prefix))
-    with jax.set_mesh(axes.make_mesh((2, 2))):
+    with jax.set_mesh(make_mesh((2, 2))):
         found = jax.jit(jax.value_and_grad(total))((q, k, v, prefix))
     for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prompteol_jax import axes
+from prompteol_jax.mesh import make_mesh
 from prompteol_jax.ops import dropout, einsum, lora_tpu
 
 SIZES = {"D": 256, "N": 2, "H": 64, "I": 128, "F": 384}
@@ -83,7 +83,7 @@ def test_a_mesh_changes_nothing():
         return jax.grad(value, argnums=(0, 1, 2))(x, a, b)
 
     alone = gradients(x, keys, a, b)
-    with jax.set_mesh(axes.make_mesh((2, 1), jax.devices()[:2])):
+    with jax.set_mesh(make_mesh((2, 1), jax.devices()[:2])):
         spread = gradients(x, keys, a, b)
     for one, other in zip(alone, spread, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)

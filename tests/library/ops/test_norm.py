@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prompteol_jax import axes
+from prompteol_jax.mesh import make_mesh
 from prompteol_jax.ops import norm
 
 KINDS = {"layer": (True, True), "rms": (False, False)}
@@ -44,7 +44,7 @@ def test_values_and_gradients_are_those_of_the_formula(kind):
 def test_a_mesh_changes_nothing():
     given = operands("layer")
     alone = both("layer", *given)[1]
-    with jax.set_mesh(axes.make_mesh((2, 4))):
+    with jax.set_mesh(make_mesh((2, 4))):
         spread = jax.jit(lambda *o: both("layer", *o)[1])(*given)
     for one, other in zip(jax.tree.leaves(alone), jax.tree.leaves(spread), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)

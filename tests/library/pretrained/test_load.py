@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from prompteol_jax import axes
 from prompteol_jax.lora import lora as adapters
 from prompteol_jax.lora import peft
+from prompteol_jax.mesh import make_mesh
 from prompteol_jax.models import build, initial
 from prompteol_jax.pretrained.load import find_adapter, load_pretrained, save_pretrained
 
@@ -16,7 +16,7 @@ MESH = (1, 1)
 
 
 def load(name, mesh=MESH, **settings):
-    return load_pretrained(name, axes.make_mesh(mesh), dtype="float32", **settings)
+    return load_pretrained(name, make_mesh(mesh), dtype="float32", **settings)
 
 
 @pytest.fixture(scope="module")

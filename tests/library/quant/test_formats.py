@@ -8,8 +8,9 @@ import oracle
 import pytest
 import torch
 
-from prompteol_jax import Embedder, axes, models, nn
+from prompteol_jax import Embedder, models, nn
 from prompteol_jax.lora import lora as adapters
+from prompteol_jax.mesh import make_mesh
 from prompteol_jax.models import build
 from prompteol_jax.models.decoder import Rows
 from prompteol_jax.models.llama import LlamaConfig
@@ -21,10 +22,10 @@ SEVEN_B = LlamaConfig(L=32, D=4096, N=32, K=32, H=128, F=11008, V=32000, P=2048)
 SIZES = {"D": 64, "N": 4, "H": 24, "F": 176, "E": 128}
 
 
-def place(kind, dims, inputs, w, mesh=(1, 1), rules=axes.RULES, **settings):
+def place(kind, dims, inputs, w, mesh=(1, 1), **settings):
     sizes = SIZES | dict(zip(dims, w.shape[-len(dims) :], strict=True))
-    mesh = axes.make_mesh(mesh)
-    leaf = quant.placeholder(kind, dims, inputs, sizes, mesh, rules, **settings)
+    mesh = make_mesh(mesh)
+    leaf = quant.placeholder(kind, dims, inputs, sizes, mesh, **settings)
     stacked = leaf.shape != leaf.item
     named = [("w", layer) for layer in w] if stacked else [("w", w)]
     return load.place_quantized(leaf, named, stacked=stacked)
@@ -73,23 +74,21 @@ def test_dequantized_weights_are_those_of_bitsandbytes(dims, inputs, shape):
 
 
 @pytest.mark.parametrize(
-    ("dims", "inputs", "mesh", "rules", "cut"),
+    ("dims", "inputs", "mesh", "cut"),
     [
-        ("FD", "D", (1, 2), axes.RULES, ("model", None)),
-        ("FD", "D", (1, 2), axes.FSDP_RULES, ("model", "data")),
-        ("FD", "D", (4, 2), axes.FSDP_RULES, ("model", None)),  # 4 shards of 32
-        ("DF", "F", (1, 2), axes.RULES, (None, "model")),  # 2 shards of 128
-        ("DF", "F", (1, 8), axes.RULES, (None, None)),  # 8 shards of 32
-        ("NHD", "D", (1, 4), axes.RULES, ("model", None)),
-        ("DNH", "NH", (1, 2), axes.RULES, (None, None)),  # 2 shards of 160
-        ("DNH", "NH", (1, 5), axes.RULES, (None, "model")),  # 5 shards of 64
+        ("FD", "D", (1, 2), ("model", None)),
+        ("DF", "F", (1, 2), (None, "model")),  # 2 shards of 128
+        ("DF", "F", (1, 8), (None, None)),  # 8 shards of 32
+        ("NHD", "D", (1, 4), ("model", None)),
+        ("DNH", "NH", (1, 2), (None, None)),  # 2 shards of 160
+        ("DNH", "NH", (1, 5), (None, "model")),  # 5 shards of 64
     ],
 )
-def test_no_block_is_cut_and_what_is_cut_dequantizes_the_same(dims, inputs, mesh, rules, cut):
+def test_no_block_is_cut_and_what_is_cut_dequantizes_the_same(dims, inputs, mesh, cut):
     sizes = {"D": 128, "F": 256, "N": 20, "H": 16} if "F" in dims or mesh[1] == 5 else None
     sizes = sizes or {"D": 128, "N": 4, "H": 80}
     w = drawn(2, *(sizes[letter] for letter in dims))
-    made = place("nf4", dims, inputs, w, mesh, rules, layers=2)
+    made = place("nf4", dims, inputs, w, mesh, layers=2)
     for name in ("codes", "scale_codes"):
         assert made.parts()[name].sharding.spec == jax.sharding.PartitionSpec(None, *cut)
     assert made.codes.sharding.shard_shape(made.codes.shape)[-1] % (quant.BLOCK // 2) == 0
@@ -106,9 +105,7 @@ def test_no_block_is_cut_and_what_is_cut_dequantizes_the_same(dims, inputs, mesh
 )
 @pytest.mark.parametrize("mesh", [(1, 1), (2, 4)])
 def test_a_7b_base_takes_at_most_4_2_gb(kind, dtype, limit, mesh):
-    model = build.abstract_decoder(
-        SEVEN_B, axes.make_mesh(mesh), dtype=jnp.dtype(dtype), quantize=kind
-    )
+    model = build.abstract_decoder(SEVEN_B, make_mesh(mesh), dtype=jnp.dtype(dtype), quantize=kind)
     held = jax.tree.leaves(model)
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in held)
     assert 3.3e9 < total <= limit
@@ -120,7 +117,7 @@ def test_a_7b_base_takes_at_most_4_2_gb(kind, dtype, limit, mesh):
 
 
 def test_only_linear_layers_are_quantized_and_paths_stay():
-    mesh = axes.make_mesh((1, 1))
+    mesh = make_mesh((1, 1))
     whole = build.abstract_decoder(SEVEN_B, mesh, dtype=jnp.float32)
     small = build.abstract_decoder(SEVEN_B, mesh, dtype=jnp.float32, quantize="nf4")
     ours = build.leaves(small)
@@ -145,7 +142,7 @@ def test_the_layers_are_those_that_transformers_gives_to_bitsandbytes(name):
         if isinstance(module, torch.nn.Linear) and should_convert_module(path, skipped)
     }
     config = models.FAMILIES[name.split("-")[0]][0].from_hf(theirs.config.to_dict())
-    mesh = axes.make_mesh((1, 1))
+    mesh = make_mesh((1, 1))
     model = build.abstract_decoder(config, mesh, dtype=jnp.float32, quantize="nf4")
     ours = set()
     for move in build.weight_table(config, model):
@@ -206,7 +203,7 @@ def test_vectors_are_equal_on_every_mesh(kind, checkpoints, texts):
 
 def test_merging_makes_a_quantized_base_whole_and_adds_the_update(decoders):
     config, plain = decoders("opt-350m")
-    mesh = axes.make_mesh((1, 1))
+    mesh = make_mesh((1, 1))
     empty = build.abstract_decoder(config, mesh, dtype=jnp.float32, quantize="int8")
 
     def fill(path, leaf):
@@ -237,7 +234,7 @@ def test_merging_makes_a_quantized_base_whole_and_adds_the_update(decoders):
 @pytest.mark.parametrize("kind", quant.KINDS)
 def test_a_quantized_model_lowers_for_tpu_and_cuda_and_its_codes_stay_codes(kind):
     config = LlamaConfig(L=3, D=128, N=4, K=2, H=32, F=256, V=64, P=64)
-    mesh = axes.make_mesh((1, 1))
+    mesh = make_mesh((1, 1))
     model = build.abstract_decoder(config, mesh, dtype=jnp.bfloat16, quantize=kind)
     ids_BT = jax.ShapeDtypeStruct((4, 16), jnp.int32)
     rows = Rows(ids_BT, jax.ShapeDtypeStruct((4, 1), jnp.int32))

@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from prompteol_jax import Embedder, axes
+from prompteol_jax import Embedder
+from prompteol_jax.mesh import make_mesh
 from prompteol_jax.models import build, tiny
 from prompteol_jax.models.llama import LlamaConfig
 from prompteol_jax.models.opt import OptConfig
@@ -49,7 +50,7 @@ def quick(monkeypatch):
 @pytest.mark.parametrize("name", ["opt-6.7b", "opt-350m", "llama-7b", "llama-3-8b"])
 def test_useful_weights_are_those_of_the_blocks_linear_layers(name):
     config = PUBLISHED[name]
-    model = build.abstract_decoder(config, axes.make_mesh((1, 1)), dtype=np.float32)
+    model = build.abstract_decoder(config, make_mesh((1, 1)), dtype=np.float32)
     blocks = [leaf for path, leaf in build.leaves(model).items() if path.endswith(".w")]
     outside = 2 * config.D * config.E if name == "opt-350m" else 0
     assert linear_weights(config) == sum(int(np.prod(w.shape)) for w in blocks) - outside
@@ -145,7 +146,7 @@ def test_a_random_checkpoint_is_one_that_loads(small, tmp_path, data, name):
     tokenizer = data / "weights" / f"{name.split('-', maxsplit=1)[0]}-tokenizer"
     flags = [name, str(tmp_path / "a"), "--tokenizer", str(tokenizer), "--dtype", "float32"]
     random_checkpoint.main(flags)
-    loaded = load_pretrained(str(tmp_path / "a"), axes.make_mesh((1, 1)), dtype=np.float32)
+    loaded = load_pretrained(str(tmp_path / "a"), make_mesh((1, 1)), dtype=np.float32)
     assert loaded.config.D == 32
     leaves = build.leaves(loaded.decoder)
     q = np.asarray(leaves["blocks.q.w"])

@@ -5,9 +5,10 @@ import dataclasses
 import jax
 import pytest
 
-from prompteol_jax import axes
+from prompteol_jax.mesh import make_mesh
 from prompteol_jax.models import build, tiny
 from prompteol_jax.models.published import PUBLISHED
+from prompteol_jax.ops import platform
 from prompteol_jax.ops.einsum import matrix_flops
 from tpu.lengths import read_lengths
 from tpu.plan.jobs import Encode, Train, linear_weights
@@ -24,11 +25,11 @@ JOBS = {
 
 @pytest.fixture
 def mesh():
-    return axes.make_mesh((2, 2))
+    return make_mesh((2, 2))
 
 
 @pytest.mark.parametrize(
-    ("job", "platform"),
+    ("job", "name"),
     [
         ("packed", "cuda"),
         ("packed", "tpu"),
@@ -36,14 +37,14 @@ def mesh():
         pytest.param("train", "tpu", marks=pytest.mark.slow),
     ],
 )
-def test_jobs_lower_for_accelerators(job, platform, mesh, monkeypatch):
-    monkeypatch.setattr(axes, "platform", lambda: {"cuda": "gpu"}.get(platform, platform))
+def test_jobs_lower_for_accelerators(job, name, mesh, monkeypatch):
+    monkeypatch.setattr(platform, "current", lambda: {"cuda": "gpu"}.get(name, name))
     jax.clear_caches()  # what is traced depends on the platform, which a mesh on the CPU denies
     (step,) = JOBS[job].steps(mesh)
-    text = step.trace(mesh).lower(lowering_platforms=(platform,)).as_text()
+    text = step.trace(mesh).lower(lowering_platforms=(name,)).as_text()
     jax.clear_caches()
     kernel = "tpu_custom_call" in text
-    assert kernel == (platform == "tpu" and job == "packed")
+    assert kernel == (name == "tpu" and job == "packed")
     assert "bitcast_convert" not in text.split("dot_general")[0]
 
 

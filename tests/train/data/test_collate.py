@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from prompteol_jax import axes
 from prompteol_jax.distributed import Channel, Share
+from prompteol_jax.mesh import make_mesh, parse_mesh
 from prompteol_jax.models.tiny import tiny_tokenizer
 from prompteol_jax.text.prompt import Prompt
 from prompteol_jax.text.template import PROMPTEOL
@@ -40,7 +40,7 @@ def opt_prompt(data):
 
 
 def assembler(prompt, mesh="1x1", cut=32, chunks=1):
-    share = Share.of(axes.make_mesh(axes.parse_mesh(mesh)))
+    share = Share.of(make_mesh(parse_mesh(mesh)))
     return Collator(prompt, share, Channel("batch"), cut, chunks)
 
 
