@@ -37,7 +37,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     """Train as configured and return what `--json` gets."""
     config.check()
     from prompteol_jax import distributed, runtime
-    from prompteol_jax.mesh import parse_mesh
+    from prompteol_jax.mesh import make_mesh, parse_mesh
     from train.run.metrics import say
 
     shape = parse_mesh(config.mesh)

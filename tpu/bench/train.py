@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from prompteol_jax import runtime
-from prompteol_jax.mesh import parse_mesh
+from prompteol_jax.mesh import make_mesh, parse_mesh
 from prompteol_jax.pretrained import provenance
 from tpu.bench import device as speed
 from tpu.bench.peer_process import Peer
