@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test slow huge plan-test lint clean
+.PHONY: setup demo test slow huge plan-test lint docs clean
 
 setup: $(BIN)/.ready
 
@@ -45,6 +45,14 @@ $(TPU_VENV)/.ready: pyproject.toml
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The documentation as a site in build/site; every warning is an error.
+docs: $(BIN)/.docs-ready
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+$(BIN)/.docs-ready: $(BIN)/.ready
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	touch $@
 
 clean:
 	rm -rf $(VENV) $(TPU_VENV) runs build *.egg-info

@@ -1,9 +1,14 @@
-"""What the README and docs/ say is true: links, commands, flags, templates, Python."""
+"""What the pages say is true: links, paths, names, commands, flags, templates, Python."""
+
+from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import re
+import runpy
 import shlex
+import textwrap
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -75,9 +80,11 @@ class Block(NamedTuple):
 
 
 def fenced(page: str, text: str) -> list[Block]:
-    """The fenced blocks of a page with the number of their first line."""
-    found = re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [Block(page, 1 + text[: m.start(2)].count("\n"), m[1], m[2]) for m in found]
+    """The fenced blocks of a page, in lists too, with the number of their first line."""
+    found = re.finditer(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL)
+    return [
+        Block(page, 1 + text[: m.start(3)].count("\n"), m[2], textwrap.dedent(m[3])) for m in found
+    ]
 
 
 BLOCKS = [block for page, text in PAGES.items() for block in fenced(page, text)]
@@ -88,11 +95,44 @@ COMMANDS = [
     for number, line in enumerate(block.text.splitlines())
     if line.strip()
 ]
+SNIPPET = "--8<--"  # a file that the site shows in the place of this line
 PYTHON = [block for block in BLOCKS if block.language == "python"]
+PACKAGES = ("prompteol_jax", "train", "eval", "tpu")
+GENERATED = "docs/hooks.py"
 
 
 def without_code(text: str) -> str:
-    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"^( *)```.*?^\1```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def missing_paths(text: str) -> list[str]:
+    """The files and folders of this repository that a page names in code font and that are not."""
+    top = "|".join((*PACKAGES, "tests", "docs", "examples"))
+    named = re.findall(rf"`((?:{top})/[\w./-]*)`", without_code(text))
+    named += re.findall(rf'^{SNIPPET} "(.*)"$', text, re.MULTILINE)
+    return [name for name in named if not (ROOT / name).exists()]
+
+
+def unknown_names(text: str) -> list[str]:
+    """The dotted names of our packages in code font that cannot be imported."""
+    named = re.findall(rf"`((?:{'|'.join(PACKAGES)})(?:\.\w+)+)`", without_code(text))
+    return [name for name in named if not name.endswith((".X", ".json", ".py")) and not found(name)]
+
+
+def found(name: str) -> bool:
+    """Whether a dotted name is a module, or an attribute of one."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            thing = importlib.import_module(".".join(parts[:end]))
+        except ImportError:
+            continue
+        for part in parts[end:]:
+            if not hasattr(thing, part):
+                return False
+            thing = getattr(thing, part)
+        return True
+    return False
 
 
 def anchors(text: str) -> set[str]:
@@ -194,6 +234,85 @@ def test_a_broken_link_is_found():
     assert broken_links("README.md", text) == ["docs/none.md", "README.md#none", "#none"]
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_every_path_and_every_name_exists(page):
+    assert missing_paths(PAGES[page]) == []
+    assert unknown_names(PAGES[page]) == []
+
+
+def test_a_path_or_a_name_that_is_gone_is_found():
+    assert missing_paths("`train/gone.py` and `train/loop.py`, `docs/`") == ["train/gone.py"]
+    assert missing_paths('```\n--8<-- "examples/gone.py"\n```') == ["examples/gone.py"]
+    assert unknown_names("`train.gone`, `train.losses` and `eval.X`") == ["train.gone"]
+
+
+def test_every_module_is_in_the_api():
+    shown = [name for page in PAGES.values() for name in re.findall(r"^::: (\S+)$", page, re.M)]
+    modules = {
+        path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if path.stem not in ("__init__", "__main__")
+    }
+    assert [m for m in sorted(modules) if not any(f"{m}.".startswith(f"{s}.") for s in shown)] == []
+    assert [name for name in shown if not found(name)] == []
+    assert sorted(set(shown)) == sorted(shown)
+
+
+def test_every_public_name_is_on_the_first_page_of_the_api():
+    import prompteol_jax
+
+    page = PAGES["docs/reference/api/index.md"]
+    assert [name for name in prompteol_jax.__all__ if f"`{name}`" not in page] == []
+
+
+def test_the_help_of_every_command_is_on_the_site():
+    """Every folder or module that `python -m` starts, and every command of `prompteol`."""
+    shown = runpy.run_path(str(ROOT / GENERATED))["COMMANDS"]
+    started = {
+        path.parent.relative_to(ROOT).as_posix().replace("/", ".")
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("__main__.py")
+    }
+    started |= {
+        path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+    }
+    named = {line.split()[2] for line in shown if line.startswith("python -m ")}
+    assert started - {"prompteol_jax.cli", "tpu.bench.peer"} == named
+    assert {line.split()[1] for line in shown if line.startswith("prompteol ")} == set(cli.COMMANDS)
+
+
+def test_every_decision_has_five_lines_and_a_row():
+    notes = {name: page for name, page in PAGES.items() if re.search(r"decisions/\d{3}-", name)}
+    assert [name.split("/")[-1][:3] for name in notes] == [
+        f"{n + 1:03d}" for n in range(len(notes))
+    ]
+    form = r"# \d{3}: .+\n\n- \*\*Question:\*\* .+\n- \*\*Decision:\*\* .+\n- \*\*Why:\*\* .+\n"
+    for name, page in notes.items():
+        assert re.fullmatch(form + r"- \*\*Status:\*\* .+\n", page), name
+        assert f"]({name.split('/')[-1]})" in PAGES["docs/decisions/index.md"], name
+
+
+def test_a_decision_that_the_code_cites_exists():
+    cited = {
+        number
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        for number in re.findall(r"decisions/(\d{3})", path.read_text(encoding="utf-8"))
+    }
+    known = {name.split("/")[-1][:3] for name in PAGES if "/decisions/" in name}
+    assert cited - known == set()
+
+
+def test_the_glossary_has_each_term_once():
+    terms = re.findall(r"^\| ([^|]+?) \|", PAGES["docs/reference/glossary.md"], re.MULTILINE)[2:]
+    assert len(terms) > 40
+    assert terms == sorted(set(terms), key=str.lower)
+
+
 @pytest.mark.parametrize(("place", "line"), COMMANDS, ids=[place for place, _ in COMMANDS])
 def test_every_command_is_one_that_its_parser_takes(place, line, monkeypatch):
     options = parsed(line, monkeypatch)
@@ -225,6 +344,7 @@ def test_every_flag_is_one_of_some_command(page):
     known = {f"--{name.replace('_', '-')}" for name in fields} | {"--help"}
     others = {
         "docs/guides/develop.md": {"--check"},
+        "docs/decisions/049-replicated-over-data.md": {"--fsdp"},
         "docs/guides/tpu-launch.md": {
             "--network",
             "--reserved",
