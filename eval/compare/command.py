@@ -4,6 +4,8 @@ Both files must hold the same tasks with the same gold. A difference whose boots
 zero is noise.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

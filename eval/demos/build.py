@@ -5,6 +5,8 @@ model, and two hundred definitions of a dictionary with the word they define. He
 from the model itself, or from a file.
 """
 
+from __future__ import annotations
+
 import csv
 import sys
 from collections.abc import Sequence

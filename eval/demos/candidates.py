@@ -7,6 +7,8 @@
 The latter two are put before the slot of a template that is given.
 """
 
+from __future__ import annotations
+
 import csv
 import dataclasses
 import hashlib

@@ -8,6 +8,8 @@ Every candidate is scored on STS-B dev. The folder gets a journal, from which th
 on after a kill, and `template.json`, the best template, which every command takes as --template.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import sys

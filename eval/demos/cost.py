@@ -5,6 +5,8 @@ every candidate's prompts are whole: its demonstrations are computed again for e
 the same program otherwise, the last block for last tokens only.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any

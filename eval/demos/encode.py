@@ -10,6 +10,8 @@ Where a candidate or a sentence does not fit this (ids that merge across the bor
 long for the model), the ordinary `Embedder.encode` takes its place.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence

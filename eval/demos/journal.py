@@ -5,6 +5,8 @@ and its weights. A journal of another search is refused. Each further line holds
 candidate over one part of the pairs, bit for bit.
 """
 
+from __future__ import annotations
+
 import base64
 import json
 import os

@@ -1,5 +1,7 @@
 """How the result of a search is shown: its entries, a table, and a page with the distribution."""
 
+from __future__ import annotations
+
 import html
 from collections.abc import Mapping
 from pathlib import Path
@@ -98,7 +100,7 @@ def write_report(path: Path, result: Mapping[str, Any], best: Template) -> None:
     report.write_page(path, f"Demonstrations: {result['model']}", summary, sections)
 
 
-def draw(result: Mapping[str, Any]) -> "Figure":
+def draw(result: Mapping[str, Any]) -> Figure:
     """Draws how many candidates score what, and where the template as it is lies."""
     from matplotlib import figure
 

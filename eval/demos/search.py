@@ -1,5 +1,7 @@
 """The search: score candidates on pairs, keep the best; by halves or all on everything."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Final

@@ -7,6 +7,8 @@ the last layer alone. Layers are numbered as transformers' `hidden_states`: inne
 last one is behind the final norm.
 """
 
+from __future__ import annotations
+
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence

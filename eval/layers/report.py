@@ -1,5 +1,7 @@
 """The page of eval.layers: scores against the layer, as a drawing and as a table."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -33,7 +35,7 @@ def write_report(path: Path, result: Mapping[str, Any]) -> None:
     report.write_page(path, f"Layers: {result['model']}", summary, sections)
 
 
-def draw(result: Mapping[str, Any]) -> "Figure":
+def draw(result: Mapping[str, Any]) -> Figure:
     """Draws each task's score against the layer, and the average where there are several."""
     from matplotlib import figure, ticker
 

@@ -5,6 +5,8 @@
 Needs the extra `mteb`. A prompt may differ by type of task: --task-templates Retrieval=mine.json.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

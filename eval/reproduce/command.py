@@ -7,6 +7,8 @@ any other model is run in the same way and has no published figures. Rows that a
 the output folder and not run again.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import sys

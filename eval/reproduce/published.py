@@ -4,6 +4,8 @@ Nothing here was measured by this project. A cell that was not found is absent, 
 its source does not print, but that follows from two that it does, is marked as derived.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType

@@ -1,5 +1,7 @@
 """The part of a page that holds scores against those that were published."""
 
+from __future__ import annotations
+
 import html
 from collections.abc import Mapping
 from typing import Any

@@ -1,5 +1,7 @@
 """What `eval.reproduce` shows: cells on the terminal, and a page with drawings."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final

@@ -4,6 +4,8 @@ What is hard for both models cancels out of the difference. The statistic is the
 100 x Spearman of cosines against gold, or accuracy in percent of predictions.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final

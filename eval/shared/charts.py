@@ -1,5 +1,7 @@
 """Drawings of scores and similarities, for the pages of several commands."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -16,7 +18,7 @@ GREY: Final = "#8a949e"
 _BINS: Final = 40
 
 
-def scatter(gold: Float64[np.ndarray, " n"], cosines: Float64[np.ndarray, " n"]) -> "Figure":
+def scatter(gold: Float64[np.ndarray, " n"], cosines: Float64[np.ndarray, " n"]) -> Figure:
     """Draws gold against cosine, with the median cosine in each unit of gold."""
     drawing, axes = empty(3.2, 2.6)
     axes.scatter(gold, cosines, s=5, alpha=0.25, linewidths=0, color=BLUE, rasterized=True)
@@ -28,7 +30,7 @@ def scatter(gold: Float64[np.ndarray, " n"], cosines: Float64[np.ndarray, " n"])
     return drawing
 
 
-def histograms(groups: Mapping[str, Float64[np.ndarray, " _"]]) -> "Figure":
+def histograms(groups: Mapping[str, Float64[np.ndarray, " _"]]) -> Figure:
     """Draws the densities of cosines of several groups over one another."""
     drawing, axes = empty(4.6, 2.8)
     # A few far away would leave the rest a single bar.
@@ -43,7 +45,7 @@ def histograms(groups: Mapping[str, Float64[np.ndarray, " _"]]) -> "Figure":
     return drawing
 
 
-def against_published(pairs: Sequence[tuple[float, float]]) -> "Figure":
+def against_published(pairs: Sequence[tuple[float, float]]) -> Figure:
     """Draws our scores against published ones; on the line they are equal."""
     drawing, axes = empty(3.6, 3.4)
     published, ours = np.array(pairs, np.float64).T
@@ -56,7 +58,7 @@ def against_published(pairs: Sequence[tuple[float, float]]) -> "Figure":
 
 def by_size(
     published: Mapping[float, float], ours: Mapping[float, float], ylabel: str = "average"
-) -> "Figure":
+) -> Figure:
     """Draws averages against numbers of parameters: published ones, and ours beside them."""
     drawing, axes = empty(4.6, 2.8)
     if published:
@@ -72,7 +74,7 @@ def by_size(
     return drawing
 
 
-def bars(scores: Mapping[str, float]) -> "Figure":
+def bars(scores: Mapping[str, float]) -> Figure:
     """Draws one bar a name, the first on top."""
     drawing, axes = empty(4.6, 0.6 + 0.3 * len(scores))
     names = list(scores)[::-1]
@@ -81,7 +83,7 @@ def bars(scores: Mapping[str, float]) -> "Figure":
     return drawing
 
 
-def empty(width: float, height: float) -> "tuple[Figure, Axes]":
+def empty(width: float, height: float) -> tuple[Figure, Axes]:
     """Makes a drawing of a size in inches, with one pair of axes and no frame around it."""
     from matplotlib import figure
 

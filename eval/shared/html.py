@@ -4,6 +4,8 @@ The pieces are strings of HTML: `table` and `figure` make them, `grid` sets seve
 and `write_page` writes them to a file under their headings.
 """
 
+from __future__ import annotations
+
 import hashlib
 import html
 import io

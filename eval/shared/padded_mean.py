@@ -6,6 +6,8 @@ direction does not: cosines are those of the true mean, a classifier's inputs ar
 Source: kongds/scaling_sentemb, evaluation.py, `(last_layer * attention_mask).mean(1)`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 import numpy as np

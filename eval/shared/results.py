@@ -5,6 +5,8 @@ so that no two of them tie that did not, whole numbers in the fewest bits that h
 `numpy.frombuffer(base64.b64decode(it["base64"]), it["dtype"])`.
 """
 
+from __future__ import annotations
+
 import base64
 import dataclasses
 import json

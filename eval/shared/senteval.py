@@ -1,5 +1,7 @@
 """SentEval's folder and the lines of its files; all problems of the data come in one error."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final

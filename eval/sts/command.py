@@ -6,6 +6,8 @@ The table goes to standard output, progress to standard error. Every file is rea
 before the model is loaded.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -5,6 +5,8 @@ in `QUIRKS` with its place there. Those that are on by default are ours too, bec
 numbers cannot be had without them.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple, Protocol, runtime_checkable
 

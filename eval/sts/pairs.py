@@ -1,5 +1,7 @@
 """What an STS task is: sentence pairs with gold similarities, in one subset or several."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 

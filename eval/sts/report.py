@@ -1,5 +1,7 @@
 """The STS page: scores and published ones, similarities, and the pairs ranked worst."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable

@@ -4,6 +4,8 @@ Scores are 100 times a correlation. As in the original harness, a task's score i
 its subsets joined into one list, and the average is that of the scores rounded to two decimals.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 

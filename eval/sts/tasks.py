@@ -4,6 +4,8 @@ A task is one or more subsets of sentence pairs with gold similarities. Reading 
 completely, so that nothing about the data can fail once a model has been loaded.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple

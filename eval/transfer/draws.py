@@ -4,6 +4,8 @@ SentEval seeds numpy and torch with the same number before each probe. Both gene
 same Mersenne Twister, seeded the same way, so numpy draws torch's initial weights here too.
 """
 
+from __future__ import annotations
+
 import math
 
 import numpy as np

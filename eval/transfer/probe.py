@@ -13,6 +13,8 @@ the best score are kept, of equals the first; training ends with the score that 
 Axes are those of `probe_step`, and U slots.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, NamedTuple

@@ -7,6 +7,8 @@ Axes beside those of the whole project: J fits, W weight decays, Y classes, M ro
 the bias, K weight decays times classes.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 

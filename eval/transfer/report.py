@@ -1,5 +1,7 @@
 """The transfer page: accuracies and published ones, and what each task takes for what."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -54,7 +56,7 @@ def _row(name: str, parts: Mapping[str, Any], gold: Int[np.ndarray, " n"]) -> tu
     )
 
 
-def _confusion(gold: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"]) -> "Figure":
+def _confusion(gold: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"]) -> Figure:
     """Draws, for each true class, the percentage of each predicted one."""
     classes = 1 + int(max(gold.max(), predicted.max()))
     counts = np.zeros((classes, classes))

@@ -4,6 +4,8 @@ Accuracies are percents, rounded where SentEval rounds them. A probe's first wei
 and the folds are SentEval's own, so the seed means what it means there.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final

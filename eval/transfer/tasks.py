@@ -6,6 +6,8 @@ four, MPQA three) are sentences too; words are what white space separates, the n
 included; and each set is sorted by the number of words, then by class, before a classifier sees it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
