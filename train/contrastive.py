@@ -83,6 +83,7 @@ def final_scores(
     """Score the best weights on all STS tasks, as eval.sts does, into RUN/sts.json."""
     from eval.shared import results
     from eval.sts import command as sts
+    from eval.sts import report
     from prompteol_jax import distributed
 
     options = sts.StsOptions(
@@ -96,7 +97,7 @@ def final_scores(
     )
     result, _ = sts.score(embedder, tasks, options)
     if distributed.is_primary():
-        sts.print_table(result)
+        report.print_scores(result)
         results.write(options.json, result)
     return {**result["scores"], "average": result["average"]}
 

@@ -15,11 +15,14 @@ from typing import Annotated, Any, Final
 import numpy as np
 import tyro
 
+from eval.compare import report
 from eval.shared import bootstrap, results
 from eval.shared.bootstrap import Examples
 from prompteol_jax.errors import UserError
 
 MEASURES: Final = {"cosine": "100 x Spearman", "predicted": "accuracy, %"}
+COMPARED: Final = ("eval.sts", "eval.transfer")  # the commands whose files hold examples
+NAMES: Final = ("model", "template", "dtype")
 FEWEST: Final = 100  # resamples
 
 
@@ -33,16 +36,16 @@ class CompareOptions:
     """Result files of eval.sts or eval.transfer."""
     resamples: int = 10_000
     """Bootstrap resamples."""
-    confidence: float = 0.95
+    confidence: float = bootstrap.CONFIDENCE
     """Share of the resampled differences that an interval holds."""
     seed: int = 0
-    """Of the resamples."""
+    """Seed of the resamples."""
     json: Path | None = None
     """File for the differences and their intervals."""
 
 
 def run(options: CompareOptions) -> dict[str, Any]:
-    """Compares two files, prints the table, writes the file asked for and returns the result."""
+    """Compare two files, print the table, write the file asked for and return the result."""
     results.prepare(options.json)
     _check(options)
     a, b = (results.read(path) for path in options.files)
@@ -55,8 +58,10 @@ def run(options: CompareOptions) -> dict[str, Any]:
         seed=options.seed,
     )
     result = {
+        "command": "prompteol compare",
         "a": _source(options.files[0], a),
         "b": _source(options.files[1], b),
+        "differ_in": _different_settings(a, b),
         "measure": MEASURES[bootstrap.statistic_of(a["examples"])],
         "tasks": {name: dataclasses.asdict(part) for name, part in found.items()},
         "resamples": options.resamples,
@@ -64,31 +69,49 @@ def run(options: CompareOptions) -> dict[str, Any]:
         "seed": options.seed,
     }
     result["average"] = result["tasks"].pop("average")
-    print_table(result)
+    report.print_comparison(result)
     if options.json:
         results.write(options.json, result)
     return result
 
 
 def check_comparable(files: Sequence[Path], a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
-    """Checks that two results hold the same tasks with the same gold.
+    """Check that two results hold the same tasks with the same sentences and gold.
 
-    Raises:
-        UserError: all that differs, in one error.
+    Raises: UserError naming all that differs.
     """
-    kinds = {"gold", *MEASURES}
-    empty = [
-        f"{path} holds no examples; run its evaluation again with --json"
+    problems = [
+        problem
         for path, result in zip(files, (a, b), strict=True)
-        if not (
-            isinstance(result.get("examples"), dict)
-            and result["examples"]
-            and all(len(kinds & set(part)) == 2 for part in result["examples"].values())
-        )
+        if (problem := _unusable(path, result))
     ]
-    problems = empty or _differences(files, a["examples"], b["examples"])
+    problems = problems or _differences(files, a["examples"], b["examples"])
+    if not problems:
+        digests = [(result.get("data") or {}).get("sha256") for result in (a, b)]
+        if None not in digests and digests[0] != digests[1]:
+            problems.append("their gold is the same, but their sentences differ")
     if problems:
         raise UserError("these files cannot be compared:\n  " + "\n  ".join(problems))
+
+
+def _unusable(path: Path, result: Mapping[str, Any]) -> str | None:
+    """Return why a file cannot be compared with any other, or None."""
+    command = result.get("command")
+    if command not in (None, *COMPARED):
+        return f"{path} is a result of {command}; give files of {' or '.join(COMPARED)}"
+    lacking = [name for name in NAMES if name not in result]
+    if lacking:
+        return f"{path} lacks {', '.join(lacking)}; give files of {' or '.join(COMPARED)}"
+    examples, kinds = result.get("examples"), {"gold", *MEASURES}
+    if not isinstance(examples, dict) or not examples:
+        return f"{path} holds no examples; give a file that {' or '.join(COMPARED)} wrote"
+    whole = all(
+        isinstance(part, dict)
+        and len(kinds & set(part)) == 2
+        and all(isinstance(values, np.ndarray) and len(values) for values in part.values())
+        for part in examples.values()
+    )
+    return None if whole else f"{path}: its examples are damaged; run its evaluation again"
 
 
 def _differences(
@@ -110,35 +133,23 @@ def _differences(
     return problems
 
 
-def print_table(result: Mapping[str, Any]) -> None:
-    """Prints both scores, the difference, its interval and the verdict, task by task."""
-    from rich import console, table, text
-
-    names = [f"{side.upper()}: {result[side]['title']}" for side in ("a", "b")]
-    grid = table.Table(
-        title=text.Text("\n".join([*names, result["measure"]])), title_justify="left"
-    )
-    share = f"{100 * result['confidence']:g} % interval"
-    for name in ("task", "A", "B", "B - A", share, "verdict"):
-        grid.add_column(name, justify="left" if name in ("task", "verdict") else "right")
-    for name, part in result["tasks"].items():
-        grid.add_row(*_cells(name, part))
-    grid.add_section()
-    grid.add_row(*_cells("average", result["average"]), style="bold")
-    console.Console().print(grid)
-
-
-def _cells(name: str, part: Mapping[str, Any]) -> tuple[str, ...]:
-    verdict = (
-        "noise" if part["noise"] else "B is better" if part["difference"] > 0 else "A is better"
-    )
-    interval = f"{part['low']:+.2f} to {part['high']:+.2f}"
-    scores = f"{part['a']:.2f}", f"{part['b']:.2f}", f"{part['difference']:+.2f}"
-    return name, *scores, interval, verdict
+def _different_settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the settings that differ, each with its value in A and in B."""
+    first, second = (results.settings(result) for result in (a, b))
+    return {
+        name: [first.get(name, "none"), second.get(name, "none")]
+        for name in first | second
+        if first.get(name) != second.get(name)
+    }
 
 
 def _source(path: Path, result: Mapping[str, Any]) -> dict[str, Any]:
-    return {"file": str(path), "title": results.title(result)}
+    return {
+        "file": str(path),
+        "title": results.title(result),
+        "date": result.get("date"),
+        "version": result.get("version"),
+    }
 
 
 def _check(options: CompareOptions) -> None:

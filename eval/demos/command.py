@@ -1,20 +1,20 @@
-"""Finds the demonstration that serves a model best, as the paper did, and makes candidates.
+"""Find the demonstration that serves a model best, as the paper did, and make candidates.
 
     python -m eval.demos build --model M --data SentEval/data/downstream --output candidates.jsonl
     python -m eval.demos search --model M --data SentEval/data/downstream \\
         --candidates candidates.jsonl --output runs/demos
 
 Every candidate is scored on STS-B dev. The folder gets a journal, from which the same command goes
-on after a kill, and `template.json`, the best template, which every command takes as --template.
+on after a kill, and `template.json`, which every command takes as --template: the best template, or
+the one that was given where no candidate is better.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,10 +26,10 @@ from eval.demos import report as demos_report
 from eval.demos.build import BuildOptions
 from eval.demos.encode import SharedEncoder
 from eval.demos.journal import Journal
-from eval.demos.search import Search, Standing
+from eval.demos.search import Scored, Search
 from eval.shared import results
-from eval.sts.pairs import Pairs
-from eval.sts.tasks import read_tasks
+from eval.shared.command import SentEvalOptions
+from eval.sts.tasks import describe_data, read_tasks
 from prompteol_jax import Embedder
 from prompteol_jax.cli.commands import run_one_of
 from prompteol_jax.cli.options import ModelOptions
@@ -39,90 +39,88 @@ from prompteol_jax.text.template import Template, read_template
 
 JOURNAL: Final = "journal.jsonl"
 TEMPLATE: Final = "template.json"
-# What changes the rounding of a score alone, and the template, whose content names a candidate.
+# What changes only the rounding of a score, and the template, whose content names a candidate.
 _FREE: Final = {"mesh", "batch_tokens", "plan", "template"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchOptions(ModelOptions):
+class SearchOptions(SentEvalOptions):
     """Ranks demonstrations by 100 x Spearman on STS-B dev and writes the best template.
 
     Repeat a command that was interrupted and it goes on where it stopped.
     """
 
-    data: Path
-    """SentEval's `downstream` folder, or the folder that holds it."""
     candidates: Path
     """.jsonl or .csv with text and word, put into --template; or .txt, the original's notation."""
     output: Path
-    """Folder for the journal and the best template."""
+    """Folder for the journal and the best template, which is --template where none is better."""
     halving: bool = False
     """Score all on an eighth of the pairs, the better half on a quarter, and so on."""
     shots: int = 1
     """Demonstrations to end with: each further one is tried behind the best so far."""
     pool: int = 50
-    """How many of the best single candidates are tried as a further demonstration."""
-    raw: bool = False
-    """Encode sentences as they are, without the original's punctuation rules."""
-    json: Path | None = None
-    """File for the ranking."""
-    report: Path | None = None
-    """File for a page of HTML with the ranking and the distribution of scores."""
+    """Best single candidates that are tried as a further demonstration."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line."""
+    """Run the command line."""
     description = "Demonstrations: a search for the best one, and sets of candidates."
     run_one_of("python -m eval.demos", description, COMMANDS, argv)
 
 
 def search(options: SearchOptions) -> dict[str, Any]:
-    """Ranks the candidates, prints the best, writes the files and returns the result."""
+    """Rank the candidates, print the best, write the files and return the result."""
     _check(options)
     base = read_template(options.template)
     candidates = demos_candidates.read_candidates(options.candidates, base)
-    ((pairs,),) = (task.subsets for task in read_tasks(options.data, split="dev"))
+    (task,) = read_tasks(options.data, split="dev")
+    data = describe_data(options.data, "dev", [task])
     paths.refuse_buckets(options.output)
     results.prepare(options.json, options.report, options.output / JOURNAL)
-    journal = Journal(options.output / JOURNAL, _settings(options, pairs))
+    journal = Journal(options.output / JOURNAL, _settings(options, data["sha256"]))
     embedder = options.load("float32")
     journal.agree(_weights(embedder))
     start = time.perf_counter()
     encoder = SharedEncoder(embedder, options.batch_tokens)
-    found = Search(encoder, pairs, journal, halving=options.halving, clean=not options.raw)
-    zero = found.base(base)
+    found = Search(
+        encoder, task.subsets[0], journal, halving=options.halving, clean=not options.raw
+    )
+    bare = found.base(base)
     ranking = _rank(found, candidates, options, len(base.demonstrations))
-    seconds = time.perf_counter() - start
-    best = ranking[0]
-    results.write(options.output / TEMPLATE, best.template.to_json())
+    seconds = round(time.perf_counter() - start, 3)
     result = {
-        **results.header(embedder),
-        "zero_shot": round(zero.score, 2),
-        "best": demos_report.entry(1, best),
+        **results.header("eval.demos", embedder, options),
+        **demos_report.outcome(bare, ranking),
         "candidates": len(candidates),
-        "better_than_zero_shot": sum(s.score > zero.score for s in ranking if s.shots == 1),
         "stages": list(found.stages),
         "resumed": journal.resumed,
         "clean": not options.raw,
-        "pairs": len(pairs),
-        "seconds": round(seconds, 3),
+        "seconds": seconds,
+        "data": data,
         "operations": _operations(encoder, ranking, found),
-        "ranking": [demos_report.entry(rank, s) for rank, s in enumerate(ranking, start=1)],
         **results.record(embedder, options),
     }
+    _write(options, result, demos_report.best_of(bare, ranking).template)
+    return result
+
+
+def _write(options: SearchOptions, result: Mapping[str, Any], best: Template) -> None:
+    """Write the best template and the files asked for, and print the table."""
+    results.write(options.output / TEMPLATE, best.to_json())
     demos_report.print_table(result)
-    sys.stderr.write(f"{options.output / TEMPLATE}: the best template\n")
+    is_bare = result["best"]["rank"] == 0
+    named = "--template as it is, since no candidate is better" if is_bare else "the best template"
+    sys.stderr.write(f"{options.output / TEMPLATE}: {named}\n")
     if options.json:
         results.write(options.json, result)
     if options.report:
-        demos_report.write_report(options.report, result, best.template)
-    return result
+        demos_report.write_report(options.report, result, best)
 
 
 def _rank(
     found: Search, candidates: Sequence[Template], options: SearchOptions, common: int
-) -> list[Standing]:
-    """All candidates of all shots, best first; those scored on fewer pairs come last."""
+) -> list[Scored]:
+    """Return candidates of all shots, best first; those scored on fewer pairs come last."""
     ranked = found.run(candidates)
     single = [s for s in ranked if s.pairs == ranked[0].pairs] or ranked
     everything, best = list(ranked), ranked[0]
@@ -136,9 +134,9 @@ def _rank(
 
 
 def _operations(
-    encoder: SharedEncoder, ranking: Sequence[Standing], found: Search
+    encoder: SharedEncoder, ranking: Sequence[Scored], found: Search
 ) -> dict[str, Any] | None:
-    """What was computed, and what each template alone would cost; None where some were known."""
+    """Count what was computed, and what each template alone would cost; None where resumed."""
     if found.journal.resumed:
         return None
     texts = found.texts()
@@ -164,21 +162,20 @@ def _check(options: SearchOptions) -> None:
         raise UserError("; ".join(problems))
 
 
-def _settings(options: SearchOptions, pairs: Pairs) -> dict[str, Any]:
-    """Whatever decides a score and is known before the model is loaded."""
-    content = repr((list(pairs.texts_a), list(pairs.texts_b), pairs.gold.tolist()))
+def _settings(options: SearchOptions, pairs: str) -> dict[str, Any]:
+    """Return what decides a score and is known before the model is loaded."""
     names = {field.name for field in dataclasses.fields(ModelOptions)} - _FREE
     return {
         **{name: getattr(options, name) for name in sorted(names)},
         "dtype": options.dtype or "float32",
         "clean": not options.raw,
         "halving": options.halving,
-        "pairs": hashlib.sha256(content.encode()).hexdigest(),
+        "pairs": pairs,
     }
 
 
 def _weights(embedder: Embedder) -> dict[str, Any]:
-    """The files that the scores come from, by digest."""
+    """Return the files that the scores come from, by digest."""
     described = embedder.describe()
     adapter = described["adapter"]
     return {

@@ -1,4 +1,4 @@
-"""The journal of a search: a line a score, appended at once, so that a kill costs one batch.
+"""The journal of a search: a line per score, appended as it comes, so that a kill costs one batch.
 
 The first line holds what decides scores: the settings, which are known before a model is loaded,
 and its weights. A journal of another search is refused. Each further line holds the cosines of one
@@ -18,20 +18,20 @@ import numpy as np
 from jaxtyping import Float64
 
 from prompteol_jax.errors import UserError
+from prompteol_jax.storage import same_work
 
 
 class Journal:
     """Cosines by candidate and part of the pairs, in a file that is only ever added to.
 
-    Raises:
-        UserError: a file that is no journal, one of other settings (all differences at once), or a
-            damaged line; the last line may be torn, it is taken off.
+    Raises: UserError for a file that is no journal, for one of other settings (naming all that
+        differ), and for a damaged line. A torn last line is taken off.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]):
         self.path = path
         self._known: dict[tuple[str, int, int], Float64[np.ndarray, " n"]] = {}
-        self._settings = _as_json(settings)
+        self._settings = same_work.recorded(settings)
         self._found = None
         lines = self._whole_lines()
         if lines:
@@ -42,22 +42,21 @@ class Journal:
         self.resumed = len(self._known)
 
     def agree(self, weights: Mapping[str, Any]) -> None:
-        """Notes the weights that scores come from, or compares them with those noted before.
+        """Note the weights that scores come from, or compare them with those noted before.
 
-        Raises:
-            UserError: the journal is of other weights.
+        Raises: UserError where the journal is of other weights.
         """
         if self._found is None:
-            self._append([{"settings": self._settings, "weights": _as_json(weights)}])
+            self._append([{"settings": self._settings, "weights": same_work.recorded(weights)}])
         else:
-            self._refuse_others(self._found["weights"], _as_json(weights))
+            self._refuse_others(self._found["weights"], same_work.recorded(weights))
 
     def find(self, candidate: str, start: int, stop: int) -> Float64[np.ndarray, " n"] | None:
-        """Returns the cosines of a candidate's pairs from start to stop, if they are known."""
+        """Return the cosines of a candidate's pairs from start to stop, if they are known."""
         return self._known.get((candidate, start, stop))
 
     def add(self, start: int, stop: int, cosines: Mapping[str, Float64[np.ndarray, " n"]]) -> None:
-        """Notes the cosines of several candidates; they are on disk when this returns."""
+        """Note the cosines of several candidates; they are on disk when this returns."""
         self._append(
             [
                 {"candidate": name, "pairs": [start, stop], "cosines": _packed(values)}
@@ -74,7 +73,7 @@ class Journal:
             os.fsync(file.fileno())
 
     def _whole_lines(self) -> list[bytes]:
-        """The lines of the file; what stands behind the last line feed is taken off it."""
+        """Return the lines of the file, and take off what is behind the last line feed."""
         if not self.path.exists():
             return []
         content = self.path.read_bytes()
@@ -94,16 +93,8 @@ class Journal:
         return found
 
     def _refuse_others(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-        differing = [
-            f"{name} was {found.get(name)!r}, is {wanted.get(name)!r}"
-            for name in {**found, **wanted}
-            if found.get(name) != wanted.get(name)
-        ]
-        if differing:
-            raise UserError(
-                f"{self.path} is the journal of another search: {'; '.join(differing)}. "
-                "Choose another --output, or remove it"
-            )
+        advice = "Choose another --output, or remove the journal"
+        same_work.check_same(self.path, found, wanted, advice=advice)
 
     def _read(self, number: int, line: bytes) -> None:
         try:
@@ -116,11 +107,6 @@ class Journal:
         if len(values) != stop - start:
             raise UserError(f"{self.path}:{number}: {len(values)} cosines for {stop - start} pairs")
         self._known[name, start, stop] = values
-
-
-def _as_json(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields as they will be read again."""
-    return json.loads(json.dumps(dict(fields), ensure_ascii=False))
 
 
 def _packed(cosines: Float64[np.ndarray, " n"]) -> str:

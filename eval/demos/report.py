@@ -1,57 +1,74 @@
-"""How the result of a search is shown: its entries, a table, and a page with the distribution."""
+"""What a search shows: its outcome, a table, and a page with the distribution of scores."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from eval.demos.search import Standing
+from eval.demos.search import Scored
+from eval.shared import bootstrap, charts, results, terminal
 from eval.shared import html as report
-from eval.shared import results
 from prompteol_jax.text.template import Template
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 COLUMNS: Final = ("rank", "Spearman", "gain", "pairs", "candidate", "demonstrations")
-SHOWN: Final = 20  # at the head of the table of the page
+TEXTS: Final = ("candidate", "demonstrations")
+SHOWN: Final = 20  # first rows of the table of the page
 PRINTED: Final = 10
+NOTE: Final = (
+    "The interval of the gain is from a paired bootstrap of the pairs. The best of many candidates "
+    "was chosen on these pairs, so it gains less on others."
+)
 
 
-def entry(rank: int, standing: Standing) -> dict[str, Any]:
-    """Returns a line of the ranking."""
+def best_of(bare: Scored, ranking: Sequence[Scored]) -> Scored:
+    """Return the best candidate, or the bare template where no candidate is better."""
+    return ranking[0] if ranking[0].score > bare.score else bare
+
+
+def outcome(bare: Scored, ranking: Sequence[Scored]) -> dict[str, Any]:
+    """Return the scores of a search; the rank of the bare template is 0."""
+    best = best_of(bare, ranking)
+    zero, first = ({"dev": it.examples} for it in (bare, best))
+    gain = bootstrap.compare(zero, first, resamples=bootstrap.RESAMPLES)["dev"]
+    return {
+        "zero_shot": round(bare.score, 2),
+        "zero_shot_interval": bootstrap.intervals(zero).get("dev"),
+        "best": entry(0 if best is bare else 1, best),
+        "best_interval": bootstrap.intervals(first).get("dev"),
+        "gain_interval": [round(gain.low, 2), round(gain.high, 2)],
+        "better_than_zero_shot": sum(s.score > bare.score for s in ranking if s.shots == 1),
+        "pairs": bare.pairs,
+        "ranking": [entry(rank, scored) for rank, scored in enumerate(ranking, start=1)],
+    }
+
+
+def entry(rank: int, scored: Scored) -> dict[str, Any]:
+    """Return a line of the ranking."""
     return {
         "rank": rank,
-        "name": standing.template.name,
-        "score": round(standing.score, 4),
-        "pairs": standing.pairs,
-        "shots": standing.shots,
-        "demonstrations": [d._asdict() for d in standing.template.demonstrations],
+        "name": scored.template.name,
+        "score": round(scored.score, 4),
+        "pairs": scored.pairs,
+        "shots": scored.shots,
+        "demonstrations": [d._asdict() for d in scored.template.demonstrations],
     }
 
 
 def print_table(result: Mapping[str, Any]) -> None:
-    """Prints the best candidates, and how they compare with the template as it is."""
-    from rich import console, table, text
-
-    grid = table.Table(title=text.Text(results.title(result)), title_justify="left")
-    for name in COLUMNS:
-        is_text = name in ("candidate", "demonstrations")
-        grid.add_column(name, justify="left" if is_text else "right")
-    for row in rows(result)[:PRINTED]:
-        grid.add_row(*(text.Text(cell) for cell in row))
-    shown = console.Console()
-    shown.print(grid)
-    shown.print(text.Text(verdict(result)))
+    """Print the best candidates, and how they compare with the template as it is."""
+    shown = rows(result)[:PRINTED]
+    terminal.print_table(results.title(result), COLUMNS, shown, left=TEXTS)
+    terminal.print_line(verdict(result))
 
 
 def verdict(result: Mapping[str, Any]) -> str:
-    """Says in a sentence what the search found."""
+    """Return what the search found, in a sentence."""
     better, total = result["better_than_zero_shot"], result["candidates"]
-    gain = result["best"]["score"] - result["zero_shot"]
-    found = f"the best gains {gain:+.2f}" if gain > 0 else "none is better than the template as is"
+    gain, (low, high) = result["best"]["score"] - result["zero_shot"], result["gain_interval"]
+    found = f"the best gains {gain:+.2f} ({low:+.2f} to {high:+.2f})"
+    if result["best"]["rank"] == 0:
+        found = "none is better than the template as is"
     return (
         f"As it is, the template scores {result['zero_shot']:.2f}; {better} of {total} candidates "
         f"score more on the pairs they were scored on, {found}."
@@ -59,7 +76,7 @@ def verdict(result: Mapping[str, Any]) -> str:
 
 
 def rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Formats the ranking in the order of `COLUMNS`."""
+    """Format the ranking in the order of `COLUMNS`."""
     return [
         (
             str(line["rank"]),
@@ -74,49 +91,40 @@ def rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def write_report(path: Path, result: Mapping[str, Any], best: Template) -> None:
-    """Writes the page: the distribution against the template as it is, and the ranking."""
-    summary = {
-        **results.facts(result),
-        "candidates": f"{result['candidates']:,}",
-        "pairs": " → ".join(f"{stage:,}" for stage in result["stages"]),
-        "time": f"{result['seconds']:.1f} s",
-        "without": f"{result['zero_shot']:.2f}",
-        "best": f"{result['best']['score']:.2f}",
-    }
-    if result["operations"]:
-        share = result["operations"]["share"]
-        summary["cost"] = f"{share:.2f} of the operations of each candidate alone"
+    """Write the page: the distribution against the template as it is, and the ranking."""
+    drawing = charts.counts(
+        [line["score"] for line in result["ranking"]],
+        {"template as it is": result["zero_shot"], "best": result["best"]["score"]},
+        xlabel="100 × Spearman",
+        ylabel="candidates",
+    )
     ranked = rows(result)
     sections = [
         (
             "Distribution",
-            report.figure(draw(result), "Scores of all candidates") + _paragraph(verdict(result)),
+            report.figure(drawing, "Scores of all candidates")
+            + report.paragraph(verdict(result))
+            + report.paragraph(NOTE),
         ),
         ("The best template", report.table(("prompt",), [(best.fill("…"),)])),
         ("Best candidates", report.table(COLUMNS, ranked[:SHOWN])),
     ]
     if len(ranked) > SHOWN:
         sections.append(("Worst candidates", report.table(COLUMNS, ranked[SHOWN:][-SHOWN // 2 :])))
-    report.write_page(path, f"Demonstrations: {result['model']}", summary, sections)
+    report.write_page(path, results.page_title("Demonstrations", result), _facts(result), sections)
 
 
-def draw(result: Mapping[str, Any]) -> Figure:
-    """Draws how many candidates score what, and where the template as it is lies."""
-    from matplotlib import figure
-
-    drawing = figure.Figure(figsize=(6.4, 3.2), layout="constrained")
-    axes = drawing.add_subplot()
-    values = [line["score"] for line in result["ranking"]]
-    axes.hist(values, bins=min(40, max(5, len(values) // 4)), color="#3b82c4")
-    axes.axvline(result["zero_shot"], color="#e07b39", linewidth=1.5, label="no demonstration")
-    axes.axvline(
-        result["best"]["score"], color="#4c9f70", linewidth=1.5, linestyle="--", label="best"
-    )
-    axes.set(xlabel="100 x Spearman", ylabel="candidates")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    return drawing
-
-
-def _paragraph(sentence: str) -> str:
-    return f"<p>{html.escape(sentence)}</p>"
+def _facts(result: Mapping[str, Any]) -> dict[str, str]:
+    facts = {
+        **results.facts(result),
+        "candidates": f"{result['candidates']:,}",
+        "pairs": " → ".join(f"{stage:,}" for stage in result["stages"]),
+        "as it is": f"{result['zero_shot']:.2f}",
+        "best": f"{result['best']['score']:.2f}",
+    }
+    if result["resumed"]:
+        facts["time"] += f", without {result['resumed']:,} scores of an earlier run"
+    if result["operations"]:
+        share = result["operations"]["share"]
+        facts["cost"] = f"{share:.2f} of the operations of each candidate alone"
+    return facts

@@ -1,4 +1,4 @@
-"""The search: score candidates on pairs, keep the best; by halves or all on everything."""
+"""The search: score candidates on pairs, and keep the best; all on all pairs, or by halves."""
 
 from __future__ import annotations
 
@@ -22,23 +22,28 @@ ORDER_SEED: Final = 0  # of the order in which halving takes the pairs up
 
 
 @dataclasses.dataclass(frozen=True)
-class Standing:
-    """Where a candidate stands: its score over the pairs it was scored on, and its shots."""
+class Scored:
+    """A template with its score, the pairs that it was scored on, and its shots.
+
+    Attributes:
+        examples: Gold and cosine of these pairs.
+    """
 
     template: Template
     score: float
     pairs: int
     shots: int
+    examples: Mapping[str, np.ndarray] = dataclasses.field(compare=False, repr=False)
 
 
 class Search:
     """Scores templates on the pairs of one task, best first.
 
     Args:
-        halving: score all on an eighth of the pairs, the better half on a quarter, and so on; the
-            last ones on all. The parts are nested, and the same in every search.
-        clean: apply the original's punctuation rules to sentences.
-        progress: show a bar on standard error; by default where it is a terminal.
+        halving: Whether all are scored on an eighth of the pairs, the better half on a quarter, and
+            so on; the last ones on all. The parts are nested, and the same in every search.
+        clean: Whether the original's punctuation rules are applied to sentences.
+        progress: Whether progress is shown on standard error; see `progress_bar`.
     """
 
     def __init__(
@@ -59,42 +64,42 @@ class Search:
             np.random.default_rng(ORDER_SEED).permutation(everything) if halving else everything
         )
 
-    def base(self, template: Template) -> Standing:
-        """Scores the template without a candidate's demonstrations, on all pairs."""
+    def base(self, template: Template) -> Scored:
+        """Score the template without a candidate's demonstrations, on all pairs."""
         name, n = f"base {key(template)}", len(self.pairs)
         if self.journal.find(name, 0, n) is None:
             texts, a, b = self._texts(self._order)
             z_nD = self.encoder.alone(template, texts)
             self.journal.add(0, n, {name: scores.cosine(z_nD[a], z_nD[b])})
-        return self._standing(template, self.journal.find(name, 0, n), 0)
+        return self._scored(template, self.journal.find(name, 0, n), 0)
 
-    def run(self, templates: Sequence[Template], shots: int = 1) -> list[Standing]:
-        """Ranks templates: those scored on more pairs first, then by score, then as given."""
+    def run(self, templates: Sequence[Template], shots: int = 1) -> list[Scored]:
+        """Rank templates: those scored on more pairs first, then by score, then as given."""
         active, out = list(templates), []
         cosines: dict[str, list[np.ndarray]] = {key(template): [] for template in active}
         for start, stop in self._parts():
             for name, values in self._cosines(active, start, stop).items():
                 cosines[name].append(values)
             ranked = sorted(
-                (self._standing(t, np.concatenate(cosines[key(t)]), shots) for t in active),
-                key=lambda standing: -standing.score,
+                (self._scored(t, np.concatenate(cosines[key(t)]), shots) for t in active),
+                key=lambda scored: -scored.score,
             )
             keep = len(ranked) if stop == len(self.pairs) else -(-len(ranked) // 2)
             out[:0] = ranked[keep:]
-            active = [standing.template for standing in ranked[:keep]]
+            active = [scored.template for scored in ranked[:keep]]
         return ranked + out
 
     def extend(
-        self, best: Template, pool: Sequence[Standing], shots: int, common: int = 0
-    ) -> list[Standing]:
-        """Ranks the best template with each other candidate's demonstrations behind its own.
+        self, best: Template, pool: Sequence[Scored], shots: int, common: int = 0
+    ) -> list[Scored]:
+        """Rank the best template with each other candidate's demonstrations behind its own.
 
         Args:
-            pool: candidates of the first round; the best one itself is left out.
-            common: demonstrations that all candidates begin with.
+            pool: Candidates of the first round; the best one is left out.
+            common: Number of demonstrations that all candidates begin with.
         """
         grown: dict[str, Template] = {}
-        for other in (standing.template for standing in pool):
+        for other in (scored.template for scored in pool):
             shown = other.demonstrations[common:]
             of_one_form = (other.prefix, other.suffix) == (best.prefix, best.suffix)
             if of_one_form and shown and shown != best.demonstrations[-len(shown) :]:
@@ -103,7 +108,7 @@ class Search:
         return self.run(list(grown.values()), shots) if grown else []
 
     def texts(self) -> list[str]:
-        """The distinct sentences of all pairs."""
+        """Return the distinct sentences of all pairs."""
         return self._texts(self._order)[0]
 
     def _parts(self) -> list[tuple[int, int]]:
@@ -112,7 +117,7 @@ class Search:
     def _cosines(
         self, templates: Sequence[Template], start: int, stop: int
     ) -> Mapping[str, Float64[np.ndarray, " n"]]:
-        """Cosines of the pairs from start to stop behind every template, noted as they come."""
+        """Return cosines of the pairs from start to stop behind every template; note new ones."""
         texts, a, b = self._texts(self._order[start:stop])
         total = len(templates) * len(texts)
         with progress_bar(f"pairs {start} to {stop}", total, self.progress) as advance:
@@ -130,17 +135,15 @@ class Search:
     def _texts(
         self, chosen: Int[np.ndarray, " n"]
     ) -> tuple[list[str], Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-        """The distinct sentences of some pairs, and the places of each pair's two among them."""
-        place: dict[str, int] = {}
+        """Return the distinct sentences of some pairs, and for each pair the indices of its two."""
+        index: dict[str, int] = {}
         sides = []
         for side in (self.pairs.texts_a, self.pairs.texts_b):
             texts = [clean_sentence(side[n]) if self.clean else side[n] for n in chosen]
-            sides.append(np.array([place.setdefault(text, len(place)) for text in texts]))
-        return list(place), *sides
+            sides.append(np.array([index.setdefault(text, len(index)) for text in texts]))
+        return list(index), *sides
 
-    def _standing(
-        self, template: Template, cosines: Float64[np.ndarray, " n"], shots: int
-    ) -> Standing:
+    def _scored(self, template: Template, cosines: Float64[np.ndarray, " n"], shots: int) -> Scored:
         chosen = self._order[: len(cosines)]
         ascending = np.argsort(chosen)
         part = Pairs(
@@ -150,11 +153,12 @@ class Search:
             self.pairs.gold[chosen[ascending]],
         )
         detail = scores.score_task(Task(part.name, (part,)), [cosines[ascending]])
-        return Standing(template, detail["spearman"]["all"], len(part), shots)
+        examples = {"gold": part.gold, "cosine": cosines[ascending]}
+        return Scored(template, detail["spearman"]["all"], len(part), shots, examples)
 
 
 def stages(pairs: int, halving: bool) -> tuple[int, ...]:
-    """Returns how many pairs each stage of a search has seen at its end."""
+    """Return how many pairs each stage of a search has seen at its end."""
     if not halving:
         return (pairs,)
     parts = {-(-pairs // part) for part in (FIRST_PART, 4, 2, 1)}

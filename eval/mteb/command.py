@@ -1,4 +1,4 @@
-"""Runs tasks of MTEB by name, where its hub can be reached.
+"""Run tasks of MTEB by name, where its hub can be reached.
 
     python -m eval.mteb --model facebook/opt-2.7b --tasks STS12 Banking77Classification
 
@@ -8,54 +8,43 @@ Needs the extra `mteb`. A prompt may differ by type of task: --task-templates Re
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from eval.shared import charts, results
-from eval.shared import html as report
-from prompteol_jax.cli.commands import run_command
-from prompteol_jax.cli.options import ModelOptions
+from eval.mteb import report
+from eval.shared import results
+from eval.shared.command import ScoringOptions, run_main
 from prompteol_jax.errors import UserError
 from prompteol_jax.storage import paths
 from prompteol_jax.text.template import Template, read_template
 
 
 @dataclass(frozen=True, kw_only=True)
-class MtebOptions(ModelOptions):
+class MtebOptions(ScoringOptions):
     """Runs tasks of MTEB: 100 x the main score of each; float32."""
 
     tasks: tuple[str, ...]
     """Names of MTEB, such as STS12 Banking77Classification."""
     task_templates: tuple[str, ...] = ()
     """TYPE=TEMPLATE for a type of task; TYPE:query=TEMPLATE, TYPE:document=TEMPLATE for a side."""
-    raw: bool = False
-    """Encode texts as they are, without the original's punctuation rules."""
     output: Path | None = None
-    """Folder for MTEB's own result files; what it holds already is not run again."""
-    json: Path | None = None
-    """File for the scores and every detail."""
-    report: Path | None = None
-    """File for a page of HTML with the scores."""
+    """Folder for MTEB's result files; a task is not run again where the folder holds its result of
+    the same weights, adapter, templates and settings."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line."""
-    import tyro
-
-    program = "python -m eval.mteb"
-    config = (tyro.conf.FlagCreatePairsOff,)
-    run_command(program, run, tyro.cli(MtebOptions, args=argv, prog=program, config=config))
+    """Run the command line."""
+    run_main("python -m eval.mteb", MtebOptions, run, argv)
 
 
 def run(options: MtebOptions) -> dict[str, Any]:
-    """Runs the tasks, prints the scores, writes the file asked for and returns the result.
+    """Run the tasks, print the scores, write the files asked for and return the result.
 
-    Raises:
-        UserError: the extra is not installed, a task is unknown, or a template is wrong.
-        ConnectionError: data that could not be fetched.
+    Raises: UserError where the extra is not installed, a task is unknown or a template is wrong;
+        Unreachable for data that could not be fetched.
     """
     if find_spec("mteb") is None:
         raise UserError('mteb is not installed; it is an extra: pip install ".[mteb]"')
@@ -71,28 +60,28 @@ def run(options: MtebOptions) -> dict[str, Any]:
     found = mteb_encoder.run_tasks(encoder, tasks, options.output)
     scores = {name: task["score"] for name, task in found.items()}
     result = {
-        **results.header(embedder),
+        **results.header("eval.mteb", embedder, options),
         "scores": scores,
         "average": round(sum(scores.values()) / len(scores), 2),
         "detail": found,
         "clean": not options.raw,
         "seconds": round(time.perf_counter() - start, 3),
         "task_templates": {key: chosen.to_json() for key, chosen in templates.items()},
+        "kept_under": encoder.revision,
         **results.record(embedder, options),
     }
-    print_table(result)
+    report.print_scores(result)
     if options.json:
         results.write(options.json, result)
     if options.report:
-        write_report(options.report, result)
+        report.write_report(options.report, result)
     return result
 
 
 def read_task_templates(given: Sequence[str]) -> dict[str, Template]:
-    """Reads templates by type of task, or by type and side.
+    """Read templates by type of task, or by type and side.
 
-    Raises:
-        UserError: what is not TYPE=TEMPLATE, all in one error; as `read_template` for a template.
+    Raises: UserError naming all that is not TYPE=TEMPLATE; as `read_template` for a template.
     """
     wrong = [text for text in given if not all(text.partition("="))]
     if wrong:
@@ -101,37 +90,3 @@ def read_task_templates(given: Sequence[str]) -> dict[str, Template]:
         )
     parts = [text.partition("=") for text in given]
     return {key: read_template(name) for key, _, name in parts}
-
-
-def write_report(path: Path, result: Mapping[str, Any]) -> None:
-    """Writes the page: the score of each task, by type."""
-    facts = {
-        "model": result["model"],
-        "template": result["template"],
-        "dtype": result["dtype"],
-        "texts": "cleaned" if result["clean"] else "as they are",
-        "time": f"{result['seconds']:.1f} s",
-        "average": f"{result['average']:.2f}",
-    }
-    ranked = sorted(result["detail"].items(), key=lambda item: (item[1]["type"], item[0]))
-    rows = [(name, f"{task['score']:.2f}", task["type"]) for name, task in ranked]
-    sections = [
-        ("Scores", report.table(("task", "score", "type"), rows)),
-        ("Figure", report.figure(charts.bars(result["scores"]), "100 × main score")),
-    ]
-    report.write_page(path, f"MTEB: {Path(result['model']).name}", facts, sections)
-
-
-def print_table(result: Mapping[str, Any]) -> None:
-    """Prints the score of each task under a header that names model, template and dtype."""
-    from rich import console, table, text
-
-    grid = table.Table(title=text.Text(results.title(result)), title_justify="left")
-    grid.add_column("task")
-    grid.add_column("type")
-    grid.add_column("main score", justify="right")
-    for name, task in result["detail"].items():
-        grid.add_row(name, task["type"], f"{task['score']:.2f}")
-    grid.add_section()
-    grid.add_row("average", "", f"{result['average']:.2f}", style="bold")
-    console.Console().print(grid)

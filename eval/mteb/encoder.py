@@ -1,7 +1,9 @@
-"""An `Embedder` as MTEB wants one: the only module that imports mteb, which is the extra `mteb`."""
+"""An `Embedder` as an encoder of MTEB. Only this module imports mteb, which is an extra."""
 
 from __future__ import annotations
 
+import difflib
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from eval.shared.fingerprint import fingerprint
 from prompteol_jax.embedder import Embedder
 from prompteol_jax.errors import Unreachable, UserError
 from prompteol_jax.text import template
@@ -20,13 +23,13 @@ if TYPE_CHECKING:
 
 
 class MtebEncoder:
-    """Satisfies MTEB's encoder protocol with one model and a template per type of task.
+    """An encoder as MTEB's protocol has it, with one model and a template per type of task.
 
     Args:
-        embedder: the model, with the template of every task that `templates` does not name.
-        templates: by type of task, such as `Retrieval`, or by type and side, `Retrieval:query` and
-            `Retrieval:document`; the more specific one is taken.
-        clean: apply the original's rules of punctuation first.
+        embedder: Model with the template of every task that `templates` does not name.
+        templates: Templates by type of task, such as `Retrieval`, or by type and side,
+            `Retrieval:query` and `Retrieval:document`; the more specific one is taken.
+        clean: Whether the original's rules of punctuation are applied first.
     """
 
     def __init__(
@@ -37,13 +40,14 @@ class MtebEncoder:
         clean: bool = True,
     ):
         self.embedder, self.clean = embedder, clean
+        self.templates = dict(templates or {})
         self._by_task = {
             key: Embedder(embedder.pretrained, chosen, pooling=embedder.pooling)
-            for key, chosen in (templates or {}).items()
+            for key, chosen in self.templates.items()
         }
 
     def embedder_for(self, task_type: str, side: str | None) -> Embedder:
-        """Returns the embedder whose template is meant for a type of task and one of its sides."""
+        """Return the embedder whose template is meant for a type of task and one of its sides."""
         for key in (f"{task_type}:{side}", task_type):
             if key in self._by_task:
                 return self._by_task[key]
@@ -60,7 +64,7 @@ class MtebEncoder:
         show_progress_bar: bool = True,
         **_: Any,
     ) -> Float[np.ndarray, "n D"]:
-        """Encodes all texts of all batches at once: how they were batched changes no bit."""
+        """Encode the texts of all batches in one call: how they were batched changes no bit."""
         texts = [text for batch in inputs for text in batch["text"]]
         if self.clean:
             texts = [template.clean_sentence(text) for text in texts]
@@ -69,19 +73,30 @@ class MtebEncoder:
         return chosen.encode(texts, progress=None if show_progress_bar else False)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Float[np.ndarray, "n m"]:
-        """Computes the cosine of every vector on one side with every one on the other."""
+        """Compute the cosine of every vector on one side with every one on the other."""
         sides = [np.atleast_2d(np.asarray(z)) for z in (embeddings1, embeddings2)]
         return self.embedder.similarity(*sides)
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Float[np.ndarray, " n"]:
-        """Computes the cosine of each vector with its partner."""
+        """Compute the cosine of each vector with its partner."""
         from eval.sts import scores
 
         return scores.cosine(np.asarray(embeddings1), np.asarray(embeddings2)).astype(np.float32)
 
+    @functools.cached_property
+    def revision(self) -> str:
+        """Revision of the weights, with a digest of everything that decides the scores.
+
+        MTEB keeps results by name and revision, so one folder serves any number of settings.
+        """
+        described = self.embedder.describe()
+        templates = {key: chosen.to_json() for key, chosen in self.templates.items()}
+        digest = fingerprint(described, {"clean": self.clean, "templates": templates})
+        return f"{described['model']['revision'] or 'local'}-{digest[:16]}"
+
     @property
     def mteb_model_meta(self) -> ModelMeta:
-        """What MTEB notes about the model; its name there is ours with the template's."""
+        """Record of the model for MTEB; its name there is ours with the template's."""
         from mteb.models.model_meta import ModelMeta, ScoringFunction
 
         model = self.embedder.describe()["model"]
@@ -90,7 +105,7 @@ class MtebEncoder:
         return ModelMeta.create_empty(
             {
                 "name": f"{owner}/{last}-{self.embedder.template.name}",
-                "revision": model["revision"] or "local",
+                "revision": self.revision,
                 "embed_dim": self.embedder.width,
                 "max_tokens": self.embedder.pretrained.config.P,
                 "similarity_fn_name": ScoringFunction.COSINE,
@@ -100,31 +115,34 @@ class MtebEncoder:
 
 
 def find_tasks(names: Sequence[str]) -> list[AbsTask]:
-    """Finds tasks of MTEB by name.
+    """Find tasks of MTEB by name.
 
-    Raises:
-        UserError: unknown names, all in one error.
+    Raises: UserError naming all unknown names, each with the nearest known ones.
     """
     import mteb
 
-    tasks, problems = [], []
+    tasks, unknown = [], []
     for name in names:
         try:
             tasks.append(mteb.get_task(name))
-        except KeyError as error:
-            problems.append(str(error.args[0]))
-    if problems:
-        raise UserError("; ".join(problems))
+        except KeyError:
+            unknown.append(name)
+    if unknown:
+        known = [task.metadata.name for task in mteb.get_tasks()]
+        nearest = [", ".join(difflib.get_close_matches(name, known)) for name in unknown]
+        lines = [f"{a!r} (nearest: {b or 'none'})" for a, b in zip(unknown, nearest, strict=True)]
+        raise UserError(f"MTEB has no task {'; '.join(lines)}")
     return tasks
 
 
 def run_tasks(
     encoder: MtebEncoder, tasks: Sequence[AbsTask], folder: Path | None
 ) -> dict[str, dict[str, Any]]:
-    """Runs tasks and returns for each its `score` (100 x MTEB's main score) and all its numbers.
+    """Run tasks and return for each its `score` (100 x MTEB's main score) and all its numbers.
 
-    Raises:
-        ConnectionError: data that could not be fetched, with the task's name.
+    Args:
+        folder: Folder for MTEB's result files, whose results of `encoder.revision` are used again.
+    Raises: Unreachable for data that could not be fetched, with the task's name.
     """
     import mteb
     from mteb.cache import ResultCache
@@ -137,8 +155,8 @@ def run_tasks(
             outcome = mteb.evaluate(encoder, task, cache=cache, co2_tracker=False)
         except (ConnectionError, OSError) as error:
             raise Unreachable(
-                f"the data of {name} could not be had: {str(error).splitlines()[0]} "
-                "MTEB fetches it from the Hugging Face hub"
+                f"could not download the data of {name} from the Hugging Face hub: "
+                f"{str(error).splitlines()[0]}"
             ) from error
         (result,) = outcome.task_results
         found[name] = {

@@ -1,4 +1,4 @@
-"""Runs what a table of the paper ran, and holds our scores against those that were published.
+"""Run what a table of the paper ran, and compare our scores with those that were published.
 
     python -m eval.reproduce sts-icl --models opt-125m opt-350m --data SentEval/data/downstream
 
@@ -10,7 +10,6 @@ the output folder and not run again.
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,15 +22,15 @@ from eval.reproduce import published
 from eval.reproduce import report as reproduce_report
 from eval.reproduce.published import Row
 from eval.shared import results
+from eval.shared.command import run_main
 from eval.sts import command as sts
 from eval.sts import original
-from eval.sts.tasks import read_tasks
+from eval.sts import tasks as sts_tasks
 from eval.transfer import command as transfer
-from eval.transfer.tasks import read_transfer
-from prompteol_jax.cli.commands import run_command
+from eval.transfer import tasks as transfer_tasks
 from prompteol_jax.errors import UserError
 from prompteol_jax.pretrained.provenance import file_sha256
-from prompteol_jax.storage import paths
+from prompteol_jax.storage import paths, same_work
 
 BAND: Final = 0.3  # points by which ours may differ from a published figure
 RowOptions = sts.StsOptions | transfer.TransferOptions
@@ -76,46 +75,44 @@ class Outcome:
     result: Mapping[str, Any] | None
     reason: str = ""
 
-    def cells(self, tasks: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Yields ours, published, difference and whether it is within the band, a task and mean."""
-        for task in (*tasks, "average"):
-            theirs = self.row.average if task == "average" else self.row.scores.get(task)
-            ours = None
-            if self.result is not None:
-                ours = self.result["average"] if task == "average" else self.result["scores"][task]
-            both = ours is not None and theirs is not None
-            # Both have two decimals, so that their difference has: what floats add is cut off.
-            difference = round(ours - theirs, 2) if both else None
+    def cells(self, table: str) -> Iterator[dict[str, Any]]:
+        """Yield for each task and the average ours, published, and whether it is in the band."""
+        if self.result is None:
+            return
+        for cell in published.cells(self.result, self.row, table):
+            compared = cell.difference is not None
             yield {
-                "task": task,
-                "ours": ours,
-                "published": theirs,
-                "derived": task == "average" and self.row.derived,
-                "difference": difference,
-                "within": abs(difference) <= BAND if both else None,
+                **cell._asdict(),
+                "derived": cell.task == "average" and self.row.derived,
+                "difference": cell.difference,
+                "within": abs(cell.difference) <= BAND if compared else None,
             }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line."""
-    program = "python -m eval.reproduce"
-    config = (tyro.conf.FlagCreatePairsOff,)
-    run_command(program, run, tyro.cli(ReproduceOptions, args=argv, prog=program, config=config))
+    """Run the command line."""
+    run_main("python -m eval.reproduce", ReproduceOptions, run, argv)
 
 
 def run(options: ReproduceOptions) -> dict[str, Any]:
-    """Runs the rows that are not done, prints the cells, writes the files and returns them all."""
+    """Run the rows that are not done, print the cells, write the files and return them all.
+
+    Raises: UserError where not a single row could be run, naming the reason of each.
+    """
     rows = choose(options)
-    (read_transfer if options.table == "transfer" else read_tasks)(options.data)
+    data = _describe_data(options)
     page = options.report or options.output / f"{options.table}.html"
     paths.refuse_buckets(options.output)
     results.prepare(options.json, page)
     outcomes = []
     for number, row in enumerate(rows, 1):
         sys.stderr.write(f"{number} of {len(rows)}: {row.name}\n")
-        outcomes.append(attempt(options, row))
-    tasks = published.tasks_of(options.table)
+        outcomes.append(attempt(options, row, data))
+    if all(outcome.result is None for outcome in outcomes):
+        reasons = [f"{o.row.name}: {o.reason}" for o in outcomes]
+        raise UserError("no row could be run:\n  " + "\n  ".join(reasons))
     result = {
+        **results.stamp("eval.reproduce"),
         "table": options.table,
         "band": BAND,
         "strict_original": sorted(original.listed("strict")) if options.strict_original else [],
@@ -124,10 +121,11 @@ def run(options: ReproduceOptions) -> dict[str, Any]:
                 **dataclasses.asdict(o.row),
                 "parameters": o.result and o.result["provenance"]["model"]["parameters"],
                 "reason": o.reason,
-                "cells": list(o.cells(tasks)),
+                "cells": list(o.cells(options.table)),
             }
             for o in outcomes
         ],
+        "data": data,
         "options": dataclasses.asdict(options),
     }
     reproduce_report.print_cells(result)
@@ -137,12 +135,19 @@ def run(options: ReproduceOptions) -> dict[str, Any]:
     return result
 
 
-def choose(options: ReproduceOptions) -> list[Row]:
-    """Finds the rows to run.
+def _describe_data(options: ReproduceOptions) -> dict[str, Any]:
+    """Read and check the data, before any model, and return its record."""
+    if options.table == "transfer":
+        chosen = transfer_tasks.read_transfer(options.data)
+        return transfer_tasks.describe_data(options.data, chosen)
+    return sts_tasks.describe_data(options.data, "test", sts_tasks.read_tasks(options.data))
 
-    Raises:
-        UserError: a model that the table does not have and that lacks what the table is about,
-            or a template for one that it has, all in one error.
+
+def choose(options: ReproduceOptions) -> list[Row]:
+    """Find the rows to run.
+
+    Raises: UserError naming every model that the table does not have and that lacks what the table
+        is about, and every template for a model that it has.
     """
     if options.table == "transfer" and options.strict_original:
         raise UserError("--strict-original changes cosines; transfer tasks have none: leave it out")
@@ -170,21 +175,21 @@ def choose(options: ReproduceOptions) -> list[Row]:
     return rows
 
 
-def attempt(options: ReproduceOptions, row: Row) -> Outcome:
-    """Runs a row unless its result is there; a checkpoint out of reach is a reason, no error."""
+def attempt(options: ReproduceOptions, row: Row, data: Mapping[str, Any]) -> Outcome:
+    """Run a row unless its result is there; a checkpoint out of reach is a reason, no error."""
     settings = row_options(options, row)
-    if (kept := _kept(settings)) is not None:
+    if (kept := _kept(settings, data)) is not None:
         sys.stderr.write(f"{row.name}: kept from {settings.json}\n")
         return Outcome(row, kept)
     run_row = transfer.run if options.table == "transfer" else sts.run
     try:
         return Outcome(row, run_row(settings))
-    except (OSError, ValueError, FloatingPointError) as error:
+    except (UserError, OSError) as error:
         return Outcome(row, None, str(error))  # the data was read before: it is the checkpoint
 
 
 def row_options(options: ReproduceOptions, row: Row) -> RowOptions:
-    """Returns the options of `eval.sts` or `eval.transfer` with which a row is run."""
+    """Return the options of `eval.sts` or `eval.transfer` with which a row is run."""
     strict = "float16" if row.half or row.quantize else "float32"
     strict = strict if options.strict_original else None
     parts = [row.model, row.adapter, row.template, row.quantize, options.dtype, strict]
@@ -201,22 +206,29 @@ def row_options(options: ReproduceOptions, row: Row) -> RowOptions:
     return sts.StsOptions(**shared, strict_original=strict)
 
 
-def _kept(settings: RowOptions) -> dict[str, Any] | None:
-    """Returns a result that the same options gave from the same files, if there is one."""
+def _kept(settings: RowOptions, data: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the result of the same options, files, data and version, where there is one."""
+    version = results.stamp("")["version"]
+    now = {"options": dataclasses.asdict(settings), "data": data["sha256"], "version": version}
     try:
         result = results.read(settings.json)
-        same = result["options"] == json.loads(
-            json.dumps(dataclasses.asdict(settings), default=str)
-        )
-        return result if same and _unchanged(result["provenance"]) else None
-    except (OSError, ValueError, LookupError, TypeError):
+        provenance = result["provenance"]
+        before = {name: result[name] for name in ("options", "version")}
+        before["data"] = result["data"]["sha256"]
+        differing = same_work.differences(before, now) + _changed_files(provenance)
+    except (OSError, UserError, LookupError, TypeError):
         return None  # none, or one that a kill left unfinished
+    if not differing:
+        return result
+    sys.stderr.write(f"{settings.json} is not used again: {'; '.join(differing)}\n")
+    return None
 
 
-def _unchanged(provenance: Mapping[str, Any]) -> bool:
-    return all(
-        file_sha256(Path(part["folder"]) / name) == digest
+def _changed_files(provenance: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{path} has changed"
         for part in (provenance["model"], provenance["adapter"])
         if part
         for name, digest in part["files"].items()
-    )
+        if file_sha256(path := Path(part["folder"]) / name) != digest
+    ]

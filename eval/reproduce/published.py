@@ -1,4 +1,4 @@
-"""The figures that others published, with their sources: what `eval.reproduce` holds ours against.
+"""Figures that others published, with their sources, and which scores may be compared with them.
 
 Nothing here was measured by this project. A cell that was not found is absent, and an average that
 its source does not print, but that follows from two that it does, is marked as derived.
@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from eval.sts.tasks import SPLITS
+from prompteol_jax.text.template import TEMPLATES
 
 STS: Final = SPLITS["test"]
 TRANSFER: Final = ("MR", "CR", "SUBJ", "MPQA", "SST2", "TREC", "MRPC")
+SEED: Final = 1111  # SentEval's, with which transfer scores were published
 
 _README: Final = "README of kongds/scaling_sentemb"
 _PAPER: Final = "arXiv 2307.16645"
@@ -27,11 +29,12 @@ class Row:
     """One row of a table: what was run, and what was published for it.
 
     Attributes:
-        model: its hub name; `adapter`, `template`, `layer` and `quantize` are those of the flags.
-        scores: the published cells by task; average: the published mean, rounded as the source is.
-        derived: the average is one published figure less another.
-        half: the released script ran this row in float16 (`--tensor_parallel`).
-        note: what a reader must know of how this was run.
+        model: Hub name; `adapter`, `template` and `quantize` are those of the flags.
+        scores: Published cells by task.
+        average: Published mean, rounded as the source is.
+        derived: Whether the average is one published figure less another.
+        half: Whether the released script ran this row in float16 (`--tensor_parallel`).
+        note: Remark on how this was run.
     """
 
     model: str
@@ -47,7 +50,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The model's name without its owner, and the base's precision where it is not whole."""
+        """The model's name without its owner, and the format of its weights where quantized."""
         return self.model.split("/")[-1] + (f" {self.quantize}" if self.quantize else "")
 
 
@@ -172,12 +175,12 @@ PARAMETERS: Final[Mapping[str, float]] = MappingProxyType(
 
 
 def tasks_of(table: str) -> tuple[str, ...]:
-    """The tasks of a table's columns."""
+    """Return the tasks of a table's columns."""
     return TRANSFER if table == "transfer" else STS
 
 
 def find(table: str, model: str) -> list[Row]:
-    """The rows of a table for a model given by its hub name, or by a folder or name ending so."""
+    """Return a table's rows for a model given by hub name, or by a folder or name ending so."""
     last = model.rstrip("/").split("/")[-1].split("@")[0].lower()
     return [row for row in TABLES[table] if row.model.split("/")[-1].lower() == last]
 
@@ -185,7 +188,7 @@ def find(table: str, model: str) -> list[Row]:
 def match(
     table: str, model: str, template: str, adapter: str | None, quantize: str | None = None
 ) -> Row | None:
-    """The row of a table that was run so, if there is one; an adapter counts by its last name."""
+    """Return the row of a table that was run so, or None; an adapter counts by its last name."""
     last = (adapter or "").rstrip("/").split("/")[-1]
     for row in find(table, model):
         same = (row.adapter or "").split("/")[-1] == last and row.quantize == quantize
@@ -194,8 +197,83 @@ def match(
     return None
 
 
+class Cell(NamedTuple):
+    """A score with the published one, where the two may be compared; `why_not` where not."""
+
+    task: str
+    ours: float
+    published: float | None
+    why_not: str = ""
+
+    @property
+    def difference(self) -> float | None:
+        """Ours less the published one; both have two decimals, so their difference has too."""
+        return None if self.published is None else round(self.ours - self.published, 2)
+
+
+def table_of(result: Mapping[str, Any]) -> str:
+    """Return the table whose rows were run most like a result of eval.sts or eval.transfer."""
+    if result.get("protocol"):
+        return "transfer"
+    if result.get("adapter"):
+        return "sts-finetuned"
+    template = (result.get("provenance") or {}).get("template") or {}
+    if not template.get("demonstrations"):
+        return "sts-zero-shot"
+    return "quantization" if result.get("quantize") else "sts-icl"
+
+
+def unlike(result: Mapping[str, Any]) -> list[str]:
+    """Return what a result was run with that no published row was."""
+    options, protocol = result.get("options") or {}, result.get("protocol") or {}
+    split = (result.get("data") or {}).get("split", "test")
+    template = (result.get("provenance") or {}).get("template")
+    known = TEMPLATES.get(result["template"])
+    return [
+        why
+        for differs, why in (
+            (split != "test", f"the {split} split"),
+            (result.get("layer") is not None, f"layer {result.get('layer')}"),
+            (result.get("pooling", "last") != "last", f"{result.get('pooling')} pooling"),
+            (not result.get("clean", True), "sentences as they are"),
+            (bool(options.get("fast")), "the fast protocol"),
+            (protocol.get("seed", SEED) != SEED, f"seed {protocol.get('seed')}"),
+            (
+                bool(template and known)
+                and any(template[key] != part for key, part in known.to_json().items()),
+                f"another text under the name of template {result['template']}",
+            ),
+        )
+        if differs
+    ]
+
+
+def cells(result: Mapping[str, Any], row: Row | None, table: str) -> list[Cell]:
+    """Return every score of a result, and its average, with what was published for it in a row.
+
+    A published score is compared with one of the same protocol, on the whole published set; a
+    published average with one over the same tasks.
+    """
+    reasons = unlike(result)
+    lacking = (result.get("data") or {}).get("incomplete") or {}
+    if set(result["scores"]) != set(tasks_of(table)):
+        lacking = {**lacking, "average": "not of all tasks"}
+    elif lacking:
+        lacking = {**lacking, "average": "not of the published data"}
+    found = []
+    for task, ours in (*result["scores"].items(), ("average", result["average"])):
+        theirs = None
+        if row is not None:
+            theirs = row.average if task == "average" else row.scores.get(task)
+        why_not = "; ".join([*reasons, *([lacking[task]] if task in lacking else [])])
+        if theirs is None:
+            why_not = ""
+        found.append(Cell(task, ours, None if why_not else theirs, why_not))
+    return found
+
+
 def averages_by_size(table: str) -> dict[float, float]:
-    """The published averages of OPT in a table, by number of parameters."""
+    """Return the published averages of OPT in a table, by number of parameters."""
     return {
         PARAMETERS[row.name.lower()]: row.average
         for row in TABLES[table]

@@ -1,26 +1,36 @@
-"""Paired bootstrap of two results: the same resampled examples for both, task by task.
+"""Bootstrap intervals of scores, and of the differences of two results.
 
-What is hard for both models cancels out of the difference. The statistic is the task's own:
-100 x Spearman of cosines against gold, or accuracy in percent of predictions.
+For a difference both results are scored on the same resampled examples, so that what is hard for
+both models cancels out. The statistic is the task's: 100 x Spearman of cosines against gold, or the
+accuracy of predictions in percent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from jaxtyping import Float64, Int
 
-CHUNK: Final = 2**21  # resampled examples held at once
+from prompteol_jax.errors import NotFinite
+
+CHUNK: Final = 2**18  # resampled examples held at once: what a core's cache holds
+RESAMPLES: Final = 1000  # for the interval of a score
+CONFIDENCE: Final = 0.95
 
 Examples = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What B gains over A, its interval, and whether that could be chance."""
+    """What B gains over A, its interval, and whether that could be chance.
+
+    Attributes:
+        left_out: Resamples without a correlation, because all their gold or all their cosines tie.
+            They are not in the interval.
+    """
 
     a: float
     b: float
@@ -28,6 +38,7 @@ class Difference:
     low: float
     high: float
     noise: bool
+    left_out: int = 0
 
 
 def compare(
@@ -35,75 +46,122 @@ def compare(
     b: Mapping[str, Examples],
     *,
     resamples: int = 10_000,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> dict[str, Difference]:
-    """Returns the difference of each task, and under `average` that of the mean over tasks.
+    """Return the difference of each task, and under `average` that of the mean over tasks.
 
-    The interval is that between the percentiles of the resampled differences. Tasks are resampled
+    The interval lies between the percentiles of the resampled differences. Tasks are resampled
     independently of each other.
+
+    Raises: NotFinite for a task with too few different values for a correlation or an interval.
     """
-    bootstrap = spearman_bootstrap if statistic_of(a) == "cosine" else accuracy_bootstrap
-    draws = np.random.default_rng(seed).spawn(len(a))
-    points, samples = {}, {}
-    for name, draw in zip(a, draws, strict=True):
-        points[name], samples[name] = bootstrap(a[name], b[name], resamples, draw)
-    points["average"] = tuple(np.mean(list(points.values()), axis=0))
-    samples["average"] = np.mean(list(samples.values()), axis=0)
-    tails = 100 * np.array([(1 - confidence) / 2, (1 + confidence) / 2])
+    points, samples = _resampled({name: (a[name], b[name]) for name in a}, resamples, seed)
     found = {}
     for name, (score_a, score_b) in points.items():
-        low, high = map(float, np.percentile(samples[name], tails))
-        gain = float(score_b - score_a)
-        found[name] = Difference(
-            float(score_a), float(score_b), gain, low, high, bool(low <= 0 <= high)
-        )
+        low, high, left_out = _interval(name, samples[name][1] - samples[name][0], confidence)
+        gain = score_b - score_a
+        found[name] = Difference(score_a, score_b, gain, low, high, low <= 0 <= high, left_out)
     return found
 
 
-def spearman_bootstrap(
-    a: Examples, b: Examples, resamples: int, draw: np.random.Generator
-) -> tuple[tuple[float, float], Float64[np.ndarray, " resamples"]]:
-    """Returns 100 x Spearman of A and of B, and the resampled differences.
+def intervals(
+    examples: Mapping[str, Examples],
+    *,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> dict[str, list[float]]:
+    """Return the interval [low, high] of each task's score, and under `average` that of the mean.
 
-    A resample is how often it holds each pair, so its ranks come from counting, without a sort:
-    the mean rank of equal values is what lies below them, and half of what they are.
+    A task whose resamples hardly ever have a correlation has no interval and is left out.
     """
-    n = len(a["gold"])
-    gold, first, second = (_Ranking(v) for v in (a["gold"], a["cosine"], b["cosine"]))
+    points, samples = _resampled({name: (it,) for name, it in examples.items()}, resamples, seed)
+    found = {}
+    for name in points:
+        try:
+            low, high, _ = _interval(name, samples[name][0], confidence)
+        except NotFinite:
+            continue
+        found[name] = [round(low, 2), round(high, 2)]
+    return found
 
-    def scores(counts_RN: Int[np.ndarray, "R N"]) -> tuple[np.ndarray, np.ndarray]:
+
+def _resampled(
+    sides: Mapping[str, Sequence[Examples]], resamples: int, seed: int
+) -> tuple[dict[str, tuple[float, ...]], dict[str, np.ndarray]]:
+    """Return the score of each side, and its resampled scores [sides, resamples], by task."""
+    is_spearman = statistic_of({name: it[0] for name, it in sides.items()}) == "cosine"
+    resample = spearman_samples if is_spearman else accuracy_samples
+    draws = np.random.default_rng(seed).spawn(len(sides))
+    points, samples = {}, {}
+    for (name, parts), draw in zip(sides.items(), draws, strict=True):
+        scores, samples[name] = resample(parts, resamples, draw)
+        if not np.isfinite(scores).all():
+            raise NotFinite(f"{name}: no rank correlation, since its gold or its cosines all tie")
+        points[name] = scores
+    points["average"] = tuple(float(x) for x in np.mean(list(points.values()), axis=0))
+    samples["average"] = np.mean(list(samples.values()), axis=0)
+    return points, samples
+
+
+def _interval(
+    name: str, values: Float64[np.ndarray, " resamples"], confidence: float
+) -> tuple[float, float, int]:
+    usable = values[np.isfinite(values)]
+    if 2 * len(usable) < len(values):
+        raise NotFinite(
+            f"{name}: no interval, since only {len(usable)} of {len(values)} resamples have a rank "
+            "correlation: it has too few pairs, or too few different gold scores or cosines"
+        )
+    tails = 100 * np.array([(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = map(float, np.percentile(usable, tails))
+    return low, high, len(values) - len(usable)
+
+
+def spearman_samples(
+    sides: Sequence[Examples], resamples: int, draw: np.random.Generator
+) -> tuple[tuple[float, ...], Float64[np.ndarray, "sides resamples"]]:
+    """Return 100 x Spearman of each side, and of its resamples; NaN where all values tie.
+
+    All sides have the same gold. A resample is how often it holds each pair, so its ranks come from
+    counting, without a sort: the mean rank of equal values is what lies below them, and half of
+    what they are.
+    """
+    n = len(sides[0]["gold"])
+    gold = _Ranking(sides[0]["gold"])
+    rankings = [_Ranking(side["cosine"]) for side in sides]
+
+    def scores(counts_RN: Int[np.ndarray, "R N"]) -> Float64[np.ndarray, "S R"]:
         gold_RN, weight_RN = gold.ranks(counts_RN), counts_RN.astype(np.float64)
-        return tuple(
-            _correlation(gold_RN, ranking.ranks(counts_RN), weight_RN)
-            for ranking in (first, second)
+        return np.stack(
+            [_correlation(gold_RN, ranking.ranks(counts_RN), weight_RN) for ranking in rankings]
         )
 
-    score_a, score_b = (float(part[0]) for part in scores(np.ones((1, n), np.int64)))
-    differences = []
+    points = scores(np.ones((1, n), np.int64))[:, 0]
+    found = []
     for start in range(0, resamples, max(1, CHUNK // n)):
         rows = min(max(1, CHUNK // n), resamples - start)
         picked = draw.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
         counts_RN = np.bincount(picked.ravel(), minlength=rows * n).reshape(rows, n)
-        low, high = scores(counts_RN)
-        differences.append(high - low)
-    return (score_a, score_b), np.concatenate(differences)
+        found.append(scores(counts_RN))
+    return tuple(map(float, points)), np.concatenate(found, axis=1)
 
 
-def accuracy_bootstrap(
-    a: Examples, b: Examples, resamples: int, draw: np.random.Generator
-) -> tuple[tuple[float, float], Float64[np.ndarray, " resamples"]]:
-    """Returns the accuracies of A and of B, and the resampled differences.
+def accuracy_samples(
+    sides: Sequence[Examples], resamples: int, draw: np.random.Generator
+) -> tuple[tuple[float, ...], Float64[np.ndarray, "sides resamples"]]:
+    """Return the accuracy of each side in percent, and of its resamples.
 
-    Only three kinds of examples matter: right in B alone, right in A alone, and the rest. How many
-    of each a resample holds is drawn at once.
+    Examples on which the same sides are right are alike. How many of each kind a resample holds is
+    drawn in one step.
     """
-    right_a, right_b = (it["predicted"] == it["gold"] for it in (a, b))
-    n = len(right_a)
-    gained, lost = np.count_nonzero(right_b & ~right_a), np.count_nonzero(right_a & ~right_b)
-    counts_R3 = draw.multinomial(n, [gained / n, lost / n, (n - gained - lost) / n], resamples)
-    points = 100 * float(np.mean(right_a)), 100 * float(np.mean(right_b))
-    return points, 100 * (counts_R3[:, 0] - counts_R3[:, 1]) / n
+    right_SN = np.stack([side["predicted"] == side["gold"] for side in sides])
+    n = right_SN.shape[1]
+    kinds_SP, counts_P = np.unique(right_SN, axis=1, return_counts=True)
+    drawn_RP = draw.multinomial(n, counts_P / n, resamples)
+    points = 100 * right_SN.mean(axis=1)
+    return tuple(map(float, points)), 100 * (kinds_SP @ drawn_RP.T) / n
 
 
 class _Ranking:
@@ -118,24 +176,25 @@ class _Ranking:
         self.last = np.append(np.flatnonzero(new)[1:] - 1, len(values) - 1)
 
     def ranks(self, counts_RN: np.ndarray) -> np.ndarray:
-        """Returns the mean rank of each value among those that each resample holds."""
+        """Return the mean rank of each value among those that each resample holds."""
         below_RG = np.cumsum(counts_RN[:, self.order], axis=1)[:, self.last].astype(np.float64)
         rank_RG = (below_RG + np.pad(below_RG[:, :-1], ((0, 0), (1, 0))) + 1) / 2
         return rank_RG[:, self.group]
 
 
 def _correlation(x_RN: np.ndarray, y_RN: np.ndarray, weight_RN: np.ndarray) -> np.ndarray:
-    """Computes 100 x Pearson of each row, its entries counted by their weights."""
+    """Compute 100 x Pearson of each row, its entries counted by their weights; NaN for a tie."""
     middle = (x_RN.shape[1] + 1) / 2  # the mean of ranks, ties or not
     x_RN, y_RN = x_RN - middle, y_RN - middle
     weighted_RN = weight_RN * x_RN
     product_R = np.einsum("RN,RN->R", weighted_RN, y_RN)
     square_x_R = np.einsum("RN,RN->R", weighted_RN, x_RN)
     square_y_R = np.einsum("RN,RN,RN->R", weight_RN, y_RN, y_RN)
-    return 100 * product_R / np.sqrt(square_x_R * square_y_R)
+    with np.errstate(invalid="ignore"):
+        return 100 * product_R / np.sqrt(square_x_R * square_y_R)
 
 
 def statistic_of(examples: Mapping[str, Examples]) -> str:
-    """Returns which statistic the examples are for: `cosine` or `predicted`."""
+    """Return which statistic the examples are for: `cosine` or `predicted`."""
     (kind,) = set(next(iter(examples.values()))) - {"gold"}
     return kind

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
 BLUE: Final = "#3b82c4"
 ORANGE: Final = "#e07b39"
+GREEN: Final = "#4c9f70"
 GREY: Final = "#8a949e"
 _BINS: Final = 40
+_DARK: Final = 45  # percent from which a cell of blue needs a light number
 
 
 def scatter(gold: Float64[np.ndarray, " n"], cosines: Float64[np.ndarray, " n"]) -> Figure:
-    """Draws gold against cosine, with the median cosine in each unit of gold."""
+    """Draw gold against cosine, with the median cosine at each whole gold score."""
     drawing, axes = empty(3.2, 2.6)
     axes.scatter(gold, cosines, s=5, alpha=0.25, linewidths=0, color=BLUE, rasterized=True)
     unit = np.rint(gold)
@@ -30,8 +32,8 @@ def scatter(gold: Float64[np.ndarray, " n"], cosines: Float64[np.ndarray, " n"])
     return drawing
 
 
-def histograms(groups: Mapping[str, Float64[np.ndarray, " _"]]) -> Figure:
-    """Draws the densities of cosines of several groups over one another."""
+def densities(groups: Mapping[str, Float64[np.ndarray, " _"]]) -> Figure:
+    """Draw the densities of cosines of several groups over one another."""
     drawing, axes = empty(4.6, 2.8)
     # A few far away would leave the rest a single bar.
     low = min(np.quantile(values, 0.002) for values in groups.values())
@@ -46,7 +48,7 @@ def histograms(groups: Mapping[str, Float64[np.ndarray, " _"]]) -> Figure:
 
 
 def against_published(pairs: Sequence[tuple[float, float]]) -> Figure:
-    """Draws our scores against published ones; on the line they are equal."""
+    """Draw our scores against published ones; on the line they are equal."""
     drawing, axes = empty(3.6, 3.4)
     published, ours = np.array(pairs, np.float64).T
     low, high = min(published.min(), ours.min()) - 1, max(published.max(), ours.max()) + 1
@@ -56,26 +58,28 @@ def against_published(pairs: Sequence[tuple[float, float]]) -> Figure:
     return drawing
 
 
-def by_size(
-    published: Mapping[float, float], ours: Mapping[float, float], ylabel: str = "average"
-) -> Figure:
-    """Draws averages against numbers of parameters: published ones, and ours beside them."""
-    drawing, axes = empty(4.6, 2.8)
-    if published:
-        sizes = sorted(published)
-        heights = [published[size] for size in sizes]
-        axes.plot(sizes, heights, color=GREY, marker="o", markersize=4, label="published")
-    if ours:
-        sizes = sorted(ours)
-        heights = [ours[size] for size in sizes]
-        axes.plot(sizes, heights, color=ORANGE, marker="D", markersize=5, linewidth=1, label="ours")
+def by_size(series: Mapping[str, Mapping[float, float]], ylabel: str = "average") -> Figure:
+    """Draw averages against numbers of parameters.
+
+    Args:
+        series: Averages by number of parameters, by the name of the series.
+    """
+    drawing, axes = empty(4.6, 3.0)
+    styles = ((GREY, "o", 4), (ORANGE, "D", 5), (GREEN, "s", 5), (BLUE, "^", 5))
+    for (name, averages), (color, marker, size) in zip(series.items(), styles, strict=False):
+        if averages:
+            sizes = sorted(averages)
+            heights = [averages[parameters] for parameters in sizes]
+            axes.plot(
+                sizes, heights, color=color, marker=marker, markersize=size, linewidth=1, label=name
+            )
     axes.set(xlabel="parameters", ylabel=ylabel, xscale="log")
     axes.legend(frameon=False, fontsize="small")
     return drawing
 
 
 def bars(scores: Mapping[str, float]) -> Figure:
-    """Draws one bar a name, the first on top."""
+    """Draw one bar per name, the first on top."""
     drawing, axes = empty(4.6, 0.6 + 0.3 * len(scores))
     names = list(scores)[::-1]
     axes.barh(names, [scores[name] for name in names], color=BLUE, height=0.6)
@@ -83,8 +87,74 @@ def bars(scores: Mapping[str, float]) -> Figure:
     return drawing
 
 
+def lines(
+    x: Sequence[int],
+    series: Mapping[str, Sequence[float]],
+    *,
+    marked: int,
+    xlabel: str,
+    ylabel: str,
+) -> Figure:
+    """Draw series over whole numbers, with a dotted line where x is `marked`.
+
+    A series with the name `average` is drawn in the color of the text.
+    """
+    from matplotlib import ticker
+
+    drawing, axes = empty(5.0, 3.2)
+    for name, values in series.items():
+        if name == "average":
+            axes.plot(x, values, color="#000000", linewidth=2, label=name)
+        else:
+            axes.plot(x, values, marker="o", markersize=4, label=name, alpha=0.8)
+    axes.axvline(marked, color=GREY, linewidth=0.8, linestyle=":")
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.legend(frameon=False, fontsize="small")
+    return drawing
+
+
+def counts(
+    values: Sequence[float], marks: Mapping[str, float], *, xlabel: str, ylabel: str
+) -> Figure:
+    """Draw how many values are where, and named vertical lines."""
+    from matplotlib import ticker
+
+    drawing, axes = empty(5.0, 3.0)
+    axes.hist(values, bins=min(_BINS, max(5, len(values) // 4)), color=BLUE)
+    for (name, value), color, style in zip(
+        marks.items(), (ORANGE, GREEN), ("-", "--"), strict=False
+    ):
+        axes.axvline(value, color=color, linewidth=1.5, linestyle=style, label=name)
+    axes.yaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.legend(frameon=False, fontsize="small")
+    return drawing
+
+
+def confusion(
+    gold: Int[np.ndarray, " n"], predicted: Int[np.ndarray, " n"], names: Sequence[str]
+) -> Figure:
+    """Draw, for each true class, the percentage of each predicted one."""
+    classes = len(names)
+    counted = np.zeros((classes, classes))
+    np.add.at(counted, (gold, predicted), 1)
+    percent = 100 * counted / np.maximum(counted.sum(axis=1, keepdims=True), 1)
+    drawing, axes = empty(3.2, 2.8)
+    axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    for true, taken in np.ndindex(classes, classes):
+        value = percent[true, taken]
+        # The cells have their colors on light and dark pages, so their numbers have too.
+        shade = "#f8fafc" if value > _DARK else "#101418"
+        axes.text(taken, true, f"{value:.0f}", ha="center", va="center", color=shade, size=8)
+    axes.set(xlabel="predicted", ylabel="true")
+    axes.set_xticks(range(classes), names, size=8, rotation=0 if classes < 3 else 45)
+    axes.set_yticks(range(classes), names, size=8)
+    return drawing
+
+
 def empty(width: float, height: float) -> tuple[Figure, Axes]:
-    """Makes a drawing of a size in inches, with one pair of axes and no frame around it."""
+    """Make a drawing of a size in inches, with one pair of axes and no frame around it."""
     from matplotlib import figure
 
     drawing = figure.Figure(figsize=(width, height), layout="constrained")

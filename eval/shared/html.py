@@ -89,6 +89,11 @@ def figure(figure: "Figure", caption: str) -> str:
     return f"<figure>{drawing}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
+def paragraph(sentence: str) -> str:
+    """Render a sentence as a paragraph."""
+    return f"<p>{html.escape(sentence)}</p>"
+
+
 def grid(pieces: Sequence[str]) -> str:
     """Sets pieces side by side, as many in a row as the page is wide."""
     return f'<div class="grid">{"".join(pieces)}</div>'

@@ -1,18 +1,21 @@
-"""Result files: what they hold beside the scores, and how they are written and read.
+"""Result files: what they hold besides the scores, how they are named, written and read.
 
-Arrays stand in the JSON as `{"dtype": "<f8", "base64": "..."}`, little-endian; floats as they are,
-so that no two of them tie that did not, whole numbers in the fewest bits that hold them:
-`numpy.frombuffer(base64.b64decode(it["base64"]), it["dtype"])`.
+An array is `{"dtype": "<f8", "base64": "..."}` in the JSON, little-endian. Floats keep their
+precision, so that no two of them tie that did not; whole numbers take the fewest bits that hold
+them. Read one with `numpy.frombuffer(base64.b64decode(it["base64"]), it["dtype"])`.
 """
 
 from __future__ import annotations
 
 import base64
 import dataclasses
+import datetime
 import json
+import math
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -20,12 +23,13 @@ from prompteol_jax.cli.options import ModelOptions
 from prompteol_jax.errors import IsAFolder, UserError
 from prompteol_jax.storage import paths as places
 
+MARGIN: Final = "± 95 %"  # the column of `margin`
+
 
 def prepare(*paths: Path | None) -> None:
-    """Makes the folders of outputs, so that a long run cannot end without a place to write.
+    """Make the folders of outputs, so that a long run cannot end without a place to write.
 
-    Raises:
-        IsAFolder: folders where files were expected, all in one error.
+    Raises: IsAFolder naming all folders where files were expected.
     """
     given = [places.as_path(path) for path in paths if path]
     folders = [str(path) for path in given if path.is_dir()]
@@ -35,57 +39,155 @@ def prepare(*paths: Path | None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
-def header(embedder: Any) -> dict[str, Any]:
-    """Returns the first fields of every result: `model`, `template` and `dtype`, by name."""
+def header(command: str, embedder: Any, options: ModelOptions) -> dict[str, Any]:
+    """Return the first fields of every result: what was run, with what, when and by which version.
+
+    Args:
+        command: Name of the command, such as `eval.sts`.
+    """
+    described = embedder.describe()
     return {
+        **stamp(command),
         "model": str(embedder.model_name),
+        "adapter": options.adapter,
         "template": embedder.template.name,
         "dtype": np.dtype(embedder.dtype).name,
+        "quantize": options.quantize,
+        "layer": described.get("layer", options.layer),  # None where --layer names the last one
+        "pooling": options.pooling,
+    }
+
+
+def stamp(command: str) -> dict[str, str]:
+    """Return the command, the date and the version that made a result."""
+    now = datetime.datetime.now(datetime.UTC)
+    return {
+        "command": command,
+        "date": now.strftime("%Y-%m-%d %H:%M UTC"),
+        "version": metadata.version("prompteol-jax"),
     }
 
 
 def record(embedder: Any, options: ModelOptions) -> dict[str, Any]:
-    """Returns the last fields of every result: the `options` given, and their `provenance`."""
+    """Return the last fields of every result: the `options` given, and their `provenance`."""
     return {"options": dataclasses.asdict(options), "provenance": embedder.describe()}
 
 
-def facts(result: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the first facts of a page: what was computed with, and how sentences went in."""
-    sentences = "cleaned" if result["clean"] else "as they are"
-    return {name: result[name] for name in ("model", "template", "dtype")} | {
-        "sentences": sentences
+def settings(result: Mapping[str, Any]) -> dict[str, str]:
+    """Return in words what decides the scores, for titles, pages and comparisons."""
+    strict = result.get("strict_original")
+    data = result.get("data") or {}
+    protocol = result.get("protocol")
+    layer = result.get("layer")
+    found = {
+        "model": str(result["model"]),
+        "adapter": str(result.get("adapter") or "none"),
+        "template": str(result["template"]),
+        "dtype": str(result["dtype"]),
+        "weights": str(result.get("quantize") or result["dtype"]),
+        "layer": "last" if layer is None else str(layer),
+        "pooling": str(result.get("pooling") or "last"),
+        "sentences": "cleaned" if result.get("clean", True) else "as they are",
     }
+    if data:
+        found["split"] = str(data["split"])
+    if strict:
+        found["as the released script"] = f"vectors in {strict}"
+    if protocol:
+        found["protocol"] = (
+            f"{protocol['folds']} folds, {protocol['optimizer']}, seed {protocol['seed']}"
+        )
+    if result.get("task_templates"):
+        found["templates by task"] = ", ".join(result["task_templates"])
+    return found
 
 
 def title(result: Mapping[str, Any]) -> str:
-    """Returns the heading of a table: what was computed with."""
-    raw = "" if result.get("clean", True) else ", raw sentences"
-    strict = result.get("strict_original")
-    strict = f", as the released script, vectors in {strict}" if strict else ""
-    kind = result.get("options", {}).get("quantize")
-    dtype = f"{result['dtype']}, weights in {kind}" if kind else result["dtype"]
-    return f"{result['model']}, template {result['template']}, {dtype}{raw}{strict}"
+    """Return the heading of a table: model, template, dtype, and every unusual setting."""
+    found = settings(result)
+    usual = {
+        **{"adapter": "none", "layer": "last", "pooling": "last", "weights": found["dtype"]},
+        **{"sentences": "cleaned", "split": "test"},
+    }
+    words = {
+        **{"adapter": "adapter {}", "template": "template {}", "dtype": "{}"},
+        **{"weights": "weights in {}", "layer": "layer {}", "pooling": "{} pooling"},
+        **{"sentences": "raw sentences", "split": "{} split"},
+        "as the released script": "as the released script, {}",
+        "templates by task": "other templates for {}",
+    }
+    shown = [found["model"]]
+    shown += [
+        form.format(found[name])
+        for name, form in words.items()
+        if name in found and found[name] != usual.get(name)
+    ]
+    if (result.get("options") or {}).get("fast"):
+        shown.append("fast protocol")
+    return ", ".join(shown)
+
+
+def page_title(kind: str, result: Mapping[str, Any]) -> str:
+    """Return the title of a page: the kind of evaluation, and `title` with short names."""
+    short = {"model": Path(str(result["model"])).name or str(result["model"])}
+    if result.get("adapter"):
+        short["adapter"] = Path(str(result["adapter"])).name
+    return f"{kind}: {title({**result, **short})}"
+
+
+def margin(result: Mapping[str, Any], name: str) -> str:
+    """Return half the width of a task's interval, or a dash where the result has none."""
+    found = (result.get("intervals") or {}).get(name)
+    return "–" if found is None else f"{(found[1] - found[0]) / 2:.2f}"
+
+
+def facts(result: Mapping[str, Any]) -> dict[str, str]:
+    """Return the facts that open a page: settings, data, time, date and version."""
+    data = result.get("data")
+    found = settings(result)
+    if data:
+        lacking = data["incomplete"]
+        found["data"] = data["folder"]
+        found["data is"] = (
+            "as published"
+            if not lacking
+            else "not as published: "
+            + "; ".join(f"{name} {what}" for name, what in lacking.items())
+        )
+    if "seconds" in result:
+        found["time"] = f"{result['seconds']:,.1f} s"
+    if "date" in result:
+        found["made"] = f"{result['date']}, version {result['version']}"
+    return found
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:
-    """Writes a result as JSON; paths become text, arrays as the module says."""
-    text = json.dumps(result, indent=2, ensure_ascii=False, default=_plain)
+    """Write a result as JSON: paths become text, NaN becomes null, arrays as the module says."""
+    text = json.dumps(_finite(result), indent=2, ensure_ascii=False, default=_plain)
     places.as_path(path).write_text(text + "\n", encoding="utf-8")
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Reads a result file, arrays included.
+    """Read a result file, arrays included.
 
-    Raises:
-        UserError: a file that is no JSON object, or holds a damaged array.
+    Raises: UserError for a file that is no JSON object, or that holds a damaged array.
     """
     try:
         result = json.loads(path.read_text(encoding="utf-8"), object_hook=_array)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is no result file: {error}") from error
     if not isinstance(result, dict):
         raise UserError(f"{path} is no result file: expected a JSON object")
     return result
+
+
+def _finite(value: object) -> object:
+    """Return a value without the floats that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: object) -> object:

@@ -1,4 +1,4 @@
-"""What an STS task is: sentence pairs with gold similarities, in one subset or several."""
+"""STS tasks: sentence pairs with gold similarities, in one subset or several."""
 
 from __future__ import annotations
 
@@ -42,3 +42,8 @@ class Task:
 
     def __len__(self) -> int:
         return sum(map(len, self.subsets))
+
+    @property
+    def gold(self) -> Float64[np.ndarray, " n"]:
+        """Gold similarities of all subsets, joined."""
+        return np.concatenate([pairs.gold for pairs in self.subsets])

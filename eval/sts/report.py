@@ -1,4 +1,4 @@
-"""The STS page: scores and published ones, similarities, and the pairs ranked worst."""
+"""The table of eval.sts, and its page: scores, similarities, and the pairs ranked worst."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float64
 
-from eval.reproduce import published_report
-from eval.shared import charts, results
+from eval.reproduce import report as reproduce_report
+from eval.shared import charts, results, terminal
 from eval.shared import html as report
 from eval.sts.pairs import Task
 from eval.sts.scores import Cosines, Encoder
@@ -20,25 +19,33 @@ from prompteol_jax.verify import geometry
 
 @runtime_checkable
 class WordEncoder(Encoder, Protocol):
-    """An encoder that also says the likeliest words for a text, or raises ValueError."""
+    """An encoder that also gives the likeliest words for a text, or raises ValueError."""
 
     def words(self, text: str, k: int) -> Sequence[tuple[str, float]]: ...
 
 
-COLUMNS: Final = ("task", "pairs", "Spearman", "mean", "weighted", "Pearson")
+COLUMNS: Final = ("task", "pairs", "Spearman", results.MARGIN, "mean", "weighted", "Pearson")
 SHOWN_PAIRS: Final = 8  # at each end of the ranking
 SHOWN_WORDS: Final = 3
 SAMPLE: Final = 256  # sentences whose spread is measured
 SCORES_NOTE: Final = (
-    "<p>100 × correlation. Spearman and Pearson are over all subsets of a task joined; mean and "
-    "weighted are Spearman averaged over its subsets, evenly and by their pairs.</p>"
+    "100 × correlation. Spearman and Pearson are over all subsets of a task joined; mean and "
+    "weighted are Spearman averaged over its subsets, evenly and by their pairs. ± is half the "
+    "width of Spearman's 95 % interval, from 1,000 bootstrap resamples of the pairs."
 )
-SCATTER_NOTE: Final = "<p>The line joins the median cosines at each whole gold score.</p>"
+SCATTER_NOTE: Final = "The line joins the median cosines at each whole gold score."
 RANK_NOTE: Final = (
-    "<p>How far a pair's place by cosine lies from its place by gold, in percent of its task: "
-    "negative where the model finds too little similarity. Behind each sentence stand the "
-    "words that the model would say for it.</p>"
+    "How far a pair's rank by cosine is from its rank by gold, in percent of its task: negative "
+    "where the model finds too little similarity. The words after each sentence are those that the "
+    "model would say for it. The worst pairs of either kind come first."
 )
+
+
+def print_scores(result: Mapping[str, Any]) -> None:
+    """Print the scores under a title that names everything that decided them."""
+    terminal.print_table(
+        results.title(result), COLUMNS, score_rows(result), last=average_row(result)
+    )
 
 
 def write_report(
@@ -48,57 +55,61 @@ def write_report(
     cosines: Cosines,
     encoder: WordEncoder,
 ) -> None:
-    """Writes the page: scores and published ones, similarities, and the pairs ranked worst.
+    """Write the page: scores and published ones, similarities, and the pairs ranked worst.
 
     The encoder is asked again for a few sentences: how they spread, and their words.
     """
     summary = {
         **results.facts(result),
         "pairs": f"{result['pairs']:,}",
-        "time": f"{result['seconds']:.1f} s",
         "average": f"{result['average']:.2f}",
     }
     panels = [
         report.figure(
-            charts.scatter(_gold(task), np.concatenate(cosines[task.name])),
+            charts.scatter(task.gold, np.concatenate(cosines[task.name])),
             f"{task.name}: Spearman {result['scores'][task.name]:.2f}",
         )
         for task in chosen
     ]
+    rows = [*score_rows(result), average_row(result)]
+    clean = result["clean"]
     sections = [
-        ("Scores", report.table(COLUMNS, score_rows(result)) + SCORES_NOTE),
-        ("Beside published scores", published_report.beside(result, _table(result))),
-        ("Gold similarity against cosine", SCATTER_NOTE + report.grid(panels)),
-        ("Similarities", _similarities(chosen, cosines, encoder, result["clean"])),
-        ("Pairs most out of rank", RANK_NOTE + _worst(chosen, cosines, encoder, result["clean"])),
+        ("Scores", report.table(COLUMNS, rows) + report.paragraph(SCORES_NOTE)),
+        ("Published scores", reproduce_report.beside(result)),
+        (
+            "Gold similarity against cosine",
+            report.paragraph(SCATTER_NOTE) + report.grid(panels),
+        ),
+        ("Similarities", _similarities(chosen, cosines, encoder, clean)),
+        (
+            "Pairs most out of rank",
+            report.paragraph(RANK_NOTE) + _worst(chosen, cosines, encoder, clean),
+        ),
         ("Subsets", _subset_table(result)),
     ]
-    report.write_page(path, f"STS: {Path(result['model']).name}", summary, sections)
-
-
-def _table(result: Mapping[str, Any]) -> str:
-    """The table of the paper whose rows were run most like this one."""
-    options = result["options"]
-    if options.get("adapter"):
-        return "sts-finetuned"
-    if "icl" not in result["template"]:
-        return "sts-zero-shot"
-    return "quantization" if options.get("quantize") else "sts-icl"
+    report.write_page(path, results.page_title("STS", result), summary, sections)
 
 
 def score_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Formats the scores of each task to two decimals, in the order of `COLUMNS`."""
+    """Format the scores of each task to two decimals, in the order of `COLUMNS`."""
     return [
         (
             name,
             str(detail["pairs"]),
             f"{detail['spearman']['all']:.2f}",
+            results.margin(result, name),
             f"{detail['spearman']['mean']:.2f}",
             f"{detail['spearman']['wmean']:.2f}",
             f"{detail['pearson']['all']:.2f}",
         )
         for name, detail in result["detail"].items()
     ]
+
+
+def average_row(result: Mapping[str, Any]) -> tuple[str, ...]:
+    """Format the average over tasks, in the order of `COLUMNS`."""
+    scores = f"{result['average']:.2f}", results.margin(result, "average")
+    return ("average", str(result["pairs"]), *scores, "", "", "")
 
 
 def _subset_table(result: Mapping[str, Any]) -> str:
@@ -120,20 +131,20 @@ def _subset_table(result: Mapping[str, Any]) -> str:
 def _similarities(
     chosen: Sequence[Task], cosines: Cosines, encoder: WordEncoder, clean: bool
 ) -> str:
-    """Shows how cosines of like, unlike and random pairs are distributed, and the anisotropy."""
+    """Show how cosines of like, unlike and random pairs are distributed, and the anisotropy."""
     texts = dict.fromkeys(
         text for task in chosen for pairs in task.subsets for text in pairs.texts_a
     )
     sample = list(texts)[:: max(1, len(texts) // SAMPLE)][:SAMPLE]
     found = geometry.spread(encoder.encode([_given(text, clean) for text in sample]))
-    gold = np.concatenate([_gold(task) for task in chosen])
+    gold = np.concatenate([task.gold for task in chosen])
     values = np.concatenate([np.concatenate(cosines[task.name]) for task in chosen])
     groups = {
         "random pairs": found.cosines,
         "gold below 2": values[gold < 2],
         "gold from 4": values[gold >= 4],
     }
-    drawing = charts.histograms({name: part for name, part in groups.items() if len(part)})
+    drawing = charts.densities({name: part for name, part in groups.items() if len(part)})
     rows = [
         ("mean cosine of random pairs (anisotropy)", f"{found.mean_cosine:.4f}"),
         ("pairs of different sentences with one vector", str(found.same)),
@@ -149,20 +160,21 @@ def _similarities(
 
 
 def _worst(chosen: Sequence[Task], cosines: Cosines, encoder: WordEncoder, clean: bool) -> str:
-    """Lists the pairs whose places in the ranking by cosine and by gold differ most."""
+    """List the pairs whose ranks by cosine and by gold differ most, the worst of each end first."""
     from scipy import stats
 
     rows = []
     for task in chosen:
-        values, gold = np.concatenate(cosines[task.name]), _gold(task)
-        shift = 100 * (stats.rankdata(values) - stats.rankdata(gold)) / len(gold)
+        values = np.concatenate(cosines[task.name])
+        shift = 100 * (stats.rankdata(values) - stats.rankdata(task.gold)) / len(task)
         texts_a = [text for pairs in task.subsets for text in pairs.texts_a]
         texts_b = [text for pairs in task.subsets for text in pairs.texts_b]
-        rows += zip([task.name] * len(gold), gold, values, shift, texts_a, texts_b, strict=True)
+        names = [task.name] * len(task)
+        rows += zip(names, task.gold, values, shift, texts_a, texts_b, strict=True)
     rows.sort(key=lambda row: row[3])
-    shown = rows[:SHOWN_PAIRS] + rows[SHOWN_PAIRS:][-SHOWN_PAIRS:]
+    shown = rows[:SHOWN_PAIRS] + rows[SHOWN_PAIRS:][-SHOWN_PAIRS:][::-1]
     return report.table(
-        ("pair, with the words for it", "gold", "cosine", "places off, %", "task"),
+        ("pair, with the words for it", "gold", "cosine", "ranks off, %", "task"),
         [
             (
                 "\n".join(f"{t} → {_words(encoder, _given(t, clean))}" for t in (text_a, text_b)),
@@ -177,7 +189,7 @@ def _worst(chosen: Sequence[Task], cosines: Cosines, encoder: WordEncoder, clean
 
 
 def _words(encoder: WordEncoder, text: str) -> str:
-    """The words that the model would say for a text; none where no head reads the vectors."""
+    """Return the words that the model would say for a text; a dash where no head reads vectors."""
     try:
         return ", ".join(word.strip() for word, _ in encoder.words(text, SHOWN_WORDS))
     except ValueError:  # an inner layer, or a mean
@@ -186,7 +198,3 @@ def _words(encoder: WordEncoder, text: str) -> str:
 
 def _given(text: str, clean: bool) -> str:
     return template.clean_sentence(text) if clean else text
-
-
-def _gold(task: Task) -> Float64[np.ndarray, " n"]:
-    return np.concatenate([pairs.gold for pairs in task.subsets])

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from eval.shared import senteval
+from eval.shared import datasets, senteval
 from eval.sts.pairs import Pairs, Task
 from prompteol_jax.errors import UserError
 from prompteol_jax.storage import paths as places
@@ -28,7 +28,7 @@ YEARS: Final = {
 
 
 class Table(NamedTuple):
-    """A tab-separated file a split, with the columns of its two sentences and its gold score."""
+    """A tab-separated file per split, with the columns of its two sentences and its gold score."""
 
     files: dict[str, str]
     text_a: int
@@ -58,6 +58,7 @@ TABLES: Final = {
 }
 
 MOST: Final = 5.0  # the highest gold score of every task
+SHORT: Final = {"STS-B": "STSBenchmark", "STSB": "STSBenchmark", "SICK-R": "SICKRelatedness"}
 SPLITS: Final = {"test": (*YEARS, *TABLES), "dev": tuple(TABLES), "train": ("STSBenchmark",)}
 DEFAULTS: Final = SPLITS | {"dev": ("STSBenchmark",)}
 
@@ -65,39 +66,50 @@ DEFAULTS: Final = SPLITS | {"dev": ("STSBenchmark",)}
 def read_tasks(
     folder: str | Path, names: Sequence[str] = (), split: str = "test"
 ) -> tuple[Task, ...]:
-    """Reads tasks from SentEval's `downstream` folder, the folder that holds it, or a prepared one.
+    """Read tasks from SentEval's `downstream` folder, the folder that holds it, or a prepared one.
 
     Without names these are the seven tasks of the paper (test) or STSBenchmark (dev, train). A task
     of another split than test carries it in its name, as `-dev`. Pairs without gold are dropped, as
-    SentEval does.
+    SentEval does. A task with another number of pairs than the published one is logged.
 
-    Raises:
-        UserError: an unknown split or task, or lines that cannot be read, all in one error.
-        NotFound: no such folder, or missing files, all in one error.
+    Raises: UserError naming an unknown split or task, or all lines that cannot be read; NotFound
+        naming the folder, or all missing files.
     """
     names = _check_names(names, split)
     folder = places.local_copy(folder)
     if any(folder.glob("sts/*/dataset_info.json")):
         from eval.sts import prepared  # brings TFDS, which few need
 
-        return prepared.read_prepared(folder, [_title(name, split) for name in names])
+        tasks = prepared.read_prepared(folder, [_title(name, split) for name in names])
+        datasets.warn_of_incomplete(_rows(tasks), folder)
+        return tasks
     root = senteval.downstream(folder, ("STS", "SICK"))
     senteval.check(root, [path for name in names for path in _files(root, name, split)])
     problems: list[str] = []
     tasks = tuple(_read_task(root, name, split, problems) for name in names)
     senteval.refuse(root, problems)
+    datasets.warn_of_incomplete(_rows(tasks), root)
     return tasks
+
+
+def describe_data(folder: Path, split: str, tasks: Sequence[Task]) -> dict[str, Any]:
+    """Return the record of the data in a result file; see `datasets.describe`."""
+    content = (
+        [task.name, pairs.name, list(pairs.texts_a), list(pairs.texts_b), pairs.gold.tolist()]
+        for task in tasks
+        for pairs in task.subsets
+    )
+    return datasets.describe(folder, split, _rows(tasks), content)
+
+
+def _rows(tasks: Sequence[Task]) -> dict[str, tuple[int, ...]]:
+    return {task.name: (len(task),) for task in tasks}
 
 
 def _check_names(names: Sequence[str], split: str) -> tuple[str, ...]:
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; allowed: {', '.join(SPLITS)}")
-    unknown = [name for name in names if name not in SPLITS[split]]
-    if unknown:
-        raise UserError(
-            f"no {split} split of {', '.join(map(repr, unknown))}; "
-            f"tasks with one: {', '.join(SPLITS[split])}"
-        )
+    senteval.check_names(f"{split} split of", names, SPLITS[split], SHORT)
     return tuple(dict.fromkeys(names)) or DEFAULTS[split]
 
 
@@ -122,7 +134,8 @@ def _title(name: str, split: str) -> str:
 
 
 def _read_year(name: str, input_file: Path, gold_file: Path, problems: list[str]) -> Pairs:
-    """Reads the pairs of one file and their gold of another; an empty gold line drops its pair."""
+    """Read the pairs of one file and their gold of another; an empty gold line drops its pair."""
+    before = len(problems)
     golds = dict(senteval.lines(gold_file, problems))
     rows, dropped, count = [], 0, 0
     for number, line in senteval.lines(input_file, problems):
@@ -138,11 +151,12 @@ def _read_year(name: str, input_file: Path, gold_file: Path, problems: list[str]
             dropped += 1
     if count != len(golds):
         problems.append(f"{input_file}: {count} pairs, but {len(golds)} lines in {gold_file.name}")
-    return _pairs(name, input_file, rows, 0.0, dropped, problems)
+    return _pairs(name, input_file, rows, _Checks(0.0, dropped, before), problems)
 
 
 def _read_table(file: Path, name: str, table: Table, problems: list[str]) -> Pairs:
-    """Reads pairs and gold from the columns of one file."""
+    """Read pairs and gold from the columns of one file."""
+    before = len(problems)
     width = 1 + max(table.text_a, table.text_b, table.gold)
     rows = []
     for number, line in senteval.lines(file, problems):
@@ -155,18 +169,26 @@ def _read_table(file: Path, name: str, table: Table, problems: list[str]) -> Pai
         else:
             texts = fields[table.text_a], fields[table.text_b]
             rows.append((place, *texts, place, fields[table.gold].strip()))
-    return _pairs(name, file, rows, table.least, 0, problems)
+    return _pairs(name, file, rows, _Checks(table.least, 0, before), problems)
+
+
+class _Checks(NamedTuple):
+    """The lowest gold score, the pairs that were dropped, and the problems before this file."""
+
+    least: float
+    dropped: int
+    before: int
 
 
 def _pairs(
     name: str,
     file: Path,
     rows: list[tuple[str, str, str, str, str]],
-    least: float,
-    dropped: int,
+    checks: _Checks,
     problems: list[str],
 ) -> Pairs:
-    """Checks rows of (place, sentence, sentence, place of the gold, gold) and joins them."""
+    """Check rows of (line, sentence, sentence, line of the gold, gold) and join them."""
+    least = checks.least
     kept = []
     for place, text_a, text_b, gold_place, gold in rows:
         # The original splits at white space and joins the tokens by single spaces.
@@ -178,13 +200,13 @@ def _pairs(
             problems.append(f"{gold_place}: gold {gold!r}, expected {least:g} to {MOST:g}")
         kept.append((text_a, text_b, score))
     texts_a, texts_b, golds = zip(*kept, strict=True) if kept else ((), (), ())
-    if len(set(golds)) < 2:
+    if len(set(golds)) < 2 and len(problems) == checks.before:
         problems.append(f"{file}: rank correlation needs two different gold scores")
-    return Pairs(name, texts_a, texts_b, np.array(golds, np.float64), dropped)
+    return Pairs(name, texts_a, texts_b, np.array(golds, np.float64), checks.dropped)
 
 
 def _number(text: str) -> float:
-    """Converts text to a number, and what is none to NaN, which lies in no range."""
+    """Convert text to a number, and what is none to NaN, which is in no range."""
     try:
         return float(text)
     except ValueError:

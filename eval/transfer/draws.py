@@ -7,15 +7,16 @@ same Mersenne Twister, seeded the same way, so numpy draws torch's initial weigh
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
-MANTISSA_BITS = 24  # torch keeps this many bits of a draw for a float32
+MANTISSA_BITS: Final = 24  # torch keeps this many bits of a draw for a float32
 
 
 def stratified_folds(labels_M: Int64[np.ndarray, " M"], folds: int, seed: int) -> list[np.ndarray]:
-    """Returns the test rows of each fold, as scikit-learn's shuffled StratifiedKFold cuts them.
+    """Return the test rows of each fold, as scikit-learn's shuffled StratifiedKFold cuts them.
 
     A class's rows are spread over the folds as they would be if the sorted labels were dealt out
     like cards; which of its rows goes where is then shuffled. Classes count in order of appearance.
@@ -27,14 +28,14 @@ def stratified_folds(labels_M: Int64[np.ndarray, " M"], folds: int, seed: int) -
     fold_M = np.empty(len(labels_M), np.int64)
     for number in range(len(found)):
         shares = [np.count_nonzero(dealt[start::folds] == number) for start in range(folds)]
-        places = np.repeat(np.arange(folds), shares)
-        state.shuffle(places)
-        fold_M[class_M == number] = places
+        chosen = np.repeat(np.arange(folds), shares)
+        state.shuffle(chosen)
+        fold_M[class_M == number] = chosen
     return [np.flatnonzero(fold_M == fold) for fold in range(folds)]
 
 
 def held_out(rows: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the rows to train on and those held out to stop early, drawn first of all."""
+    """Return the rows to train on and those held out to stop early, drawn first of all."""
     order = np.random.RandomState(seed).permutation(rows)
     count = int(share * rows)
     return order[count:], order[:count]
@@ -43,7 +44,7 @@ def held_out(rows: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray
 def shuffles(
     rows: int, epochs: int, seed: int, drawn_rows: int = 0
 ) -> Int32[np.ndarray, "epochs rows"]:
-    """Returns the rows' order in each epoch; `held_out` permuted `drawn_rows` rows before."""
+    """Return the rows' order in each epoch; `held_out` permuted `drawn_rows` rows before."""
     state = np.random.RandomState(seed)
     if drawn_rows:
         state.permutation(drawn_rows)
@@ -53,7 +54,7 @@ def shuffles(
 def linear_weights(
     width: int, classes: int, seed: int
 ) -> tuple[Float32[np.ndarray, "Y D"], Float32[np.ndarray, " Y"]]:
-    """Returns the weights and biases that torch's Linear starts from after `manual_seed(seed)`."""
+    """Return the weights and biases that torch's Linear starts from after `manual_seed(seed)`."""
     state = np.random.RandomState(seed)
 
     def uniform(bound: float, count: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""SentEval's linear probe, many of them trained at once in one jitted program.
+"""SentEval's linear probe, many of them trained together in one jitted program.
 
 A fit is one split of the rows into training and development rows, with one probe for each weight
 decay; its probes see the same batches and share their gather and their products. Fits wait in a
@@ -10,7 +10,7 @@ The rules are SentEval's: a score on the development rows every `epoch_size` epo
 the best score are kept, of equals the first; training ends with the score that is no better and has
 `tenacity` such before it, counted over the whole run, or once `max_epoch` epochs are exceeded.
 
-Axes are those of `probe_step`, and U slots.
+Axes: those of `probe_step`, and U slots.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ VECTOR: Final = 8  # features are padded to a multiple of it
 
 
 class Split(NamedTuple):
-    """Rows to train on and rows to stop early by; `drawn_rows` as in `probe_draws.shuffles`."""
+    """Rows to train on and rows to stop early by; `drawn_rows` as in `draws.shuffles`."""
 
     train: Int64[np.ndarray, " _"]
     development: Int64[np.ndarray, " _"]
@@ -43,13 +43,13 @@ class Split(NamedTuple):
 class Probes(NamedTuple):
     """Trained weights, and how many development rows each gets right."""
 
-    w_JWYD: Float32[np.ndarray, "J W Y D"]
-    b_JWY: Float32[np.ndarray, "J W Y"]
-    right_JW: Int64[np.ndarray, "J W"]
+    w_XWYD: Float32[np.ndarray, "X W Y D"]
+    b_XWY: Float32[np.ndarray, "X W Y"]
+    right_XW: Int64[np.ndarray, "X W"]
 
 
 class Slots(NamedTuple):
-    """Where each slot stands: its fit (none: past the last), its probes and their best weights."""
+    """State of each slot: its fit (past the last: none), its probes and their best weights."""
 
     fit: jax.Array
     round: jax.Array
@@ -62,20 +62,20 @@ class Slots(NamedTuple):
     stopped_W: jax.Array
 
 
-class Standing(NamedTuple):
-    """The slots, the next fit in the queue, and what the finished ones came to."""
+class ProbeState(NamedTuple):
+    """The slots, the next fit in the queue, and weights and scores of the finished fits."""
 
     slots: Slots
     queued: jax.Array
-    found_JWYZ: jax.Array
-    right_JW: jax.Array
+    found_XWYZ: jax.Array
+    right_XW: jax.Array
 
 
 def fit(
     features_MD: Float32[np.ndarray, "M D"],
     labels_M: Int64[np.ndarray, " M"],
     splits: Sequence[Split],
-    decay_JW: np.ndarray,
+    decay_XW: np.ndarray,
     *,
     classes: int,
     protocol: Protocol,
@@ -83,26 +83,26 @@ def fit(
     slots: int | None = None,
     advance: Callable[[int], None] = lambda steps: None,
 ) -> Probes:
-    """Trains the probes of all splits, each from the seed's own first weights and shuffles.
+    """Train the probes of all splits, each from the first weights and shuffles of the seed.
 
     Args:
-        slots: fits trained side by side; by default 32 on a CPU, elsewhere all of them.
-        advance: called with the number of fits that ended since the last call.
+        slots: Number of fits trained side by side; by default 32 on a CPU, elsewhere all of them.
+        advance: Function called with the number of fits that ended since the last call.
     """
     if slots is None:
         slots = CPU_SLOTS if jax.default_backend() == "cpu" else len(splits)
     slots = min(slots, len(splits))
-    fits = _lay_out(splits, decay_JW, protocol, seed)
-    x_MZ, first_WYZ = _with_bias(features_MD, classes, decay_JW.shape[1], seed)
+    fits = _lay_out(splits, decay_XW, protocol, seed)
+    x_MZ, first_WYZ = _with_bias(features_MD, classes, decay_XW.shape[1], seed)
     y_M = jnp.asarray(labels_M, jnp.int32)
-    standing = _start(fits, first_WYZ, slots)
+    state = _start(fits, first_WYZ, slots)
     ended = 0
     while ended < len(splits):
-        standing, left = _proceed(x_MZ, y_M, fits, first_WYZ, standing, protocol)
+        state, left = _proceed(x_MZ, y_M, fits, first_WYZ, state, protocol)
         advance(len(splits) - int(left) - ended)
         ended = len(splits) - int(left)
-    found_JWYZ, D = np.asarray(standing.found_JWYZ), features_MD.shape[1]
-    return Probes(found_JWYZ[..., :D], found_JWYZ[..., D], np.asarray(standing.right_JW, np.int64))
+    found_XWYZ, D = np.asarray(state.found_XWYZ), features_MD.shape[1]
+    return Probes(found_XWYZ[..., :D], found_XWYZ[..., D], np.asarray(state.right_XW, np.int64))
 
 
 def predict(
@@ -110,26 +110,26 @@ def predict(
     w_YD: Float32[np.ndarray, "Y D"],
     b_Y: Float32[np.ndarray, " Y"],
 ) -> Int64[np.ndarray, " M"]:
-    """Returns the class of each row; of equal ones the first."""
+    """Return the class of each row; of equal ones the first."""
     return np.argmax(features_MD @ w_YD.T + b_Y, axis=1)
 
 
-def _lay_out(splits: Sequence[Split], decay_JW: np.ndarray, protocol: Protocol, seed: int) -> Fits:
-    """Pads the splits to one shape and draws each distinct order of training rows once."""
+def _lay_out(splits: Sequence[Split], decay_XW: np.ndarray, protocol: Protocol, seed: int) -> Fits:
+    """Pad the splits to one shape and draw each distinct order of training rows once."""
     sizes = [(len(split.train), split.drawn_rows) for split in splits]
     distinct = list(dict.fromkeys(sizes))
     epochs = protocol.rounds * protocol.epoch_size
     # Whole batches, so that the slice of the last one does not slide back over rows already seen.
     longest = -(-max(trained for trained, _ in sizes) // protocol.batch) * protocol.batch
     orders = np.zeros((len(distinct), epochs, longest), np.int32)
-    for place, (trained, drawn) in enumerate(distinct):
-        orders[place, :, :trained] = draws.shuffles(trained, epochs, seed, drawn)
+    for index, (trained, drawn) in enumerate(distinct):
+        orders[index, :, :trained] = draws.shuffles(trained, epochs, seed, drawn)
     return Fits(
         _padded([split.train for split in splits]),
         jnp.array([trained for trained, _ in sizes]),
         _padded([split.development for split in splits]),
         jnp.array([len(split.development) for split in splits]),
-        jnp.asarray(decay_JW, jnp.float32),
+        jnp.asarray(decay_XW, jnp.float32),
         jnp.array([distinct.index(size) for size in sizes]),
         jnp.asarray(orders),
     )
@@ -145,7 +145,7 @@ def _padded(rows: Sequence[np.ndarray]) -> jax.Array:
 def _with_bias(
     features_MD: np.ndarray, classes: int, decays: int, seed: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns features with a 1 for the bias, zeros up to whole vectors, and the first weights."""
+    """Return features with a 1 for the bias, zeros up to whole vectors, and the first weights."""
     M, D = features_MD.shape
     w_YD, b_Y = draws.linear_weights(D, classes, seed)
     blank = ((0, 0), (0, -(D + 1) % VECTOR))
@@ -154,11 +154,11 @@ def _with_bias(
     return jnp.asarray(x_MZ), jnp.asarray(np.tile(w_YZ, (decays, 1, 1)))
 
 
-def _start(fits: Fits, first_WYZ: jax.Array, slots: int) -> Standing:
-    J, W = fits.decay_JW.shape
+def _start(fits: Fits, first_WYZ: jax.Array, slots: int) -> ProbeState:
+    X, W = fits.decay_XW.shape
     fresh = jax.vmap(lambda number: _fresh_slot(number, first_WYZ))(jnp.arange(slots))
-    found_JWYZ = jnp.zeros((J, *first_WYZ.shape), first_WYZ.dtype)
-    return Standing(fresh, jnp.int32(slots), found_JWYZ, jnp.zeros((J, W), jnp.int32))
+    found_XWYZ = jnp.zeros((X, *first_WYZ.shape), first_WYZ.dtype)
+    return ProbeState(fresh, jnp.int32(slots), found_XWYZ, jnp.zeros((X, W), jnp.int32))
 
 
 def _fresh_slot(number: jax.Array, first_WYZ: jax.Array) -> Slots:
@@ -176,51 +176,51 @@ def _fresh_slot(number: jax.Array, first_WYZ: jax.Array) -> Slots:
     )
 
 
-@partial(jax.jit, static_argnames="protocol", donate_argnames="standing")
+@partial(jax.jit, static_argnames="protocol", donate_argnames="state")
 def _proceed(
     x_MZ: jax.Array,
     y_M: jax.Array,
     fits: Fits,
     first_WYZ: jax.Array,
-    standing: Standing,
+    state: ProbeState,
     protocol: Protocol,
-) -> tuple[Standing, jax.Array]:
-    """Trains for some rounds, or until no fit is left; returns how many fits are."""
-    J = len(fits.trained_J)
+) -> tuple[ProbeState, jax.Array]:
+    """Train for some rounds, or until no fit is left; return the state and the fits left."""
+    X = len(fits.trained_X)
     train = jax.vmap(lambda slot: _round(x_MZ, y_M, fits, slot, protocol))
 
-    def proceed(carry: tuple[jax.Array, Standing]) -> tuple[jax.Array, Standing]:
-        rounds, standing = carry
-        trained = standing._replace(slots=train(standing.slots))
+    def proceed(carry: tuple[jax.Array, ProbeState]) -> tuple[jax.Array, ProbeState]:
+        rounds, state = carry
+        trained = state._replace(slots=train(state.slots))
         return rounds + 1, _refill(trained, first_WYZ, protocol)
 
-    def unfinished(carry: tuple[jax.Array, Standing]) -> jax.Array:
-        rounds, standing = carry
-        return (rounds < LOOK_IN) & (standing.slots.fit < J).any()
+    def unfinished(carry: tuple[jax.Array, ProbeState]) -> jax.Array:
+        rounds, state = carry
+        return (rounds < LOOK_IN) & (state.slots.fit < X).any()
 
-    _, standing = jax.lax.while_loop(unfinished, proceed, (jnp.int32(0), standing))
-    return standing, J - standing.queued + (standing.slots.fit < J).sum()
+    _, state = jax.lax.while_loop(unfinished, proceed, (jnp.int32(0), state))
+    return state, X - state.queued + (state.slots.fit < X).sum()
 
 
-def _refill(standing: Standing, first_WYZ: jax.Array, protocol: Protocol) -> Standing:
-    """Stores the probes of slots that have ended and gives these slots the next fits."""
-    slots, J = standing.slots, len(standing.right_JW)
+def _refill(state: ProbeState, first_WYZ: jax.Array, protocol: Protocol) -> ProbeState:
+    """Store the probes of slots that have ended and give these slots the next fits."""
+    slots, X = state.slots, len(state.right_XW)
     ended_U = slots.stopped_W.all(axis=1) | (slots.round >= protocol.rounds)
-    place_U = jnp.where(ended_U, slots.fit, J)  # out of bounds: dropped
-    found_JWYZ = standing.found_JWYZ.at[place_U].set(slots.best_WYZ, mode="drop")
-    right_JW = standing.right_JW.at[place_U].set(slots.right_W, mode="drop")
-    following_U = standing.queued + jnp.cumsum(ended_U) - 1
+    index_U = jnp.where(ended_U, slots.fit, X)  # out of bounds: dropped
+    found_XWYZ = state.found_XWYZ.at[index_U].set(slots.best_WYZ, mode="drop")
+    right_XW = state.right_XW.at[index_U].set(slots.right_W, mode="drop")
+    following_U = state.queued + jnp.cumsum(ended_U) - 1
     fresh = jax.vmap(lambda number: _fresh_slot(number, first_WYZ))(following_U)
     slots = jax.tree.map(
         lambda new, old: jnp.where(ended_U.reshape(-1, *[1] * (old.ndim - 1)), new, old),
         fresh,
         slots,
     )
-    return Standing(slots, jnp.minimum(standing.queued + ended_U.sum(), J), found_JWYZ, right_JW)
+    return ProbeState(slots, jnp.minimum(state.queued + ended_U.sum(), X), found_XWYZ, right_XW)
 
 
 def _round(x_MZ: jax.Array, y_M: jax.Array, fits: Fits, slot: Slots, protocol: Protocol) -> Slots:
-    """Trains one slot for `epoch_size` epochs, scores it, keeps the best and sees who stops."""
+    """Train one slot for `epoch_size` epochs, score it, and keep the best weights."""
     batches = fits.orders.shape[2] // protocol.batch
 
     def step(number: jax.Array, state: tuple) -> tuple:

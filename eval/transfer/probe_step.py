@@ -3,8 +3,8 @@
 The rules are torch's: Adam or RMSprop at its defaults, a weight decay added to the gradient, the
 mean cross entropy of a batch. The bias is the weight of a feature that is always 1.
 
-Axes beside those of the whole project: J fits, W weight decays, Y classes, M rows, Z features with
-the bias, K weight decays times classes.
+Axes that only the probes have: M rows, X fits, W weight decays, Y classes, Z features with the
+bias, O outputs (weight decays times classes). B rows of a batch and D features are the project's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ State = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # steps, weights, two
 
 @dataclass(frozen=True)
 class Protocol:
-    """How probes are trained and chosen; the defaults are SentEval's own settings for results."""
+    """How probes are trained and chosen; the defaults are SentEval's settings for results."""
 
     folds: int = 10
     optimizer: Literal["adam", "rmsprop"] = "adam"
@@ -34,24 +34,24 @@ class Protocol:
 
     @property
     def rounds(self) -> int:
-        """Scores that a fit can have at most."""
+        """Largest number of development scores of a fit."""
         return self.max_epoch // self.epoch_size + 1
 
 
 class Fits(NamedTuple):
-    """All fits, as arrays on the device; rows beyond a fit's own repeat row 0 and count nothing."""
+    """All fits, as arrays on the device; rows past those of a fit repeat row 0, uncounted."""
 
-    train_JM: jax.Array
-    trained_J: jax.Array
-    development_JM: jax.Array
-    developed_J: jax.Array
-    decay_JW: jax.Array
-    order_J: jax.Array
+    train_XM: jax.Array
+    trained_X: jax.Array
+    development_XM: jax.Array
+    developed_X: jax.Array
+    decay_XW: jax.Array
+    order_X: jax.Array
     orders: jax.Array
 
 
 class Batch(NamedTuple):
-    """Which batch of which epoch of which fit."""
+    """Position of a batch: its fit, its epoch and its number in the epoch."""
 
     fit: jax.Array
     epoch: jax.Array
@@ -61,42 +61,42 @@ class Batch(NamedTuple):
 def step(
     x_MZ: jax.Array, y_M: jax.Array, fits: Fits, batch: Batch, state: State, protocol: Protocol
 ) -> State:
-    """Takes one step of a slot's probes; a batch beyond the fit's own rows changes nothing."""
+    """Take one step of a slot's probes; a batch beyond the rows of the fit changes nothing."""
     steps, now_WYZ, *moments = state
     B = protocol.batch
-    start = (fits.order_J[batch.fit], batch.epoch, batch.number * B)
-    places_B = jax.lax.dynamic_slice(fits.orders, start, (1, 1, B)).reshape(B)
-    rows_B = fits.train_JM[batch.fit, places_B]
-    own = jnp.clip(fits.trained_J[batch.fit] - batch.number * B, 0, B)
+    start = (fits.order_X[batch.fit], batch.epoch, batch.number * B)
+    picked_B = jax.lax.dynamic_slice(fits.orders, start, (1, 1, B)).reshape(B)
+    rows_B = fits.train_XM[batch.fit, picked_B]
+    own = jnp.clip(fits.trained_X[batch.fit] - batch.number * B, 0, B)
     share_B = jnp.where(jnp.arange(B) < own, 1 / own, 0)
     slope_WYZ = _slope(x_MZ[rows_B], y_M[rows_B], share_B, now_WYZ)
-    slope_WYZ += fits.decay_JW[batch.fit][:, None, None] * now_WYZ
+    slope_WYZ += fits.decay_XW[batch.fit][:, None, None] * now_WYZ
     rule = _adam if protocol.optimizer == "adam" else _rmsprop
     new = (steps + 1, *rule(steps + 1, slope_WYZ, now_WYZ, *moments))
     return jax.tree.map(lambda new, old: jnp.where(own > 0, new, old), new, state)
 
 
 def _slope(x_BZ: jax.Array, y_B: jax.Array, share_B: jax.Array, now_WYZ: jax.Array) -> jax.Array:
-    """Computes the gradient of the cross entropy, each row weighted by its share."""
+    """Compute the gradient of the cross entropy, each row weighted by its share."""
     logits_BWY = _logits(x_BZ, now_WYZ)
     wanted_BY = jax.nn.one_hot(y_B, logits_BWY.shape[-1])
     error_BWY = (jax.nn.softmax(logits_BWY) - wanted_BY[:, None]) * share_B[:, None, None]
     # The weight decays and classes as one axis: XLA would otherwise transpose all weights.
-    error_BK = error_BWY.reshape(len(x_BZ), -1)
-    slope_KZ = jnp.einsum("BK,BZ->KZ", error_BK, x_BZ, precision="highest")
-    return slope_KZ.reshape(now_WYZ.shape)
+    error_BO = error_BWY.reshape(len(x_BZ), -1)
+    slope_OZ = jnp.einsum("BO,BZ->OZ", error_BO, x_BZ, precision="highest")
+    return slope_OZ.reshape(now_WYZ.shape)
 
 
 def _logits(x_BZ: jax.Array, w_WYZ: jax.Array) -> jax.Array:
     W, Y, Z = w_WYZ.shape
-    logits_BK = jnp.einsum("BZ,KZ->BK", x_BZ, w_WYZ.reshape(W * Y, Z), precision="highest")
-    return logits_BK.reshape(-1, W, Y)
+    logits_BO = jnp.einsum("BZ,OZ->BO", x_BZ, w_WYZ.reshape(W * Y, Z), precision="highest")
+    return logits_BO.reshape(-1, W, Y)
 
 
 def _adam(
     steps: jax.Array, slope: jax.Array, w: jax.Array, mean: jax.Array, square: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Does what torch.optim.Adam does; optax rounds the first `1 - 0.999**steps` to four digits."""
+    """Update as torch.optim.Adam does; optax rounds the first `1 - 0.999**steps` to four digits."""
     mean = mean + 0.1 * (slope - mean)
     square = 0.999 * square + 0.001 * slope * slope
     mean_grown = -jnp.expm1(steps * np.log(0.9))
@@ -108,7 +108,7 @@ def _adam(
 def _rmsprop(
     steps: jax.Array, slope: jax.Array, w: jax.Array, mean: jax.Array, square: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Does what torch.optim.RMSprop does."""
+    """Update as torch.optim.RMSprop does."""
     square = 0.99 * square + 0.01 * slope * slope
     return w - 0.01 * slope / (jnp.sqrt(square) + 1e-8), mean, square
 
@@ -116,8 +116,8 @@ def _rmsprop(
 def right(
     x_MZ: jax.Array, y_M: jax.Array, fits: Fits, fit: jax.Array, now_WYZ: jax.Array
 ) -> jax.Array:
-    """Counts the development rows that each probe of a slot gets right."""
-    rows_M = fits.development_JM[fit]
-    own_M = jnp.arange(len(rows_M)) < fits.developed_J[fit]
+    """Count the development rows that each probe of a slot gets right."""
+    rows_M = fits.development_XM[fit]
+    own_M = jnp.arange(len(rows_M)) < fits.developed_X[fit]
     found_MW = jnp.argmax(_logits(x_MZ[rows_M], now_WYZ), axis=-1)
     return ((found_MW == y_M[rows_M][:, None]) & own_M[:, None]).sum(axis=0, dtype=jnp.int32)

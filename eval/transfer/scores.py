@@ -1,7 +1,7 @@
-"""How vectors become transfer accuracies: SentEval's three ways to choose a probe and to test it.
+"""Transfer accuracies of vectors: SentEval's three ways to choose a probe and to test it.
 
 Accuracies are percents, rounded where SentEval rounds them. A probe's first weights, its shuffles
-and the folds are SentEval's own, so the seed means what it means there.
+and the folds are SentEval's, so the seed means what it means there.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Labeled:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a task came to: accuracies in percent, the weight decays chosen, and each prediction."""
+    """Result of a task: accuracies in percent, the weight decays chosen, and each prediction."""
 
     development: float
     test: float
@@ -55,10 +55,9 @@ def evaluate_transfer(
     clean: bool = True,
     progress: bool | None = None,
 ) -> dict[str, Any]:
-    """Scores an encoder: `scores` and their `average`, `detail`, and the `examples` one by one.
+    """Return of an encoder the `scores` and their `average`, `detail`, and all `examples`.
 
-    Raises:
-        NotFinite: a vector that is not finite, naming its sentence.
+    Raises: NotFinite naming the sentence of a vector that is not finite.
     """
     detail, examples = {}, {}
     for task in tasks:
@@ -68,6 +67,7 @@ def evaluate_transfer(
         gold_M = sets[-1].y_M
         detail[task.name] = {
             "examples": len(task),
+            "class_names": list(task.class_names),
             "development": outcome.development,
             "test": outcome.test,
             "decays": outcome.decays,
@@ -84,7 +84,7 @@ def evaluate_transfer(
 def features(
     encoder: scores.Encoder, task: Transfer, *, clean: bool = True, progress: bool | None = None
 ) -> list[Labeled]:
-    """Encodes a task's sets: a sentence's vector, or |u - v| and u * v of a pair."""
+    """Encode a task's sets: a sentence's vector, or |u - v| and u * v of a pair."""
     columns = [column for part in task.sets for column in part.columns]
     _, vectors, rows = scores.encode_distinct(encoder, columns, clean=clean, progress=progress)
     sides = iter(rows)
@@ -99,7 +99,7 @@ def features(
 
 
 def count_fits(task: Transfer, protocol: Protocol) -> int:
-    """Returns how many splits a task trains probes on."""
+    """Return how many splits a task trains probes on."""
     return {1: protocol.folds**2 + protocol.folds, 2: protocol.folds + 1, 3: 1}[len(task.sets)]
 
 
@@ -110,27 +110,27 @@ def probe_task(
     seed: int,
     advance: Advance = lambda steps: None,
 ) -> Outcome:
-    """Trains and tests the probes of one task, by the sets it has: see `Transfer`."""
+    """Train and test the probes of one task, by the sets it has: see `Transfer`."""
     trainer = Trainer(classes, protocol, seed, advance)
     return {1: _nested, 2: _folded, 3: _given}[len(sets)](trainer, *sets)
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """What all probes of a task share."""
+    """Settings that all probes of a task share."""
 
     classes: int
     protocol: Protocol
     seed: int
     advance: Advance
 
-    def fit(self, data: Labeled, splits: Sequence[Split], decay_JW: np.ndarray) -> probe.Probes:
-        """Trains the probes of all splits."""
+    def fit(self, data: Labeled, splits: Sequence[Split], decay_XW: np.ndarray) -> probe.Probes:
+        """Train the probes of all splits."""
         return probe.fit(
             data.x_MD,
             data.y_M,
             splits,
-            decay_JW,
+            decay_XW,
             classes=self.classes,
             protocol=self.protocol,
             seed=self.seed,
@@ -138,33 +138,33 @@ class Trainer:
         )
 
     def search(self, data: Labeled, splits: Sequence[Split]) -> tuple[probe.Probes, np.ndarray]:
-        """Trains with every weight decay; returns the probes and their development accuracies."""
+        """Train with every weight decay; return the probes and their development accuracies."""
         probes = self.fit(data, splits, np.tile(self.protocol.decays, (len(splits), 1)))
         sizes = np.array([len(split.development) for split in splits])
-        return probes, probes.right_JW / sizes[:, None]
+        return probes, probes.right_XW / sizes[:, None]
 
-    def choose(self, accuracy_JW: np.ndarray) -> tuple[float, float]:
-        """Returns the weight decay of the best mean over splits, of equals the first, and that."""
-        means = [round(100 * np.mean(column), 2) for column in accuracy_JW.T]
+    def choose(self, accuracy_XW: np.ndarray) -> tuple[float, float]:
+        """Return the first weight decay with the best mean over splits, and that mean."""
+        means = [round(100 * np.mean(column), 2) for column in accuracy_XW.T]
         best = int(np.argmax(means))
         return self.protocol.decays[best], float(means[best])
 
     def held_out(self, rows: np.ndarray) -> Split:
-        """Splits off the rows that the final probe stops early by."""
+        """Split off the rows that the final probe stops early by."""
         train, development = draws.held_out(len(rows), self.protocol.held_out, self.seed)
         return Split(rows[train], rows[development], len(rows))
 
 
 def _nested(trainer: Trainer, data: Labeled) -> Outcome:
-    """Chooses a weight decay within the rows outside of each fold, and tests on the fold."""
+    """Choose a weight decay within the rows outside of each fold, and test on the fold."""
     rows, folds = np.arange(len(data.y_M)), trainer.protocol.folds
     tests = draws.stratified_folds(data.y_M, folds, SEED)
     outers = [np.delete(rows, test) for test in tests]
     inner = [split for outer in outers for split in _fold_splits(outer, data.y_M, folds, SEED)]
-    _, accuracy_JW = trainer.search(data, inner)
-    chosen = [trainer.choose(part) for part in np.split(accuracy_JW, folds)]
-    decay_J1 = np.array([[decay] for decay, _ in chosen])
-    final = trainer.fit(data, [trainer.held_out(outer) for outer in outers], decay_J1)
+    _, accuracy_XW = trainer.search(data, inner)
+    chosen = [trainer.choose(part) for part in np.split(accuracy_XW, folds)]
+    decay_X1 = np.array([[decay] for decay, _ in chosen])
+    final = trainer.fit(data, [trainer.held_out(outer) for outer in outers], decay_X1)
     predicted_M = np.empty_like(data.y_M)
     for number, test in enumerate(tests):
         predicted_M[test] = _predict(final, number, 0, data.x_MD[test])
@@ -179,11 +179,11 @@ def _nested(trainer: Trainer, data: Labeled) -> Outcome:
 
 
 def _folded(trainer: Trainer, data: Labeled, test: Labeled) -> Outcome:
-    """Chooses a weight decay by folds of the training set, trains on all of it, and tests."""
+    """Choose a weight decay by folds of the training set, train on all of it, and test."""
     rows = np.arange(len(data.y_M))
     splits = _fold_splits(rows, data.y_M, trainer.protocol.folds, trainer.seed)
-    _, accuracy_JW = trainer.search(data, splits)
-    decay, mean = trainer.choose(accuracy_JW)
+    _, accuracy_XW = trainer.search(data, splits)
+    decay, mean = trainer.choose(accuracy_XW)
     final = trainer.fit(data, [trainer.held_out(rows)], np.array([[decay]]))
     predicted_M = _predict(final, 0, 0, test.x_MD)
     accuracy = _accuracy(test.y_M, predicted_M)
@@ -191,7 +191,7 @@ def _folded(trainer: Trainer, data: Labeled, test: Labeled) -> Outcome:
 
 
 def _given(trainer: Trainer, train: Labeled, development: Labeled, test: Labeled) -> Outcome:
-    """Chooses the probe by the development set, and tests it.
+    """Choose the probe by the development set, and test it.
 
     SentEval trains the chosen one a second time, from the same draws: the same probe.
     """
@@ -199,8 +199,8 @@ def _given(trainer: Trainer, train: Labeled, development: Labeled, test: Labeled
     data = Labeled(x_MD, np.concatenate([train.y_M, development.y_M]))
     rows = np.arange(len(data.y_M))
     split = Split(rows[: len(train.y_M)], rows[len(train.y_M) :])
-    probes, accuracy_JW = trainer.search(data, [split])
-    decay, mean = trainer.choose(accuracy_JW)
+    probes, accuracy_XW = trainer.search(data, [split])
+    decay, mean = trainer.choose(accuracy_XW)
     chosen = trainer.protocol.decays.index(decay)
     predicted_M = _predict(probes, 0, chosen, test.x_MD)
     accuracy = _accuracy(test.y_M, predicted_M)
@@ -213,7 +213,7 @@ def _fold_splits(rows: np.ndarray, labels_M: np.ndarray, folds: int, seed: int) 
 
 
 def _predict(probes: probe.Probes, fit: int, decay: int, x_MD: np.ndarray) -> np.ndarray:
-    return probe.predict(x_MD, probes.w_JWYD[fit, decay], probes.b_JWY[fit, decay])
+    return probe.predict(x_MD, probes.w_XWYD[fit, decay], probes.b_XWY[fit, decay])
 
 
 def _accuracy(gold_M: np.ndarray, predicted_M: np.ndarray) -> float:
@@ -221,7 +221,7 @@ def _accuracy(gold_M: np.ndarray, predicted_M: np.ndarray) -> float:
 
 
 def _f1(gold_M: np.ndarray, predicted_M: np.ndarray) -> float:
-    """Computes 100 x F1 of class 1."""
+    """Compute 100 x F1 of class 1."""
     found = np.count_nonzero(gold_M & predicted_M)
     either = np.count_nonzero(gold_M) + np.count_nonzero(predicted_M)
     return round(200 * found / either, 2) if either else 0.0

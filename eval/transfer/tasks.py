@@ -1,27 +1,29 @@
 """The seven transfer tasks, read from SentEval's `downstream` folder as SentEval reads them.
 
-That includes its oddities, which decide which sentence is row number what of a split: MR, CR, SUBJ
-and MPQA are read as Latin-1 and broken wherever `str.splitlines` breaks; their empty lines (CR has
-four, MPQA three) are sentences too; words are what white space separates, the no-break space
-included; and each set is sorted by the number of words, then by class, before a classifier sees it.
+Its oddities are kept, because the order of the rows decides the folds:
+
+- MR, CR, SUBJ and MPQA are read as Latin-1, and a line ends wherever `str.splitlines` ends one;
+- their empty lines (CR has four, MPQA three) are sentences too;
+- words are separated by white space, the no-break space included;
+- each set is sorted by the number of words, then by class.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Int64
 
-from eval.shared import senteval
-from prompteol_jax.errors import UserError
+from eval.shared import datasets, senteval
 
 TREC_CLASSES: Final = ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM")
-PLACES: Final = ("MR", "CR", "SUBJ", "MPQA", "SST", "TREC", "MRPC")  # folders, in this order
+FOLDERS: Final = ("MR", "CR", "SUBJ", "MPQA", "SST", "TREC", "MRPC")  # in this order
+SHORT: Final = {"SST": "SST2", "SST-2": "SST2"}
+OPINIONS: Final = ("negative", "positive")
 
 Row = tuple[tuple[str, ...], int]  # one text, or a pair of them, and their class
 
@@ -46,14 +48,19 @@ class Transfer:
     """
 
     name: str
-    classes: int
+    class_names: tuple[str, ...]
     train: Examples
     development: Examples | None = None
     test: Examples | None = None
 
     def __len__(self) -> int:
-        """Examples that are tested."""
+        """Number of examples that are tested."""
         return len(self.test if self.test else self.train)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
 
     @property
     def sets(self) -> tuple[Examples, ...]:
@@ -63,9 +70,9 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a task's sets lie; a set is one file, or one a class in descending order of it."""
+    """Files of a task's sets: one file per set, or one per class, the highest class first."""
 
-    classes: int
+    class_names: tuple[str, ...]
     read: Callable[[Path, list[str]], Iterator[Row]]
     train: tuple[str, ...]
     development: tuple[str, ...] = ()
@@ -75,20 +82,16 @@ class Source:
 def read_transfer(
     folder: str | Path, names: Sequence[str] = (), *, folds: int = 10
 ) -> tuple[Transfer, ...]:
-    """Reads tasks, all unless named, from SentEval's `downstream` folder or the one that holds it.
+    """Read tasks, all unless named, from SentEval's `downstream` folder or the one that holds it.
 
-    Raises:
-        UserError: unknown tasks; lines that cannot be read, or classes with fewer rows than folds,
-            all in one error.
-        NotFound: no such folder, or missing files, all in one error.
+    A task with another number of rows than the published one is logged.
+
+    Raises: UserError naming unknown tasks, or all lines that cannot be read and classes with fewer
+        rows than folds; NotFound naming the folder, or all missing files.
     """
-    unknown = [name for name in names if name not in SOURCES]
-    if unknown:
-        raise UserError(
-            f"no transfer task {', '.join(map(repr, unknown))}; there are {', '.join(SOURCES)}"
-        )
+    senteval.check_names("transfer task", names, tuple(SOURCES), SHORT)
     names = tuple(dict.fromkeys(names)) or tuple(SOURCES)
-    root = senteval.downstream(folder, PLACES)
+    root = senteval.downstream(folder, FOLDERS)
     sources = {name: SOURCES[name] for name in names}
     wanted = [s.train + s.development + s.test for s in sources.values()]
     senteval.check(root, [root / file for group in wanted for file in group])
@@ -97,7 +100,22 @@ def read_transfer(
         _read_task(root, name, source, folds, problems) for name, source in sources.items()
     )
     senteval.refuse(root, problems)
+    datasets.warn_of_incomplete(_rows(tasks), root)
     return tasks
+
+
+def describe_data(folder: Path, tasks: Sequence[Transfer]) -> dict[str, Any]:
+    """Return the record of the data in a result file; see `datasets.describe`."""
+    content = (
+        [task.name, [list(column) for column in part.columns], part.labels.tolist()]
+        for task in tasks
+        for part in task.sets
+    )
+    return datasets.describe(folder, "test", _rows(tasks), content)
+
+
+def _rows(tasks: Sequence[Transfer]) -> dict[str, tuple[int, ...]]:
+    return {task.name: tuple(map(len, task.sets)) for task in tasks}
 
 
 def _read_task(root: Path, name: str, source: Source, folds: int, problems: list[str]) -> Transfer:
@@ -109,38 +127,42 @@ def _read_task(root: Path, name: str, source: Source, folds: int, problems: list
             rows = list(source.read(root / path, problems))
             # A file a class: the first holds the highest one.
             found += [(t, len(paths) - 1 - number) for t, _ in rows] if len(paths) > 1 else rows
-        _check_classes(root / paths[-1], [label for _, label in found], source, least, problems)
+        labels = [label for _, label in found]
+        _check_classes([root / path for path in paths], labels, source, least, problems)
         return _sorted(found)
 
     least = 1 if source.development else folds
     parts = [examples(source.train, least)]
     parts += [examples(paths, 0) for paths in (source.development, source.test)]
-    return Transfer(name, source.classes, *parts)
+    return Transfer(name, source.class_names, *parts)
 
 
 def _check_classes(
-    path: Path, labels: Sequence[int], source: Source, least: int, problems: list[str]
+    paths: Sequence[Path], labels: Sequence[int], source: Source, least: int, problems: list[str]
 ) -> None:
-    counts = np.bincount(labels, minlength=source.classes) if labels else [0] * source.classes
+    """Note a set without rows, and classes with too few, under the file that should hold them."""
     if not labels:
-        problems.append(f"{path}: no examples")
-    elif min(counts) < least:
-        problems.append(
-            f"{path}: {min(counts)} examples of class {int(np.argmin(counts))}, "
-            f"needs {least} or more"
-        )
+        problems.append(f"{paths[0]}: no examples")
+        return
+    counts = np.bincount(labels, minlength=len(source.class_names))
+    for number, name in enumerate(source.class_names):
+        path = paths[-1 - number] if len(paths) > 1 else paths[0]
+        if counts[number] < least:
+            problems.append(
+                f"{path}: {counts[number]} examples of class {name}, needs {least} or more"
+            )
 
 
 def _sorted(rows: Sequence[Row]) -> Examples:
-    """Sorts as SentEval does, by words of each text, then by class; equal ones keep their order."""
+    """Sort as SentEval does, by words of each text, then by class; equal ones keep their order."""
     rows = sorted(rows, key=lambda row: (*(len(text.split()) for text in row[0]), row[1]))
     columns = tuple(zip(*(texts for texts, _ in rows), strict=True)) or ((),)
     return Examples(columns, np.array([label for _, label in rows], np.int64))
 
 
 def _sentences(path: Path, problems: list[str]) -> Iterator[Row]:
-    """Reads a file of one class, a sentence a line; an empty file is noticed by its class."""
-    for line in path.read_text(encoding="latin-1").splitlines():
+    """Read a file of one class, a sentence per line."""
+    for line in senteval.content(path, problems).decode("latin-1").splitlines():
         yield (_joined(line),), 0
 
 
@@ -154,7 +176,10 @@ def _sst(path: Path, problems: list[str]) -> Iterator[Row]:
 
 
 def _trec(path: Path, problems: list[str]) -> Iterator[Row]:
-    text = path.read_text(encoding="latin-1").removesuffix("\n")
+    text = (
+        senteval.content(path, problems).decode("latin-1").replace("\r\n", "\n").replace("\r", "\n")
+    )
+    text = text.removesuffix("\n")
     for number, line in enumerate(text.split("\n") if text else (), start=1):
         name, _, rest = line.strip().partition(":")
         question = _joined(rest.partition(" ")[2])
@@ -169,10 +194,13 @@ def _trec(path: Path, problems: list[str]) -> Iterator[Row]:
 
 def _mrpc(path: Path, problems: list[str]) -> Iterator[Row]:
     for number, line in senteval.lines(path, problems):
-        if number == 1:
-            continue  # names of the columns
         fields = line.strip().split("\t")
-        if len(fields) < 5 or fields[0] not in ("0", "1"):
+        is_pair = len(fields) >= 5 and fields[0] in ("0", "1")
+        if number == 1:
+            if is_pair:
+                problems.append(f"{path}:1: {line[:80]!r}, expected the names of the columns")
+            continue
+        if not is_pair:
             problems.append(
                 f"{path}:{number}: {line[:80]!r}, expected 0 or 1, two numbers and two sentences "
                 "between tabs"
@@ -185,23 +213,23 @@ def _joined(text: str) -> str:
     return " ".join(text.split())
 
 
-_two_files = partial(Source, 2, _sentences)
-
 SOURCES: Final = {
-    "MR": _two_files(("MR/rt-polarity.pos", "MR/rt-polarity.neg")),
-    "CR": _two_files(("CR/custrev.pos", "CR/custrev.neg")),
-    "SUBJ": _two_files(("SUBJ/subj.objective", "SUBJ/subj.subjective")),
-    "MPQA": _two_files(("MPQA/mpqa.pos", "MPQA/mpqa.neg")),
+    "MR": Source(OPINIONS, _sentences, ("MR/rt-polarity.pos", "MR/rt-polarity.neg")),
+    "CR": Source(OPINIONS, _sentences, ("CR/custrev.pos", "CR/custrev.neg")),
+    "SUBJ": Source(
+        ("subjective", "objective"), _sentences, ("SUBJ/subj.objective", "SUBJ/subj.subjective")
+    ),
+    "MPQA": Source(OPINIONS, _sentences, ("MPQA/mpqa.pos", "MPQA/mpqa.neg")),
     "SST2": Source(
-        2,
+        OPINIONS,
         _sst,
         ("SST/binary/sentiment-train",),
         ("SST/binary/sentiment-dev",),
         ("SST/binary/sentiment-test",),
     ),
-    "TREC": Source(6, _trec, ("TREC/train_5500.label",), test=("TREC/TREC_10.label",)),
+    "TREC": Source(TREC_CLASSES, _trec, ("TREC/train_5500.label",), test=("TREC/TREC_10.label",)),
     "MRPC": Source(
-        2,
+        ("different", "paraphrase"),
         _mrpc,
         ("MRPC/msr_paraphrase_train.txt",),
         test=("MRPC/msr_paraphrase_test.txt",),

@@ -20,7 +20,7 @@ class BagOfWords:
 
     def describe(self):
         model = {"name": self.model_name, "folder": None, "files": {}, "parameters": 64}
-        return {"model": model, "adapter": None}
+        return {"model": model, "adapter": None, "layer": None}
 
     def words(self, text, k):
         return [(word, 1 / k) for word in sorted(text.split())[:k]]
@@ -71,6 +71,16 @@ def small_downstream(tmp_path_factory):
     )
     (root / "SICK" / "SICK_test_annotated.txt").write_text(lines)
     return root
+
+
+@pytest.fixture
+def small_is_whole(monkeypatch):
+    """Five pairs a subset count as the published size of a task."""
+    from eval.shared import datasets
+    from eval.sts.tasks import TABLES, YEARS
+
+    sizes = {year: (5 * len(subsets),) for year, subsets in YEARS.items()}
+    monkeypatch.setattr(datasets, "SIZES", sizes | dict.fromkeys(TABLES, (5,)))
 
 
 @pytest.fixture(scope="session")

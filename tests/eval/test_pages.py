@@ -8,11 +8,12 @@ import pytest
 
 from eval.demos import report as demos_report
 from eval.layers import report as layers_report
-from eval.mteb import command as mteb
+from eval.mteb import report as mteb_report
 from eval.reproduce import command as reproduce
 from eval.shared import html as report
 from eval.sts import command as sts
 from eval.transfer import report as transfer_report
+from eval.transfer.tasks import SOURCES
 from prompteol_jax.text.template import TEMPLATES
 from train.run import report as train_report
 
@@ -50,14 +51,16 @@ def transfer_page(folder):
         taken = np.where(rng.random(500) < 0.7, gold, rng.integers(0, count, 500))
         examples[name] = {"gold": gold, "predicted": taken}
     part = {"examples": 500, "test": 70.0, "development": 71.0, "decays": [1e-5, 1e-3]}
+    names = {name: SOURCES[name].class_names for name in classes}
     result = {
         **{"model": "m", "template": "eol", "dtype": "float32", "clean": True, "seconds": 1.0},
         **{"scores": dict.fromkeys(classes, 70.0), "average": 70.0, "options": {}},
-        "detail": dict.fromkeys(classes, part),
+        "detail": {name: part | {"class_names": names[name]} for name in classes},
+        "examples": examples,
         "protocol": {"folds": 10, "optimizer": "adam", "seed": 1111},
         "provenance": {"model": {"parameters": 1000}},
     }
-    transfer_report.write_report(folder / "transfer.html", result, examples)
+    transfer_report.write_report(folder / "transfer.html", result)
     return {"transfer": folder / "transfer.html"}
 
 
@@ -69,7 +72,7 @@ def mteb_page(folder):
         **{"scores": dict(zip(kinds, (-3.2, 71.5), strict=True)), "average": 34.15},
         "detail": {name: {"type": kind, "score": 50.0} for name, kind in kinds.items()},
     }
-    mteb.write_report(folder / "mteb.html", result)
+    mteb_report.write_report(folder / "mteb.html", result)
     return {"mteb": folder / "mteb.html"}
 
 
@@ -107,7 +110,8 @@ def search_pages(folder):
         for n in range(1, 101)
     ]
     result = head | {"ranking": ranking, "best": ranking[0], "zero_shot": 66.0, "candidates": 100}
-    result |= {"better_than_zero_shot": 9, "stages": [188, 375, 750, 1500]}
+    result |= {"better_than_zero_shot": 9, "stages": [188, 375, 750, 1500], "resumed": 40}
+    result |= {"gain_interval": [1.0, 5.0]}
     result |= {"operations": {"share": 0.37}}
     demos_report.write_report(folder / "demos.html", result, TEMPLATES["eol-icl-6.7b"])
     return {"layers": folder / "layers.html", "demos": folder / "demos.html"}

@@ -7,10 +7,11 @@ import pytest
 
 from eval.demos import command as demos
 from eval.demos import cost as demos_cost
+from eval.demos import report
 from eval.demos.candidates import key
 from eval.demos.encode import SharedEncoder
 from eval.demos.journal import Journal
-from eval.demos.search import Search, stages
+from eval.demos.search import Scored, Search, stages
 from eval.sts import scores
 from eval.sts.pairs import Pairs
 from prompteol_jax import Embedder
@@ -182,8 +183,8 @@ def test_a_journal_gives_back_the_bits_it_was_given(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(settings={"model": "b"}), "of another search: model was 'a', is 'b'"),
-        (dict(weights={"file": "2"}), "of another search: file was '1', is '2'"),
+        (dict(settings={"model": "b"}), "belongs to another run: model was 'a' and is now 'b'"),
+        (dict(weights={"file": "2"}), "belongs to another run: file was '1' and is now '2'"),
     ],
 )
 def test_a_journal_of_another_search_is_refused(change, message, tmp_path):
@@ -241,7 +242,12 @@ def test_the_command_writes_a_template_that_every_command_takes(folder, capsys):
     assert (best.prefix, best.suffix) == (PROMPTEOL.prefix, PROMPTEOL.suffix)
     assert len(result["ranking"]) == 5 + 4
     assert result["candidates"] == 5 and result["stages"] == [len(PAIRS)]
-    assert result["best"]["score"] == max(line["score"] for line in result["ranking"])
+    first = result["ranking"][0]
+    is_better = first["score"] > result["zero_shot"]
+    assert result["best"]["rank"] == (1 if is_better else 0)
+    assert result["best"]["score"] == pytest.approx(
+        max(result["zero_shot"], first["score"]), abs=0.01
+    )
     assert result["operations"]["share"] > 0
     assert json.loads((folder / "result.json").read_text())["ranking"] == result["ranking"]
     page = (folder / "page.html").read_text()
@@ -282,8 +288,25 @@ def test_wrong_input_is_refused_before_the_model_is_loaded(changes, message, fol
 def test_a_journal_of_other_settings_is_refused_before_the_model_is_loaded(folder):
     (folder / "run").mkdir()
     Journal(folder / "run" / "journal.jsonl", {"model": "another"}).agree({})
-    with pytest.raises(ValueError, match=r"another search: model was 'another', is 'tiny'"):
+    with pytest.raises(ValueError, match=r"another run: model was 'another' and is now 'tiny'"):
         demos.search(Unloadable(**vars(options(folder))))
+
+
+def scored(template, score, cosines):
+    examples = {"gold": PAIRS.gold, "cosine": np.asarray(cosines)}
+    return Scored(template, score, len(PAIRS), 1, examples)
+
+
+def test_the_best_template_is_never_worse_than_the_one_given():
+    cosines = np.arange(len(PAIRS)) / len(PAIRS)
+    bare = scored(PROMPTEOL, 38.07, cosines)
+    worse = [scored(t, 33.9 - n, cosines[::-1]) for n, t in enumerate(CANDIDATES)]
+    assert report.best_of(bare, worse) is bare
+    found = report.outcome(bare, worse) | {"candidates": len(worse)}
+    assert found["best"]["rank"] == 0 and found["best"]["demonstrations"] == []
+    assert report.verdict(found).endswith("none is better than the template as is.")
+    better = [scored(CANDIDATES[0], 40.0, cosines), *worse]
+    assert report.outcome(bare, better)["best"]["name"] == CANDIDATES[0].name
 
 
 def test_keys_tell_contents_apart_and_not_names():

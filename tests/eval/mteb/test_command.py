@@ -155,7 +155,7 @@ def test_the_command_writes_a_result(sts_task, monkeypatch, tmp_path, capsys):
         (["--tasks", "STS1200"], "STS1200"),
         (["--tasks", "STS12", "--task-templates", "STS"], "takes TYPE=TEMPLATE"),
         (["--tasks", "STS12", "--task-templates", "STS=none.json"], "none.json"),
-        (["--tasks", "STS12"], "the data of STS12 could not be had"),
+        (["--tasks", "STS12"], "could not download the data of STS12"),
     ],
 )
 def test_what_cannot_be_run_is_one_error(arguments, message, capsys):

@@ -3,19 +3,23 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from eval.reproduce import command as reproduce
 from eval.reproduce import published
 from eval.reproduce.command import ReproduceOptions
+from eval.shared import datasets
 from eval.sts import command as sts
 from eval.sts import report as sts_report
 from eval.transfer import command as transfer
+from prompteol_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -35,6 +39,11 @@ def bag_rows(monkeypatch, bag_of_words):
     monkeypatch.setattr(transfer.TransferOptions, "load", load)
     monkeypatch.setattr(sts_report, "write_report", lambda *_: None)
     return loaded
+
+
+@pytest.fixture(autouse=True)
+def small_data_is_the_published_data(small_is_whole):
+    """Most of these tests are not about the size of the data."""
 
 
 def options(data, output, table="sts-icl", **settings):
@@ -65,10 +74,14 @@ def test_cells_stand_beside_published_figures(bag_rows, small_downstream, tmp_pa
 
 def test_transfer_rows_are_run_by_the_probes_and_kept(bag_rows, tmp_path, monkeypatch):
     scored = {"scores": dict.fromkeys(published.TRANSFER, 90.0), "average": 90.0}
-    scored |= {"detail": {}, "examples": {}}
+    part = {"examples": 1, "test": 90.0, "development": 90.0, "decays": [1e-5]}
+    part |= {"class_names": ["no", "yes"]}
+    it = {"gold": np.array([1, 0]), "predicted": np.array([1, 1])}
+    scored |= {"detail": dict.fromkeys(published.TRANSFER, part)}
+    scored |= {"examples": dict.fromkeys(published.TRANSFER, it)}
     monkeypatch.setattr(transfer.transfer_scores, "evaluate_transfer", lambda *_, **__: {**scored})
     monkeypatch.setattr(transfer, "read_transfer", lambda *_, **__: ())
-    monkeypatch.setattr(reproduce, "read_transfer", lambda _: ())
+    monkeypatch.setattr(reproduce.transfer_tasks, "read_transfer", lambda _: ())
     asked = options(tmp_path, tmp_path, "transfer", models=("Llama-2-7b-hf", "opt-13b"))
     done, missing = reproduce.run(asked)["rows"]
     assert [cell["task"] for cell in done["cells"]] == [*published.TRANSFER, "average"]
@@ -85,7 +98,8 @@ def test_a_cell_within_the_band_is_told_from_one_outside():
     row = published.find("sts-icl", "opt-125m")[0]
     scores = dict(row.scores) | {"STS12": 62.52, "STS13": 73.41}
     result = {"scores": scores, "average": 67.46}
-    within = [cell["within"] for cell in reproduce.Outcome(row, result).cells(published.STS)]
+    result["template"] = "eol-icl-125m"
+    within = [cell["within"] for cell in reproduce.Outcome(row, result).cells("sts-icl")]
     assert within == [True, False] + 6 * [True]
 
 
@@ -106,11 +120,11 @@ def test_what_was_not_published_is_none_found_and_derived_averages_are_marked(
 def test_rows_are_kept_until_options_or_files_change(bag_rows, small_downstream, tmp_path):
     asked = options(small_downstream, tmp_path, models=("opt-125m",))
     first = reproduce.run(asked)
-    assert reproduce.run(asked) == first
+    assert reproduce.run(asked)["rows"] == first["rows"]
     assert len(bag_rows) == 1
     (file,) = (tmp_path / "out" / "sts-icl").glob("*.json")
     file.write_text(file.read_text()[:100])
-    assert reproduce.run(asked) == first
+    assert reproduce.run(asked)["rows"] == first["rows"]
     assert len(bag_rows) == 2
     changed = json.loads(file.read_text())
     weights = tmp_path / "model.safetensors"
@@ -120,6 +134,46 @@ def test_rows_are_kept_until_options_or_files_change(bag_rows, small_downstream,
     file.write_text(json.dumps(changed))
     reproduce.run(asked)
     assert len(bag_rows) == 3
+
+
+def test_a_row_of_other_data_is_run_again(bag_rows, small_downstream, tmp_path):
+    copied = tmp_path / "downstream"
+    shutil.copytree(small_downstream, copied)
+    asked = options(copied, tmp_path, models=("opt-125m",))
+    first = reproduce.run(asked)
+    file = copied / "STS" / "STSBenchmark" / "sts-test.csv"
+    mirrored = [line.split("\t") for line in file.read_text().splitlines()]
+    for fields in mirrored:
+        fields[4] = str(5 - float(fields[4]))
+    file.write_text("".join("\t".join(fields) + "\n" for fields in mirrored))
+    second = reproduce.run(asked)
+    ours = [
+        next(c["ours"] for c in result["rows"][0]["cells"] if c["task"] == "STSBenchmark")
+        for result in (first, second)
+    ]
+    assert ours[1] == -ours[0] != 0
+    assert len(bag_rows) == 2
+
+
+def test_cells_of_incomplete_data_are_not_compared(
+    bag_rows, small_downstream, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(datasets, "SIZES", datasets.SIZES | {"STS13": (1500,)})
+    result = reproduce.run(options(small_downstream, tmp_path, models=("opt-125m",)))
+    (row,) = result["rows"]
+    why = {cell["task"]: cell["why_not"] for cell in row["cells"] if cell["why_not"]}
+    assert why == {
+        "STS13": "15 rows, published 1,500",
+        "average": "not of the published data",
+    }
+    assert result["data"]["incomplete"] == {"STS13": "15 rows, published 1,500"}
+    assert "STS13 is not compared: 15 rows, published 1,500" in capsys.readouterr().out
+
+
+def test_a_table_of_which_no_row_could_be_run_is_an_error(bag_rows, small_downstream, tmp_path):
+    asked = options(small_downstream, tmp_path, models=("opt-13b",))
+    with pytest.raises(UserError, match=r"no row could be run:\n  opt-13b: facebook/opt-13b could"):
+        reproduce.run(asked)
 
 
 def test_strict_original_is_float32_or_float16_as_the_script_ran(small_downstream, tmp_path):
@@ -166,7 +220,7 @@ def test_a_model_of_a_hub_is_run_and_one_that_it_lacks_is_not_available(
         spec.loader.exec_module(loaded)
         return loaded
 
-    hub = module("stand_in_hub", ROOT / "tests" / "prompteol_jax" / "test_hub.py")
+    hub = module("stand_in_hub", ROOT / "tests" / "library" / "pretrained" / "test_hub.py")
     weights = data / "weights" / "tinystories-656k"
     files = {path.name: path.read_bytes() for path in weights.iterdir() if path.is_file()}
     hub.FILES["facebook/opt-125m"] = files

@@ -102,6 +102,11 @@ def test_scores_the_seven_tasks_of_the_real_release(data, tmp_path, capsys, bag_
     assert f"{result['average']:.2f}" in shown
     text = page.read_text()
     assert text.count("<svg") == 7 + 2  # a scatter a task, sizes, the histogram
+    for name, (low, high) in result["intervals"].items():
+        score = result["scores"].get(name, result["average"])
+        assert low < score < high < low + 10
+    assert result["data"]["incomplete"] == {} and result["data"]["split"] == "test"
+    assert (result["command"], result["layer"], result["pooling"]) == ("eval.sts", None, "last")
     for shown in ("none found", "random pairs", "anisotropy", "Pairs most out of rank", " → "):
         assert shown in text
     assert "https:" not in text and "http:" not in text

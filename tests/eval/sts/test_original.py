@@ -44,7 +44,9 @@ def test_every_quirk_is_named_once_with_its_source():
     assert len(set(names)) == len(names)
     assert all(quirk.source and quirk.does for quirk in original.QUIRKS)
     assert all(bool(quirk.why) == (quirk.here == "never") for quirk in original.QUIRKS)
-    page = (Path(__file__).parents[3] / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "guides" / "reproduce.md").read_text(
+        encoding="utf-8"
+    )
     told = [
         line.split("|")[2].strip() for line in page.partition("| peculiarity")[2].splitlines()[2:]
     ]

@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from eval.sts.tasks import DEFAULTS, TABLES, YEARS, Pairs, read_tasks
+from eval.sts.tasks import DEFAULTS, TABLES, YEARS, Pairs, describe_data, read_tasks
+from prompteol_jax.errors import UserError
 
 REAL = {
     "STS12": (3108, 0),
@@ -48,6 +49,22 @@ def test_reads_every_pair_of_the_real_release(data):
     for task in tasks:
         names = YEARS.get(task.name, (task.name,))
         assert tuple(pairs.name for pairs in task.subsets) == names
+
+
+def test_a_task_of_another_size_than_published_is_told_in_the_log_and_in_the_record(
+    data, folder, caplog
+):
+    names = tuple(TABLES)
+    whole = read_tasks(data / "senteval", names)
+    assert caplog.messages == []
+    part = read_tasks(folder, names)
+    listed = "; ".join(f"{name}: 3 rows, published {REAL[name][0]:,}" for name in names)
+    assert caplog.messages == [f"{folder} is not the published data: {listed}"]
+    record = describe_data(folder, "test", part)
+    assert record["incomplete"].keys() == record["rows"].keys() == set(names)
+    assert describe_data(data, "test", whole)["incomplete"] == {}
+    part[0].subsets[0].gold[0] += 0.5
+    assert describe_data(folder, "test", part)["sha256"] != record["sha256"]
 
 
 def test_folder_and_its_parent_give_the_same(data):
@@ -146,16 +163,35 @@ def test_refuses_bytes_that_are_not_utf8(folder):
         read_tasks(folder, ["STS13"])
 
 
+def test_a_byte_order_mark_is_no_text_and_utf16_is_refused(folder):
+    path = folder / ONWN
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    (task,) = read_tasks(folder, ["STS13"])
+    assert task.subsets[2].texts_a[0] == "a b"
+    write(folder, ONWN, "a b\tc\nd\te\nf\tg\n", encoding="utf-16")
+    with pytest.raises(UserError, match=r"OnWN.txt: holds NUL bytes, so it is UTF-16") as caught:
+        read_tasks(folder, ["STS13"])
+    assert "rank correlation" not in str(caught.value)
+
+
+def test_one_problem_is_one_problem(folder):
+    write(folder, BENCHMARK, "short\n")
+    with pytest.raises(
+        UserError, match=r"^1 problem in .*:\n.*sts-test.csv:1: 1 tab-separated.*\Z"
+    ):
+        read_tasks(folder, ["STSBenchmark"])
+
+
 def test_all_problems_come_in_one_error(folder):
     write(folder, BENCHMARK, "short\n" * 30)
     write(folder, ONWN_GOLD, "1\n2\n9\n")
     with pytest.raises(ValueError) as caught:
         read_tasks(folder, ["STS13", "STSBenchmark"])
     message = str(caught.value)
-    assert message.startswith(f"32 problems in {folder}:\n")
+    assert message.startswith(f"31 problems in {folder}:\n")
     assert "gold '9'" in message
     assert message.count("\n") == 21
-    assert message.endswith("and 12 more")
+    assert message.endswith("and 11 more")
 
 
 def test_refuses_missing_files_all_in_one_error(folder):
@@ -177,8 +213,12 @@ def test_refuses_a_folder_that_is_not_sentevals(tmp_path):
 @pytest.mark.parametrize(
     ("names", "split", "message"),
     [
-        (["STS17", "sts12"], "test", "no test split of 'STS17', 'sts12'; tasks with one: STS12, "),
-        (["STS12"], "dev", "no dev split of 'STS12'; tasks with one: STSBenchmark, SICKRel"),
+        (["STS17"], "test", r"no test split of 'STS17' \(nearest: STS1\d\); allowed: STS12"),
+        (["sts12"], "test", r"no test split of 'sts12' \(nearest: STS12\); allowed: STS12"),
+        (["STS12"], "dev", r"no dev split of 'STS12'.*; allowed: STSBenchmark, SICKRel"),
+        (["STS-B"], "test", r"'STS-B' \(nearest: STSBenchmark\)"),
+        (["SICK-R"], "test", r"'SICK-R' \(nearest: SICKRelatedness\)"),
+        (["STS12,STS13"], "test", r"'STS12,STS13' \(separate names by spaces\)"),
         ([], "all", "unknown split 'all'; allowed: test, dev, train"),
     ],
 )

@@ -108,7 +108,9 @@ def test_with_three_sets_the_development_set_chooses(torch_probe):
 
 def test_a_pair_is_its_difference_and_its_product(bag_of_words):
     part = Examples((("a cat", "no"), ("a dog", "No")), np.array([1, 0]))
-    (got,) = transfer_scores.features(bag_of_words, Transfer("made", 2, part), clean=False)
+    (got,) = transfer_scores.features(
+        bag_of_words, Transfer("made", ("no", "yes"), part), clean=False
+    )
     u, v = (bag_of_words.encode(column) for column in part.columns)
     np.testing.assert_array_equal(got.x_MD, np.c_[abs(u - v), u * v])
 
@@ -190,7 +192,7 @@ class Unloadable(transfer.TransferOptions):
 def test_data_seed_and_outputs_are_checked_before_the_model_is_loaded(folder, tmp_path):
     for error, message, options in (
         (FileNotFoundError, "lacks 3 of the 5 files", {"tasks": ("CR", "SST2")}),
-        (ValueError, "no transfer task 'STS12'; there are MR", {"tasks": ("STS12",)}),
+        (ValueError, r"no transfer task 'STS12' \(nearest: SST2\)", {"tasks": ("STS12",)}),
         (ValueError, "--seed -1; give a number from 0", {"seed": -1}),
         (IsADirectoryError, "found a folder", {"json": tmp_path}),
     ):

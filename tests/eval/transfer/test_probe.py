@@ -70,26 +70,26 @@ def test_every_prediction_is_that_of_a_plain_torch_probe(protocol, classes, torc
     splits = [Split(np.delete(rows, test), test) for test in tests]
     train, development = draws.held_out(403, 0.05, 1111)
     splits.append(Split(train, development, 403))
-    decay_JW = np.tile(protocol.decays, (len(splits), 1))
+    decay_XW = np.tile(protocol.decays, (len(splits), 1))
     got = probe.fit(
-        x_MD, y_M, splits, decay_JW, classes=classes, protocol=protocol, seed=1111, slots=2
+        x_MD, y_M, splits, decay_XW, classes=classes, protocol=protocol, seed=1111, slots=2
     )
     for j, split in enumerate(splits):
         for w, decay in enumerate(protocol.decays):
             best, model = torch_probe.fit(x_MD, y_M, split, decay, classes, protocol, 1111)
-            assert got.right_JW[j, w] == best
-            predicted = probe.predict(x_MD, got.w_JWYD[j, w], got.b_JWY[j, w])
+            assert got.right_XW[j, w] == best
+            predicted = probe.predict(x_MD, got.w_XWYD[j, w], got.b_XWY[j, w])
             np.testing.assert_array_equal(predicted, torch_probe.predict(model, x_MD))
             weight, bias = (p.detach().numpy() for p in model.parameters())
-            np.testing.assert_allclose(got.w_JWYD[j, w], weight, atol=2e-6)
-            np.testing.assert_allclose(got.b_JWY[j, w], bias, atol=2e-6)
+            np.testing.assert_allclose(got.w_XWYD[j, w], weight, atol=2e-6)
+            np.testing.assert_allclose(got.b_XWY[j, w], bias, atol=2e-6)
 
 
 def test_a_fit_does_not_depend_on_its_slot_its_neighbors_or_the_number_of_slots():
     x_MD, y_M = noisy(120, 9, 2)
     rows = np.arange(120)
     splits = [Split(np.delete(rows, part), part) for part in np.split(rows, [7, 30, 64])]
-    decay_JW = np.tile(ADAM.decays, (4, 1))
+    decay_XW = np.tile(ADAM.decays, (4, 1))
     told = []
 
     def fit(chosen, slots):
@@ -97,7 +97,7 @@ def test_a_fit_does_not_depend_on_its_slot_its_neighbors_or_the_number_of_slots(
             x_MD,
             y_M,
             [splits[j] for j in chosen],
-            decay_JW[: len(chosen)],
+            decay_XW[: len(chosen)],
             classes=2,
             protocol=ADAM,
             seed=5,
@@ -110,8 +110,8 @@ def test_a_fit_does_not_depend_on_its_slot_its_neighbors_or_the_number_of_slots(
     for chosen, slots in (([3, 1, 0, 2], 1), ([2], 9), ([0, 1, 2, 3], 3)):
         apart = fit(chosen, slots)
         for place, j in enumerate(chosen):
-            np.testing.assert_allclose(apart.w_JWYD[place], together.w_JWYD[j], atol=1e-6)
-            assert apart.right_JW[place].tolist() == together.right_JW[j].tolist()
+            np.testing.assert_allclose(apart.w_XWYD[place], together.w_XWYD[j], atol=1e-6)
+            assert apart.right_XW[place].tolist() == together.right_XW[j].tolist()
 
 
 def test_same_input_gives_the_same_bits_and_the_seed_matters():
@@ -123,8 +123,8 @@ def test_same_input_gives_the_same_bits_and_the_seed_matters():
             x_MD, y_M, [split], np.array([[1e-4]]), classes=2, protocol=ADAM, seed=seed
         )
 
-    np.testing.assert_array_equal(fit(1).w_JWYD, fit(1).w_JWYD)
-    assert not np.array_equal(fit(1).w_JWYD, fit(2).w_JWYD)
+    np.testing.assert_array_equal(fit(1).w_XWYD, fit(1).w_XWYD)
+    assert not np.array_equal(fit(1).w_XWYD, fit(2).w_XWYD)
 
 
 @pytest.mark.slow
@@ -141,11 +141,11 @@ def test_real_vectors_and_the_whole_protocol_give_torchs_predictions(data, torch
     test = draws.stratified_folds(y_M, 10, 1111)[3]
     train, development = draws.held_out(len(y_M), 0.05, 1111)
     splits = [Split(np.delete(rows, test), test), Split(train, development, len(y_M))]
-    decay_JW = np.tile(protocol.decays, (2, 1))
-    got = probe.fit(x_MD, y_M, splits, decay_JW, classes=2, protocol=protocol, seed=1111)
+    decay_XW = np.tile(protocol.decays, (2, 1))
+    got = probe.fit(x_MD, y_M, splits, decay_XW, classes=2, protocol=protocol, seed=1111)
     for j, split in enumerate(splits):
         for w, decay in enumerate(protocol.decays):
             best, model = torch_probe.fit(x_MD, y_M, split, decay, 2, protocol, 1111)
-            assert got.right_JW[j, w] == best
-            predicted = probe.predict(x_MD, got.w_JWYD[j, w], got.b_JWY[j, w])
+            assert got.right_XW[j, w] == best
+            predicted = probe.predict(x_MD, got.w_XWYD[j, w], got.b_XWY[j, w])
             np.testing.assert_array_equal(predicted, torch_probe.predict(model, x_MD))

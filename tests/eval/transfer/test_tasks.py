@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from eval.transfer.tasks import SOURCES, read_transfer
+from eval.transfer.tasks import SOURCES, describe_data, read_transfer
 
 REAL = {
     "MR": (10662,),
@@ -49,6 +49,25 @@ def test_reads_every_example_of_the_real_release(data):
     assert (positive["TREC"], positive["MRPC"]) == ([1162, 138], [2753, 1147])
 
 
+def test_a_byte_order_mark_is_no_text(folder):
+    path = folder / "CR/custrev.pos"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    (task,) = read_transfer(folder, ["CR"], folds=2)
+    assert "one two three" in task.train.columns[0]
+
+
+def test_a_task_of_another_size_than_published_is_told_in_the_log_and_in_the_record(
+    data, folder, caplog
+):
+    whole = read_transfer(data / "senteval", ["MRPC"])
+    assert caplog.messages == [] and describe_data(data, whole)["incomplete"] == {}
+    part = read_transfer(folder, ["CR", "MRPC"], folds=2)
+    lacking = describe_data(folder, part)["incomplete"]
+    assert lacking["CR"] == "6 rows, published 3,775"
+    assert lacking["MRPC"] == "4 + 4 rows, published 4,076 + 1,725"
+    assert "CR: 6 rows, published 3,775; MRPC: 4 + 4 rows" in caplog.text
+
+
 def test_order_is_by_words_then_class_and_stable(folder):
     single, *_, pairs = read_transfer(folder, ["CR", "MRPC"], folds=2)
     assert single.train.columns[0] == (
@@ -89,7 +108,19 @@ PROBLEMS = {
         MRPC_HEAD + "1\t2\t3\ta\n",
         "test.txt:2: .*expected 0",
     ),
-    "no class": ("CR/custrev.neg", "", "custrev.neg: 0 examples of class 0, needs 2 or more"),
+    "no class": ("CR/custrev.neg", "", "custrev.neg: 0 examples of class negative, needs 2 or m"),
+    "few of the first": ("CR/custrev.pos", "x", "custrev.pos: 1 examples of class positive, needs"),
+    "nothing in the first": ("CR/custrev.pos", "", "custrev.pos: 0 examples of class positive"),
+    "no header": (
+        "MRPC/msr_paraphrase_test.txt",
+        "1\t2\t3\ta\tb\n",
+        "test.txt:1: .*expected the names of the columns",
+    ),
+    "utf-16": (
+        "CR/custrev.pos",
+        "g\0o\0o\0d\0\n\0",
+        "custrev.pos: holds NUL bytes, so it is UTF-16",
+    ),
 }
 
 
@@ -111,7 +142,9 @@ def test_refuses_an_unknown_class_of_question(folder):
 
 
 def test_refuses_unknown_tasks_missing_files_and_other_folders(folder, tmp_path):
-    with pytest.raises(ValueError, match="no transfer task 'SST', 'mr'; there are MR, CR, SUBJ"):
+    with pytest.raises(
+        ValueError, match=r"task 'SST' \(nearest: SST2\), 'mr' \(nearest: MR\); allowed: MR"
+    ):
         read_transfer("nowhere", ["SST", "MRPC", "mr"])
     with pytest.raises(FileNotFoundError, match="lacks 2 of the 4 files asked for"):
         read_transfer(folder.parent, ["CR", "TREC"])
