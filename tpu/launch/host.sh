@@ -3,7 +3,8 @@
 #   host.sh setup          Python and the project, once
 #   host.sh start CMD...   start CMD in the background; its output goes to job.log
 #   host.sh follow         print job.log until CMD has ended, and end as it did
-#   host.sh stop           ask CMD to save and end
+#   host.sh status         print the status that CMD ended with, or "running"
+#   host.sh stop           ask CMD to save and end; a launch with --spot starts it again
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 export PATH="$HOME/.local/bin:$PWD/.venv/bin:$PATH"
@@ -20,7 +21,17 @@ running() {
     [ -f job.pid ] && kill -0 "$(cat job.pid)" 2>/dev/null
 }
 
+# The job before may be ending: processes of a slice do not all end at one time.
+await_end() {
+    local left=${PROMPTEOL_WAIT_S:-60}
+    while running && [ "$left" -gt 0 ]; do
+        sleep 1
+        left=$((left - 1))
+    done
+}
+
 start() {
+    await_end
     if running; then
         echo "a job is running already: process $(cat job.pid)" >&2
         exit 3
@@ -34,10 +45,18 @@ start() {
 
 follow() {
     tail --lines=+1 --follow=name --retry --pid="$(cat job.pid)" job.log 2>/dev/null || true
-    # The status is written an instant before the process is gone; without one it was killed.
+    exit "$(ended)"
+}
+
+# The status is written an instant before the process is gone; without one it was killed.
+ended() {
     local status
     status=$(cat job.status 2>/dev/null || echo 137)
-    exit "$((status == 255 ? 254 : status))" # 255 is what ssh says of a broken connection
+    echo "$((status == 255 ? 254 : status))" # 255 is what ssh says of a broken connection
+}
+
+status() {
+    if running; then echo running; else ended; fi
 }
 
 stop() {

@@ -6,34 +6,47 @@ of a host is made up.
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import kubernetes_validate
 import pytest
 import yaml
 
+from prompteol_jax.errors import UserError
 from tpu.launch import command as launch
-from tpu.launch.command import LaunchOptions, hosted
+from tpu.launch.command import LaunchOptions
 from tpu.launch.gcloud import Machine
+from tpu.launch.job import flag_value, hosted, writes_to_bucket
+from tpu.launch.launch import NotOurs
 from tpu.launch.slices import parse_slice
 
 ROOT = Path(__file__).resolve().parents[3]
 PLACE = ["--zone=z", "--project=p"]
 
-# Python on a host: the job writes where it ran and what it was told.
+# Python on a host: the job writes its arguments. What it does then depends on their last word,
+# the first time that it runs on this host.
 PYTHON = """#!/usr/bin/env bash
 case "$1" in
--c) echo jax 0 ;;
-*) mkdir -p runs; echo "$@" >runs/said; echo "step 1 of $@"
-   case "$*" in
-   *bad) exit 7 ;;
-   *train.contrastive*|*slow)  # the first time, long enough to be taken away
-      begun="$FAKE_CLOUD/begun-$(basename "$HOME")"
-      [ -f "$begun" ] || { touch "$begun"; sleep 60; } ;;
-   esac ;;
+-c) echo jax 0; exit ;;
+esac
+case "$*" in
+*nothing) ;;
+*) mkdir -p runs; echo "$@" >runs/said ;;
+esac
+echo "step 1 of $@"
+begun="$FAKE_CLOUD/begun-$(basename "$HOME")"
+[ -f "$begun" ] && exit
+touch "$begun"
+case "$*" in
+*bad) exit 7 ;;
+*asked*) exit 75 ;;
+*short) sleep 2 ;;
+*train.contrastive*|*slow) sleep 60 ;;
 esac
 """
 UV = """#!/usr/bin/env bash
@@ -140,12 +153,23 @@ TRAIN = ["python", "-m", "train.contrastive"]
         (TRAIN, False, ["--coordinator", "auto"]),
         (TRAIN, True, ["--coordinator", "auto", "--resume"]),
         ([*TRAIN, "--coordinator", "h:1", "--resume"], True, []),
+        ([*TRAIN, "--coordinator=h:1"], False, []),
         (["prompteol", "encode"], True, ["--coordinator", "auto"]),
         (["python", "-m", "eval.sts"], True, []),
     ],
 )
 def test_processes_find_each_other_and_what_may_start_again_resumes(command, again, added):
     assert hosted(command, again=again) == [*command, *added]
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [("--output gs://b/x", "gs://b/x"), ("--output=gs://b/x", "gs://b/x"), ("--output", ""),
+     ("--output=a --output b", "b"), ("--outputs gs://b/x", None), ("", None)],
+)  # fmt: skip
+def test_a_flag_is_read_in_both_forms(words, value):
+    assert flag_value([*TRAIN, *words.split()], "--output") == value
+    assert writes_to_bucket([*TRAIN, *words.split()]) == (value == "gs://b/x")
 
 
 def test_a_job_runs_on_every_host_and_its_results_come_back(cloud, tmp_path, capfd):
@@ -170,14 +194,19 @@ def test_a_slice_that_exists_is_reused(cloud, tmp_path):
 
 def test_the_status_of_the_job_is_that_of_the_launch(cloud, tmp_path):
     assert launch.run(options(fetch_to=tmp_path, delete=True), ["python", "x", "bad"]) == 7
-    assert verbs(cloud)[-2:] == ["scp 0", "delete"]
+    assert verbs(cloud)[-4:] == ["describe", "ssh 0 status", "scp 0", "delete"]
     assert (tmp_path / "runs" / "said").read_text() == "x bad\n"
 
 
-def test_a_connection_that_breaks_is_made_again(cloud, tmp_path, capfd):
-    (cloud / "drop").touch()
-    assert launch.run(options(fetch_to=tmp_path), ["python", "x"]) == 0
+@pytest.mark.parametrize("events", [["drop"], ["drop", "outage"]])
+@pytest.mark.parametrize("spot", [False, True])
+def test_a_connection_that_breaks_is_made_again(cloud, tmp_path, capfd, events, spot):
+    for event in events:
+        (cloud / event).touch()
+    chosen = options(fetch_to=tmp_path, spot=spot, delete=True)
+    assert launch.run(chosen, ["python", "x", "short"]) == 0
     assert verbs(cloud).count("ssh 0 follow") == 2
+    assert verbs(cloud).count("create") == verbs(cloud).count("delete") == 1
     shown = capfd.readouterr()
     assert "the connection to host 0 broke" in shown.err
     assert "step 1 of x" in shown.out
@@ -200,6 +229,107 @@ def test_a_slice_that_is_no_spot_slice_and_goes_away_is_an_error(cloud):
         launch.run(options(), ["python", "slow"])
 
 
+@pytest.mark.parametrize("late", [0, 2, None])
+def test_a_training_that_was_asked_to_stop_goes_on(cloud, late):
+    """It saves, and ends with 75, before the slice shows that it is taken away, if it ever does."""
+    if late is not None:
+        (cloud / "late").write_text(str(late))
+    command = ["python", "-m", "train.contrastive", "--output=gs://b/asked"]
+    assert launch.run(options(spot=True, delete=True), command) == 0
+    assert verbs(cloud).count("ssh all start") == 2
+    assert verbs(cloud).count("create") == (1 if late is None else 2)
+
+
+def test_without_spot_the_status_of_a_stopped_training_is_that_of_the_launch(cloud, tmp_path):
+    assert launch.run(options(fetch_to=tmp_path), ["python", "asked"]) == 75
+    assert verbs(cloud).count("ssh all start") == 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "vm", "creations"),
+    [
+        ("WAITING_FOR_RESOURCES", None, 0),
+        ("SUSPENDED", None, 1),
+        ("FAILED", None, 1),
+        ("ACTIVE", "PREEMPTED", 1),
+        (None, "READY", 0),
+    ],
+)
+def test_a_request_that_is_left_over_is_taken_up_or_removed(
+    cloud, tmp_path, request_, vm, creations
+):
+    for name, state in (("request", request_), ("state", vm)):
+        if state is not None:
+            (cloud / name).write_text(state)
+    (cloud / "kind").write_text("v5litepod-8")
+    if vm == "READY":
+        for name in ("host0", "host1"):
+            (cloud / name).mkdir()
+    chosen = options(queued=True, delete=True, fetch_to=tmp_path)
+    assert launch.run(chosen, ["python", "x"]) == 0
+    assert verbs(cloud).count("create") == creations
+    assert not (cloud / "request").exists()
+    assert not (cloud / "state").exists()
+
+
+def test_a_slice_of_another_size_is_neither_used_nor_deleted(cloud, tmp_path):
+    assert launch.run(options(fetch_to=tmp_path), ["python", "x"]) == 0
+    with pytest.raises(NotOurs, match="is a v5litepod-8, not a v5litepod-16"):
+        launch.run(options(slice="v5e-16", delete=True), ["python", "x"])
+    assert (cloud / "state").exists()
+
+
+def test_a_slice_on_which_another_job_runs_is_neither_used_nor_deleted(
+    cloud, tmp_path, monkeypatch
+):
+    first = start_launch(cloud, ["--fetch-to", str(tmp_path)], ["python", "slow"])
+    monkeypatch.setenv("PROMPTEOL_WAIT_S", "0")
+    with pytest.raises(NotOurs, match="another job runs on the slice prompteol"):
+        launch.run(options(delete=True), ["python", "x"])
+    assert (cloud / "state").exists()
+    first.send_signal(signal.SIGTERM)
+    assert first.wait() == 128 + signal.SIGTERM
+    subprocess.run(["bash", cloud / "host0/prompteol-jax/tpu/launch/host.sh", "stop"], check=False)
+
+
+def test_a_job_waits_for_the_end_of_the_job_before(cloud, tmp_path):
+    first = start_launch(cloud, ["--fetch-to", str(tmp_path)], ["python", "short"])
+    (tmp_path / "b").mkdir()
+    assert launch.run(options(fetch_to=tmp_path / "b"), ["python", "x"]) == 0
+    assert first.wait() == 0
+    assert (tmp_path / "b" / "runs" / "said").read_text() == "x\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_deletes_the_slice(cloud, number):
+    process = start_launch(cloud, ["--delete"], ["python", "slow"])
+    process.send_signal(number)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)  # another one does not stop the deletion
+    assert process.wait() == 128 + number
+    assert verbs(cloud)[-1] == "delete"
+    assert not (cloud / "state").exists()
+
+
+def start_launch(cloud: Path, flags: list[str], command: list[str]) -> subprocess.Popen:
+    """Start a launch in a process of its own, and return when its job runs."""
+    words = ["v5e-8", "--zone", "z", "--poll-s", "0.05", *flags, "--", *command]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tpu.launch", *words], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
+    for _ in range(600):
+        if (cloud / "calls").exists() and "ssh 0 follow" in verbs(cloud):
+            break
+        time.sleep(0.05)
+    return process
+
+
+def test_what_a_command_did_not_write_is_no_error_unless_it_was_asked_for(cloud, tmp_path):
+    assert launch.run(options(fetch_to=tmp_path), ["python", "nothing"]) == 0
+    with pytest.raises(UserError, match=r"wrote no a\.json, which --fetch names"):
+        launch.run(options(fetch_to=tmp_path, fetch=("a.json",)), ["python", "nothing"])
+
+
 def test_a_dry_run_prints_commands_and_runs_none(cloud, capsys):
     assert launch.run(options(dry_run=True, delete=True), ["python", "job"]) == 0
     printed = capsys.readouterr().out.splitlines()
@@ -210,7 +340,7 @@ def test_a_dry_run_prints_commands_and_runs_none(cloud, capsys):
 
 
 def test_all_that_is_wrong_comes_in_one_line():
-    flags = ["v5e", "--zone", "z", "--spot", "--poll-s", "0"]
+    flags = ["v5e", "--zone", "z", "--spot", "--poll-s", "0", "--fetch-to", "nowhere"]
     done = subprocess.run(
         [sys.executable, "-m", "tpu.launch", *flags, "--", "python", "-m", "train.contrastive"],
         capture_output=True,
@@ -220,7 +350,7 @@ def test_all_that_is_wrong_comes_in_one_line():
     )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    for part in ("slice 'v5e' is none of", "--output gs://", "--poll-s above 0"):
+    for part in ("slice 'v5e' is none of", "--output gs://", "--poll-s 0", "--fetch-to nowhere"):
         assert part in done.stderr
 
 
