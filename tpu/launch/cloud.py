@@ -40,8 +40,8 @@ class Cloud:
             return 0, ""
         process = _started(words, stderr=subprocess.PIPE, text=True, errors="replace")
         lines = []
-        with _ended_with_us(process):
-            for line in process.stderr:
+        with _ended_with_us(process), process.stderr as stream:
+            for line in stream:
                 lines.append(line)
                 sys.stderr.write(line)
         return _wait(process), "".join(lines)

@@ -210,16 +210,20 @@ class Launch:
                 raise SliceLost(state)
 
     def _job_status(self, followed: int) -> int | None:
-        """Ask host 0 for the status of its job; None while the job runs.
+        """Ask host 0 for the status of its job; None while the job runs, or nobody can tell.
 
         Args:
-            followed: Status of the connection: the job's, or one of gcloud itself.
+            followed: Status of the connection: the job's, or a failure of gcloud itself.
         """
-        answer = self.cloud.answer(self.machine.run(f"bash {HOST} status", worker="0"))
-        if answer is None or answer.endswith("running"):
-            return None
-        last = answer.split()[-1:]
-        return int(last[0]) if last and last[0].isdecimal() else followed
+        asked = self.machine.run(f"bash {HOST} status", worker="0")
+        for _ in range(LOOKS):
+            answer = (self.cloud.answer(asked) or "").split()[-1:]
+            if answer:
+                return int(answer[0]) if answer[0].isdecimal() else None
+            if followed == BROKEN:
+                return None
+            self._pause()
+        return followed
 
     def fetch(self, path: str, *, succeeded: bool) -> None:
         """Copy a file or folder of host 0 here.
