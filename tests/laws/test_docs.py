@@ -346,6 +346,8 @@ def test_every_flag_is_one_of_some_command(page):
         "docs/guides/develop.md": {"--check"},
         "docs/decisions/049-replicated-over-data.md": {"--fsdp"},
         "docs/guides/tpu-launch.md": {
+            "--allow",
+            "--source-ranges",
             "--network",
             "--reserved",
             "--tpu-type",

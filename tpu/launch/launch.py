@@ -97,20 +97,20 @@ class Launch:
         """Take up the slice, or the request, of this name, or create it; wait until it is ready."""
         state, request = self._found()
         while state in LEAVING or request in LEAVING:
-            say(f"{self.options.name} is {state}, its request {request}; waiting for its end")
+            say(f"{self.options.name}: {_known(state, request)}; waiting for its end")
             self._pause()
             state, request = self._found()
         if state in TAKEN or request in REFUSED:
-            say(f"deleting what is left of {self.options.name}: it is {state}, {request}")
+            say(f"deleting what is left of {self.options.name}: {_known(state, request)}")
             self._held = True
             if not self._delete():
                 raise UserError(f"{self.options.name} is {state} and could not be deleted")
             state = request = NOT_FOUND
-        there = {state, request} - {NOT_FOUND, UNKNOWN}
+        there = _known(state, request)
         self._reused = bool(there) and not self._held
         self._held = True
         if there:
-            say(f"reusing {self.options.name}, which is {' and '.join(sorted(there))}")
+            say(f"reusing {self.options.name}: {there}")
         else:
             self._create()
         self._await_ready()
@@ -144,7 +144,7 @@ class Launch:
                 raise SliceLost(f"its request is {request}")
             if state in TAKEN or (state == NOT_FOUND and request == NOT_FOUND):
                 raise SliceLost(state)
-            say(f"{self.options.name} is {state if request == NOT_FOUND else request}; waiting")
+            say(f"{self.options.name}: {_known(state, request) or state}; waiting")
             self._pause()
 
     def _check_size(self) -> None:
@@ -291,3 +291,10 @@ class Launch:
     def _pause(self) -> None:
         if not self.options.dry_run:
             time.sleep(self.options.poll_s)
+
+
+def _known(state: str, request: str) -> str:
+    """Return what is known of a VM and its request, for a line; empty where neither is there."""
+    parts = [] if state in (NOT_FOUND, UNKNOWN) else [f"the slice is {state}"]
+    parts += [] if request in (NOT_FOUND, UNKNOWN) else [f"its request is {request}"]
+    return ", ".join(parts)

@@ -60,7 +60,8 @@ def cloud(tmp_path, monkeypatch):
     folder, programs = tmp_path / "cloud", tmp_path / "bin"
     folder.mkdir()
     programs.mkdir()
-    fake = f'#!/usr/bin/env bash\nexec {sys.executable} {ROOT}/tests/support/fake_gcloud.py "$@"\n'
+    script = ROOT / "tests" / "support" / "fake_gcloud.py"
+    fake = f'#!/usr/bin/env bash\nexec {sys.executable} -S -E {script} "$@"\n'
     for path, text in (
         (programs / "gcloud", fake),
         (programs / "uv", UV),
