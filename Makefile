@@ -3,7 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test slow huge plan-test lint docs clean
+# Real data and checkpoints for the tests; those that need them skip where there are none.
+PROMPTEOL_DATA ?= $(realpath ../shared/data)
+export PROMPTEOL_DATA
+
+PYTEST := $(BIN)/python -m pytest -q
+PARALLEL := -n 2 --dist worksteal
+
+.PHONY: setup demo unit test slow huge plan-test lint docs clean
 
 setup: $(BIN)/.ready
 
@@ -18,16 +25,20 @@ $(BIN)/.ready: pyproject.toml
 demo: setup
 	$(BIN)/python -m train.contrastive --mesh 4x2
 
+# Tests that need no device: jax has none.
+unit: setup
+	PROMPTEOL_DEVICES=0 $(PYTEST) -m "unit and not slow" $(PARALLEL) $(TESTS)
+
 test: setup
-	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile $(TESTS)
+	$(PYTEST) -m "not slow" $(PARALLEL) $(TESTS)
 
 # Tests of seconds to minutes each.
 slow: setup
-	$(BIN)/python -m pytest -q -m "slow and not huge" -n 2 --dist loadfile $(TESTS)
+	$(PYTEST) -m "slow and not huge" $(PARALLEL) $(TESTS)
 
 # The rest; needs idle cores and 10 GB of memory.
 huge: setup
-	$(BIN)/python -m pytest -q -m huge $(TESTS)
+	$(PYTEST) -m huge $(TESTS)
 
 # Plans for TPUs, and files for those who start jobs there: libtpu's compiler needs no TPU, but an
 # environment of its own, which SkyPilot with all it brings shares.

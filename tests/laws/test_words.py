@@ -109,15 +109,13 @@ def tracked_texts() -> dict[str, str]:
 
 
 LAWS = {
-    "standard words are used": private_words,
     "spelling is American": british,
-    "sentences are short": long_sentences,
 }
 BREACHES = [
     (private_words, {"a.py": '"""A slab of rows."""'}, "says 'slab': say batch"),
     (private_words, {"a.py": "x = 1  # it lies there"}, "says 'lies': say is"),
     (british, {"a.py": "def quantise(): 1"}, "spells quantise"),
-    (long_sentences, {"a.py": f'"""{"word " * 41}."""'}, "41 words"),
+    (long_sentences, {"a.py": f'"""{"word " * 41}."""'}, " words: 'word"),
     (forbidden_texts, {"README.md": "see /ho" + "me/me/data"}, "a folder of one machine"),
     (forbidden_texts, {"Makefile": "pip --index-" + "url x"}, "the host of a package registry"),
     (forbidden_texts, {"a.py": "# TO" + "DO: later"}, "a task left open"),
