@@ -30,7 +30,7 @@ class OptConfig:
         P: longest prompt, the position table's two unused rows not counted.
         E: width of the word embedding and of the final vector; 512 in OPT-350m, else D.
         pre_norm: norms before attention and feed-forward, and one at the end; False in OPT-350m.
-        dropout: of the embedding sum and both residual branches while training.
+        dropout: of both residual branches while training; OPT has none on the embedding sum.
     """
 
     family: ClassVar[str] = "opt"
@@ -125,7 +125,6 @@ class Stem(nnx.Module):
         self.tokens = make.matrix("VE")
         self.positions = make.matrix("PD")
         self.project_in = nn.Linear("BTE,DE->BTD", make) if config.E != config.D else None
-        self.rate = config.dropout
 
     def __call__(
         self, ids_BT: jax.Array, place_BT: jax.Array, keys: dropout.Keys | None
@@ -133,8 +132,7 @@ class Stem(nnx.Module):
         x = nn.lookup(self.tokens[...], ids_BT)
         if self.project_in is not None:
             x = self.project_in(x)
-        x_BTD = x + nn.lookup(self.positions[...], place_BT + POSITION_OFFSET)
-        return dropout.drop(x_BTD, keys, self.rate)
+        return x + nn.lookup(self.positions[...], place_BT + POSITION_OFFSET)
 
     def angles(self, place_BT: jax.Array) -> None:
         """OPT turns nothing."""
