@@ -16,8 +16,10 @@ from jax.sharding import Mesh
 from prompteol_jax import axes, nn
 from prompteol_jax.errors import NotFound, UserError
 from prompteol_jax.models import FAMILIES, Config
+from prompteol_jax.models.config import shown
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.quant import formats as quant
+from prompteol_jax.storage import json_file
 from prompteol_jax.weights import load
 from prompteol_jax.weights.folder import open_tensors, write_weights
 from prompteol_jax.weights.mapping import TensorMap
@@ -41,16 +43,16 @@ def read_config(folder: Path) -> Config:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise NotFound(f"{folder} holds no config.json: it is not a model folder")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
+    fields = json_file.read_object(path)
     name = fields.get("model_type")
-    if name not in FAMILIES:
+    if type(name) is not str or name not in FAMILIES:
         raise UserError(
-            f"{path}: model_type = {name!r} is not supported; supported: {sorted(FAMILIES)}"
+            f"{path}: model_type = {shown(name)} is not supported; supported: {sorted(FAMILIES)}"
         )
-    return FAMILIES[name][0].from_hf(fields)
+    try:
+        return FAMILIES[name][0].from_hf(fields)
+    except UserError as error:
+        raise UserError(f"{folder}/{error}") from error
 
 
 def resolve_layer(layer: int | None, L: int) -> int | None:
@@ -140,6 +142,7 @@ def load_decoder(
         leaves(model),
         config.sizes,
         layers=layers or config.L,
+        where=str(folder),
         ignore=(*family.IGNORED, *(re.escape(row.source) for row in unread)),
         alias=family.ALIAS if config.tied else {},
     )

@@ -11,25 +11,39 @@ _ABSENT: Final = object()
 
 # Fields that cannot change a hidden state.
 HARMLESS: Final = frozenset(
-    "_attn_implementation _commit_hash _flash_attn_2_enabled _name_or_path add_cross_attention "
-    "architectures bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward "
+    "_attn_implementation _attn_implementation_autoset _commit_hash _flash_attn_2_enabled _name_or_path add_cross_attention "
+    "architectures attn_implementation auto_map bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward "
     "cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype "
     "early_stopping encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty "
-    "finetuning_task forced_bos_token_id forced_eos_token_id id2label initializer_range "
+    "finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label "
+    "initializer_range is_llama_config keys_to_ignore_at_inference "
     "is_decoder is_encoder_decoder label2id length_penalty max_length max_sequence_length "
     "min_length model_type no_repeat_ngram_size num_beam_groups num_beams num_return_sequences "
     "output_attentions output_hidden_states output_scores pad_token_id prefix problem_type "
     "pruned_heads remove_invalid_values repetition_penalty return_dict return_dict_in_generate "
     "sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss "
-    "tokenizer_class top_k top_p torch_dtype torchscript transformers_version typical_p "
-    "unk_token_id use_bfloat16 use_cache".split()
+    "tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config "
+    "transformers_version typical_p unk_token_id unsloth_fixed unsloth_version use_bfloat16 "
+    "use_cache".split()
 )
+
+
+# Fields of which more can be said than that they are unknown.
+_EXPLAINED: Final = {
+    "quantization_config": "the weights are stored quantized, which is not supported; take the "
+    "checkpoint in float16 or bfloat16, and quantize it here with --quantize nf4 or int8",
+}
+_LISTED: Final = 20  # problems that one error names
+_SHOWN: Final = 80  # characters of a value in an error
+MOST_LAYERS: Final = 10_000
+_MOST: Final = 2**31 - 1
 
 
 class Fields:
     """The fields of one config, ticked off as they are read; `finish` reports all that is wrong."""
 
-    def __init__(self, fields: Mapping[str, Any]):
+    def __init__(self, fields: Mapping[str, Any], where: str = "config.json"):
+        self._where = where
         self._left = {k: v for k, v in fields.items() if k not in HARMLESS}
         self._all = dict(fields)
         self._wrong: list[str] = []
@@ -44,20 +58,48 @@ class Fields:
             return None
         return default
 
-    def integer(self, name: str, default: Any = _ABSENT) -> int:
-        """Read a whole number from 1 up."""
+    def integer(self, name: str, default: Any = _ABSENT, *, most: int = _MOST) -> int:
+        """Read a whole number from 1 to `most`; 1 in the place of a wrong one, until `finish`."""
         value = self.take(name, default)
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int) or value < 1
-        ):
-            self.wrong(f"{name} = {value!r} is not a whole number from 1 up")
-        return value if isinstance(value, int) and value > 0 else 1
+        if type(value) is int and 1 <= value <= most:
+            return value
+        if value is not None:
+            self.wrong(f"{name} = {shown(value)} is not a whole number from 1 up to {most}")
+        return 1
+
+    def number(self, name: str, default: Any = _ABSENT, *, positive: bool = False) -> float:
+        """Read a finite number from 0 up, or above 0; 1 in the place of a wrong one."""
+        return self.check_number(name, self.take(name, default), positive=positive)
+
+    def check_number(self, name: str, value: Any, *, positive: bool = False) -> float:
+        """Check a number that was read already, as `number` does; null is a problem noted."""
+        if type(value) in (int, float) and 0 <= value < 1e38 and not (positive and value == 0):
+            return float(value)
+        if value is not None:
+            allowed = "a number above 0" if positive else "a number from 0 up"
+            self.wrong(f"{name} = {shown(value)} is not {allowed}")
+        return 1.0
+
+    def flag(self, name: str, default: bool) -> bool:
+        """Read true or false."""
+        value = self.take(name, default)
+        if type(value) is not bool:
+            self.wrong(f"{name} = {shown(value)} is neither true nor false")
+        return value is True
+
+    def fields(self, name: str) -> dict[str, Any]:
+        """Read an object; an empty one where it is absent."""
+        value = self.take(name, {})
+        if type(value) is not dict:
+            self.wrong(f"{name} = {shown(value)} is not an object")
+            return {}
+        return dict(value)
 
     def expect(self, name: str, *allowed: Any) -> None:
         """Accept a field only with one of these values; absent, it is the first."""
         value = self._left.pop(name, None)
         if value is not None and value not in allowed:
-            self.wrong(f"{name} = {value!r} is not supported; supported: {list(allowed)}")
+            self.wrong(f"{name} = {shown(value)} is not supported; supported: {list(allowed)}")
 
     def ignore(self, *names: str) -> None:
         """Tick off fields of this family that cannot change a hidden state."""
@@ -77,9 +119,19 @@ class Fields:
     def finish(self) -> None:
         """Raise one ValueError with every problem, fields never asked for among them."""
         unknown = [
-            f"{k} = {v!r} is unknown and could change the numbers"
-            for k, v in self._left.items()
-            if v is not None
+            f"{name}: {_EXPLAINED[name]}"
+            if name in _EXPLAINED
+            else f"{name:.80} = {shown(value)} is unknown and could change the numbers"
+            for name, value in self._left.items()
+            if value is not None
         ]
-        if self._wrong or unknown:
-            raise UserError("config.json: " + "; ".join([*self._wrong, *unknown]))
+        problems = [*self._wrong, *unknown]
+        if problems:
+            more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+            raise UserError(f"{self._where}: {'; '.join(problems[:_LISTED])}{more}")
+
+
+def shown(value: Any) -> str:
+    """A value in an error, cut where it is long; text in quotes, so that "8" is not 8."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

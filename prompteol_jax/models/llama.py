@@ -17,10 +17,22 @@ from flax import nnx
 
 from prompteol_jax import nn
 from prompteol_jax.mesh import constrain
-from prompteol_jax.models.config import Fields
+from prompteol_jax.models.config import MOST_LAYERS, Fields, shown
 from prompteol_jax.models.decoder import View, project_heads, project_keys_values
 from prompteol_jax.ops import attention, dropout, einsum, scan
 from prompteol_jax.weights.mapping import TensorMap
+
+# Fields of each kind of RoPE in a config, and what they are called here.
+_ROPE_FIELDS: Final = {
+    "default": {},
+    "linear": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor",
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+        "original_max_position_embeddings": "original_positions",
+    },
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +48,7 @@ class Rope:
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
-    original_positions: int = 8192
+    original_positions: float = 8192
 
     def inverse_frequencies(self, H: int) -> np.ndarray:
         """Radians a place for each of the H/2 pairs, float32.
@@ -60,32 +72,30 @@ class Rope:
 
     @classmethod
     def from_hf(cls, f: Fields) -> Rope:
-        """Read `rope_theta` and `rope_scaling`, or the `rope_parameters` of transformers 5."""
-        given = dict(f.take("rope_parameters", None) or f.take("rope_scaling", None) or {})
-        f.ignore("rope_scaling")
-        theta = f.take("rope_theta", None) or given.pop("rope_theta", None) or 10000.0
-        given.pop("rope_theta", None)
-        kinds = {given.pop(k) for k in ("rope_type", "type") if k in given} or {"default"}
-        kind = kinds.pop()
-        allowed = {
-            "default": (),
-            "linear": ("factor",),
-            "llama3": (
-                "factor",
-                "low_freq_factor",
-                "high_freq_factor",
-                "original_max_position_embeddings",
-            ),
-        }
-        if kinds or kind not in allowed:
-            f.wrong(f"rope_scaling of type {kind!r} is not supported; supported: {list(allowed)}")
-            return cls(theta=theta)
-        if set(given) != set(allowed[kind]):
-            f.wrong(f"rope_scaling {kind!r} takes {list(allowed[kind])}, found {sorted(given)}")
-            return cls(theta=theta)
-        if "original_max_position_embeddings" in given:
-            given["original_positions"] = given.pop("original_max_position_embeddings")
-        return cls(theta=float(theta), scaling=kind, **given)
+        """Read RoPE's fields, as transformers 5 does where a config gives them twice.
+
+        `rope_scaling` goes before `rope_parameters`, and `rope_theta` in either before the one at
+        the top (`convert_rope_params_to_dict` in modeling_rope_utils.py).
+        """
+        new, old = f.fields("rope_parameters"), f.fields("rope_scaling")
+        given = {name: value for name, value in (old or new).items() if value is not None}
+        outer = f.take("rope_theta", 10000.0)
+        theta = f.check_number("rope_theta", given.pop("rope_theta", outer), positive=True)
+        kinds = [given.pop(name) for name in ("rope_type", "type") if name in given] or ["default"]
+        kind = kinds[0]
+        if any(type(k) is not str or k not in _ROPE_FIELDS or k != kind for k in kinds):
+            f.wrong(f"RoPE of type {shown(kinds)} is not supported; supported: {[*_ROPE_FIELDS]}")
+        elif set(given) != set(_ROPE_FIELDS[kind]):
+            f.wrong(f"RoPE of type {kind!r} takes {[*_ROPE_FIELDS[kind]]}, found {sorted(given)}")
+        else:
+            values = {
+                attribute: f.check_number(f"RoPE's {name}", given[name], positive=True)
+                for name, attribute in _ROPE_FIELDS[kind].items()
+            }
+            if kind == "llama3" and values["high_freq_factor"] <= values["low_freq_factor"]:
+                f.wrong("RoPE's high_freq_factor is not above its low_freq_factor")
+            return cls(theta=theta, scaling=kind, **values)
+        return cls(theta=theta)
 
     def to_hf(self) -> dict[str, Any]:
         """The `rope_parameters` field of transformers 5."""
@@ -144,6 +154,7 @@ class LlamaConfig:
         f.expect("hidden_act", "silu")
         f.expect("pretraining_tp", *range(1, 65))  # a way to split products, equal but for rounding
         f.expect("attention_dropout", 0.0)
+        f.expect("rope_interleaved", False)
         D, N = f.integer("hidden_size"), f.integer("num_attention_heads")
         K = f.integer("num_key_value_heads", N)
         if fields.get("head_dim") is None:
@@ -154,16 +165,18 @@ class LlamaConfig:
             N=N,
             K=K,
             H=f.integer("head_dim", D // N or 1),
-            L=f.integer("num_hidden_layers"),
+            L=f.integer("num_hidden_layers", most=MOST_LAYERS),
             F=f.integer("intermediate_size"),
             V=f.integer("vocab_size"),
             P=f.integer("max_position_embeddings", 2048),
-            norm_eps=f.take("rms_norm_eps", 1e-6),
+            norm_eps=f.number("rms_norm_eps", 1e-6),
             rope=Rope.from_hf(f),
-            attention_bias=f.take("attention_bias", False),
-            mlp_bias=f.take("mlp_bias", False),
-            tied=f.take("tie_word_embeddings", False),
+            attention_bias=f.flag("attention_bias", False),
+            mlp_bias=f.flag("mlp_bias", False),
+            tied=f.flag("tie_word_embeddings", False),
         )
+        if config["H"] % 2:
+            f.wrong(f"head_dim = {config['H']} is odd; RoPE turns pairs")
         f.finish()
         return cls(**config)
 

@@ -14,7 +14,7 @@ from flax import nnx
 
 from prompteol_jax import nn
 from prompteol_jax.mesh import constrain
-from prompteol_jax.models.config import Fields
+from prompteol_jax.models.config import MOST_LAYERS, Fields
 from prompteol_jax.models.decoder import View, project_heads, project_keys_values
 from prompteol_jax.ops import attention, dropout, scan
 from prompteol_jax.weights.mapping import TensorMap
@@ -79,16 +79,18 @@ class OptConfig:
         D = f.integer("hidden_size")
         config = dict(
             D=D,
-            L=f.integer("num_hidden_layers"),
+            L=f.integer("num_hidden_layers", most=MOST_LAYERS),
             N=f.integer("num_attention_heads"),
             F=f.integer("ffn_dim"),
             V=f.integer("vocab_size"),
             P=f.integer("max_position_embeddings"),
             E=f.integer("word_embed_proj_dim", D),
-            pre_norm=f.take("do_layer_norm_before", True),
-            final_norm=not f.take("_remove_final_layer_norm", False),
-            dropout=f.take("dropout", 0.1),
+            pre_norm=f.flag("do_layer_norm_before", True),
+            final_norm=not f.flag("_remove_final_layer_norm", False),
+            dropout=f.number("dropout", 0.1),
         )
+        if config["dropout"] >= 1:
+            f.wrong(f"dropout = {config['dropout']} is not below 1")
         f.require_multiple("hidden_size", "num_attention_heads")
         f.finish()
         return cls(**config)
