@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Final
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from prompteol_jax.errors import UserError
+from prompteol_jax.lora import peft
 from prompteol_jax.models import build
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.ops import einsum
@@ -47,10 +49,20 @@ class Head:
 
     def _weights(self, decoder: Decoder) -> jax.Array:
         source = self._source
-        if source.config.tied or source.folder is None:
+        if self._is_embedding:
             return decoder.stem.tokens[...]
         if self._untied is None:
             self._untied = build.read_head(
                 source.folder, source.config, source.mesh, dtype=decoder.dtype
             )
         return self._untied
+
+    @functools.cached_property
+    def _is_embedding(self) -> bool:
+        """Whether the head is the word embedding; raises UserError where files disagree on it."""
+        source = self._source
+        if source.adapter is not None and peft.adapts_head(source.adapter):
+            raise UserError(f"{source.adapter} adapts the LM head, which words do not support")
+        if source.folder is not None:
+            build.check_tied_head(source.folder, source.config)
+        return source.config.tied or source.folder is None

@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 from jax.sharding import Mesh
 
 from prompteol_jax import models
 from prompteol_jax.errors import NotFound, UserError
 from prompteol_jax.lora import lora as adapters
 from prompteol_jax.models import build
+from prompteol_jax.models.config import Fields, label, shown
 from prompteol_jax.models.decoder import Decoder
+from prompteol_jax.storage.json_files import read_object
 from prompteol_jax.weights import load, safetensors, torch_bin
 from prompteol_jax.weights.folder import write_weights
 
@@ -71,31 +75,84 @@ def load_adapter(
         lora = dataclasses.replace(lora, dropout=dropout)
     # A model that ends at an inner layer lacks some of what the adapter was made for.
     whole = build.abstract_decoder(config, mesh, dtype=model.dtype)
+    lora = dataclasses.replace(lora, targets=_known_targets(folder, lora.targets, config, whole))
+    tensors = _open_adapter(folder)
+    _check_embedding(folder, tensors, model, config)
+    if lora.targets == ():
+        return model
+    model = adapters.attach(model, config, lora, mesh)
+    empty = {path: leaf for path, leaf in build.leaves(model).items() if ".lora." in path}
+    table = adapters.factor_table(model, config, lora.targets)
+    full = adapters.factor_table(whole, config, lora.targets)
+    arrays = load.read_weights(
+        tensors,
+        table,
+        empty,
+        {**config.sizes, "R": lora.rank},
+        layers=model.depth,
+        where=f"the adapter {folder}",
+        ignore=[
+            _HEAD,
+            f".*{_EMBEDDING}",
+            *(re.escape(row.source) for row in full if row not in table),
+        ],
+    )
+    return build.fill(model, build.leaves(model) | arrays)
+
+
+def adapts_head(folder: Path) -> bool:
+    """Whether an adapter changes the LM head, which no vector depends on, but `words` does.
+
+    Raises: as `load_adapter`.
+    """
+    return any(re.fullmatch(_HEAD, name) for name in _open_adapter(folder))
+
+
+def _known_targets(
+    folder: Path, targets: tuple[str, ...] | None, config: models.Config, whole: Decoder
+) -> tuple[str, ...] | None:
+    """The targets but the LM head, all of which the model has."""
     known = {
-        s.removesuffix(".weight").rsplit(".", 1)[-1] for s, *_ in build.weight_table(config, whole)
+        row.source.removesuffix(".weight").rsplit(".", 1)[-1]
+        for row in build.weight_table(config, whole)
     }
-    strange = [t for t in lora.targets or () if t.rsplit(".", 1)[-1] not in known]
+    inner = None if targets is None else tuple(t for t in targets if t != "lm_head")
+    strange = [t for t in inner or () if t.rsplit(".", 1)[-1] not in known]
     if strange:
         raise UserError(
             f"{folder} adapts {strange}, which a {config.family} model does not have: it was made "
             "for another family"
         )
-    model = adapters.attach(model, config, lora, mesh)
-    empty = {path: leaf for path, leaf in build.leaves(model).items() if ".lora." in path}
-    moves = adapters.factor_table(model, config, lora.targets)
-    full = adapters.factor_table(whole, config, lora.targets)
-    arrays = load.read_weights(
-        _open_adapter(folder),
-        moves,
-        empty,
-        {**config.sizes, "R": lora.rank},
-        layers=model.depth,
-        ignore=[re.escape(move.source) for move in full if move not in moves],
-    )
-    return build.fill(model, build.leaves(model) | arrays)
+    return inner
 
 
-def _open_adapter(folder: Path) -> dict[str, Any]:
+def _check_embedding(
+    folder: Path, tensors: Mapping[str, np.ndarray], model: Decoder, config: models.Config
+) -> None:
+    """Refuse an adapter that replaces the word embedding, as peft stores it after a resize.
+
+    Peft also stores the base's own embedding where `lm_head` is adapted: equal numbers pass.
+    """
+    (target,) = {
+        row.target for row in build.weight_table(config, model) if row.source.endswith(_EMBEDDING)
+    }
+    leaf = build.leaves(model)[target]
+    for name, tensor in tensors.items():
+        if not name.endswith(_EMBEDDING):
+            continue
+        same = tensor.shape == leaf.shape and all(
+            np.array_equal(tensor[shard.index].astype(leaf.dtype), shard.data)
+            for shard in leaf.addressable_shards
+        )
+        if not same:
+            raise UserError(
+                f"{folder} brings an embedding of its own ({name}, shape {tensor.shape}; the "
+                f"base's is {leaf.shape}). Merge it into its base with peft's merge_and_unload, "
+                "and load the result."
+            )
+
+
+def _open_adapter(folder: Path) -> dict[str, np.ndarray]:
     for name, opener in zip(
         ADAPTER_FILES, (safetensors.open_safetensors, torch_bin.open_bin), strict=True
     ):
@@ -113,6 +170,9 @@ def _plain(name: str) -> str:
     return name.replace(".lora_A.default.", ".lora_A.").replace(".lora_B.default.", ".lora_B.")
 
 
+# The LM head in a file: its factors, or the head itself, which peft stores after a resize.
+_HEAD: Final = r"lm_head\.(lora_[AB]\.|base_layer\.)?weight"
+_EMBEDDING: Final = "embed_tokens.weight"
 # What `read_adapter_config` reads, and fields that cannot change an output.
 _READ: Final = frozenset(
     "peft_type r lora_alpha lora_dropout target_modules use_rslora init_lora_weights".split()
@@ -123,6 +183,7 @@ _HARMLESS: Final = frozenset(
     "runtime_config task_type".split()
 )
 _NEUTRAL: Final = (None, False, {}, [], "none")
+_MOST_RANK: Final = 65536
 _PLAIN_STARTS: Final = (None, True, False, "gaussian", "orthogonal")
 
 
@@ -134,31 +195,46 @@ def read_adapter_config(folder: Path) -> adapters.LoraConfig:
     path = folder / "adapter_config.json"
     if not path.is_file():
         raise NotFound(f"{folder} holds no adapter_config.json: it is no adapter folder")
-    fields = json.loads(path.read_text(encoding="utf-8"))
-    wrong = []
+    fields = read_object(path)
+    f = Fields({k: v for k, v in fields.items() if k in _READ}, str(path))
     if fields.get("peft_type") != "LORA":
-        wrong.append(f"peft_type = {fields.get('peft_type')!r}, supported: 'LORA'")
-    required = ("r", "lora_alpha", "target_modules")
-    wrong += [f"{name} is missing" for name in required if name not in fields]
-    wrong += [
-        f"{name} = {value!r} is not supported"
-        for name, value in fields.items()
-        if name not in _READ | _HARMLESS and value not in _NEUTRAL
-    ]
-    if fields.get("init_lora_weights") not in _PLAIN_STARTS:  # others change the base as well
-        wrong.append(f"init_lora_weights = {fields['init_lora_weights']!r} is not supported")
-    targets = fields.get("target_modules")
-    if isinstance(targets, str) and targets != "all-linear":
-        wrong.append(f"target_modules = {targets!r} is a pattern; supported: a list of names")
-    if wrong:
-        raise UserError(f"{path}: {'; '.join(wrong)}")
-    return adapters.LoraConfig(
-        rank=fields["r"],
-        alpha=float(fields["lora_alpha"]),
-        dropout=float(fields.get("lora_dropout", 0.0)),
-        targets=None if targets == "all-linear" else _every_layer(targets),
-        rslora=bool(fields.get("use_rslora", False)),
+        f.wrong(f"peft_type = {shown(fields.get('peft_type'))}, supported: 'LORA'")
+    f.ignore("peft_type")
+    config = dict(
+        rank=f.integer("r", most=_MOST_RANK),
+        alpha=f.number("lora_alpha"),
+        targets=_targets(f),
+        dropout=f.number("lora_dropout", 0.0),
+        rslora=f.flag("use_rslora", False),
     )
+    if config["dropout"] >= 1:
+        f.wrong(f"lora_dropout = {config['dropout']} is not below 1")
+    start = f.take("init_lora_weights", True)
+    if start not in _PLAIN_STARTS:  # others change the base as well
+        f.wrong(f"init_lora_weights = {shown(start)} is not supported")
+    for name, value in fields.items():
+        if name not in _READ | _HARMLESS and not _is_neutral(value):
+            f.wrong(f"{label(name)} = {shown(value)} is not supported")
+    f.finish()
+    return adapters.LoraConfig(**config)
+
+
+def _is_neutral(value: Any) -> bool:
+    return any(type(value) is type(neutral) and value == neutral for neutral in _NEUTRAL)
+
+
+def _targets(f: Fields) -> tuple[str, ...] | None:
+    """The names of `target_modules`; None for every linear layer."""
+    targets = f.take("target_modules")
+    if targets == "all-linear":
+        return None
+    if type(targets) is str:
+        f.wrong(f"target_modules = {shown(targets)} is a pattern; supported: a list of names")
+    elif targets is not None:
+        if type(targets) is list and targets and all(type(name) is str for name in targets):
+            return _every_layer(targets)
+        f.wrong(f"target_modules = {shown(targets)} is not a list of names")
+    return ()
 
 
 def _every_layer(targets: list[str]) -> tuple[str, ...]:

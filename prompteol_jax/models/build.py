@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -19,7 +20,7 @@ from prompteol_jax.models import FAMILIES, Config
 from prompteol_jax.models.config import shown
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.quant import formats as quant
-from prompteol_jax.storage import json_file
+from prompteol_jax.storage.json_files import read_object
 from prompteol_jax.weights import load
 from prompteol_jax.weights.folder import open_tensors, write_weights
 from prompteol_jax.weights.mapping import TensorMap
@@ -43,7 +44,7 @@ def read_config(folder: Path) -> Config:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise NotFound(f"{folder} holds no config.json: it is not a model folder")
-    fields = json_file.read_object(path)
+    fields = read_object(path)
     name = fields.get("model_type")
     if type(name) is not str or name not in FAMILIES:
         raise UserError(
@@ -190,6 +191,24 @@ def save_decoder(
     )
     fields = {**config.to_hf(), "dtype": dtype}
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def check_tied_head(folder: Path, config: Config) -> None:
+    """Refuse to take the embedding for the LM head where the checkpoint stores another head.
+
+    Raises: UserError where the config says that they are one, and their numbers differ.
+    """
+    if not config.tied:
+        return
+    _, family = FAMILIES[config.family]
+    tensors = open_tensors(folder)
+    for embedding, head in family.ALIAS.items():
+        both = embedding in tensors and head in tensors
+        if both and not np.array_equal(tensors[embedding], tensors[head]):
+            raise UserError(
+                f"{folder}: config.json says tie_word_embeddings = true, but {head} is not "
+                f"{embedding}. Remove {head} from the weights, or set the field to false."
+            )
 
 
 def read_head(folder: Path, config: Config, mesh: Mesh, *, dtype: Any) -> jax.Array:

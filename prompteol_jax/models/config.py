@@ -11,22 +11,21 @@ _ABSENT: Final = object()
 
 # Fields that cannot change a hidden state.
 HARMLESS: Final = frozenset(
-    "_attn_implementation _attn_implementation_autoset _commit_hash _flash_attn_2_enabled _name_or_path add_cross_attention "
-    "architectures attn_implementation auto_map bad_words_ids begin_suppress_tokens bos_token_id chunk_size_feed_forward "
-    "cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample dtype "
-    "early_stopping encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty "
-    "finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label "
-    "initializer_range is_llama_config keys_to_ignore_at_inference "
-    "is_decoder is_encoder_decoder label2id length_penalty max_length max_sequence_length "
-    "min_length model_type no_repeat_ngram_size num_beam_groups num_beams num_return_sequences "
-    "output_attentions output_hidden_states output_scores pad_token_id prefix problem_type "
-    "pruned_heads remove_invalid_values repetition_penalty return_dict return_dict_in_generate "
-    "sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss "
-    "tokenizer_class top_k top_p torch_dtype torchscript transformers.js_config "
-    "transformers_version typical_p unk_token_id unsloth_fixed unsloth_version use_bfloat16 "
-    "use_cache".split()
+    "_attn_implementation _attn_implementation_autoset _commit_hash _flash_attn_2_enabled "
+    "_name_or_path add_cross_attention architectures attn_implementation auto_map bad_words_ids "
+    "begin_suppress_tokens bos_token_id chunk_size_feed_forward cross_attention_hidden_size "
+    "decoder_start_token_id diversity_penalty do_sample dtype early_stopping "
+    "encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task "
+    "forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label initializer_range "
+    "is_decoder is_encoder_decoder is_llama_config keys_to_ignore_at_inference label2id "
+    "length_penalty max_length max_sequence_length min_length model_type no_repeat_ngram_size "
+    "num_beam_groups num_beams num_return_sequences output_attentions output_hidden_states "
+    "output_scores pad_token_id prefix problem_type pruned_heads remove_invalid_values "
+    "repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens "
+    "task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p torch_dtype "
+    "torchscript transformers.js_config transformers_version typical_p unk_token_id unsloth_fixed "
+    "unsloth_version use_bfloat16 use_cache".split()
 )
-
 
 # Fields of which more can be said than that they are unknown.
 _EXPLAINED: Final = {
@@ -63,8 +62,10 @@ class Fields:
         value = self.take(name, default)
         if type(value) is int and 1 <= value <= most:
             return value
-        if value is not None:
-            self.wrong(f"{name} = {shown(value)} is not a whole number from 1 up to {most}")
+        if type(value) is int and value > most:
+            self.wrong(f"{name} = {shown(value)} is above {most}")
+        elif value is not None:
+            self.wrong(f"{name} = {shown(value)} is not a whole number from 1 up")
         return 1
 
     def number(self, name: str, default: Any = _ABSENT, *, positive: bool = False) -> float:
@@ -121,7 +122,7 @@ class Fields:
         unknown = [
             f"{name}: {_EXPLAINED[name]}"
             if name in _EXPLAINED
-            else f"{name:.80} = {shown(value)} is unknown and could change the numbers"
+            else f"{label(name)} = {shown(value)} is unknown and could change the numbers"
             for name, value in self._left.items()
             if value is not None
         ]
@@ -129,6 +130,11 @@ class Fields:
         if problems:
             more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
             raise UserError(f"{self._where}: {'; '.join(problems[:_LISTED])}{more}")
+
+
+def label(name: str) -> str:
+    """A field's name in an error: as it is, or quoted where it is long or not printable."""
+    return name if name.isprintable() and len(name) <= _SHOWN else shown(name)
 
 
 def shown(value: Any) -> str:

@@ -48,7 +48,7 @@ class Rope:
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
-    original_positions: float = 8192
+    original_positions: int = 8192
 
     def inverse_frequencies(self, H: int) -> np.ndarray:
         """Radians a place for each of the H/2 pairs, float32.
@@ -94,6 +94,8 @@ class Rope:
             }
             if kind == "llama3" and values["high_freq_factor"] <= values["low_freq_factor"]:
                 f.wrong("RoPE's high_freq_factor is not above its low_freq_factor")
+            if "original_positions" in values:
+                values["original_positions"] = int(values["original_positions"])
             return cls(theta=theta, scaling=kind, **values)
         return cls(theta=theta)
 
@@ -305,4 +307,4 @@ WEIGHTS: Final[tuple[TensorMap, ...]] = (
     TensorMap("norm.weight", "finish.norm.scale", "D -> D"),
 )
 ALIAS: Final = {"embed_tokens.weight": "lm_head.weight"}
-IGNORED: Final = (r"lm_head\.weight", r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+IGNORED: Final = (r"lm_head\.weight", r"(.+\.)?rotary_emb\.inv_freq")

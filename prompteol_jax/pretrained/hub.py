@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from prompteol_jax.errors import NotFound, UserError
+from prompteol_jax.errors import NotFound, UserError, listed
 from prompteol_jax.storage import paths
-from prompteol_jax.weights.safetensors import shorten
 
 Kind = Literal["model", "adapter"]
 
@@ -100,7 +99,7 @@ def _checked(folder: Path, kind: Kind) -> Path:
     advice = f" It looks like a folder of kind {others[0]}." if others else ""
     raise NotFound(
         f"{folder} holds no {CONFIG[kind]}, so it is no {kind} folder.{advice} "
-        f"Found: {shorten(held) or 'nothing'}."
+        f"Found: {listed(held)}."
     )
 
 
@@ -150,7 +149,7 @@ def _wanted(repo: str, files: Sequence[str], kind: Kind) -> list[str]:
     if missing:
         raise NotFound(
             f"the hub repository {repo} lacks {' and '.join(missing)}, which this project reads. "
-            f"It holds: {shorten(sorted(files)) or 'nothing'}."
+            f"It holds: {listed(sorted(files))}."
         )
     side = [
         file

@@ -99,6 +99,8 @@ def load_pretrained(
 def save_pretrained(pretrained: Pretrained, decoder: Decoder, folder: Path, *, dtype: str) -> None:
     """Write weights, config and tokenizer as a Hugging Face folder that transformers loads."""
     head = None
+    if pretrained.folder is not None:
+        build.check_tied_head(pretrained.folder, pretrained.config)
     if not pretrained.config.tied:
         head = build.read_head(
             pretrained.folder, pretrained.config, pretrained.mesh, dtype=jnp.dtype(dtype)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import collections
 import json
 from typing import Any, Final
 
 from prompteol_jax.errors import UserError
 
+LIMIT: Final = 2**24  # bytes; nested objects can take 24 times their text in memory
 _KINDS: Final = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
 
 
 def read_object(path: Any) -> dict[str, Any]:
     """Read a file that holds one JSON object.
 
-    Raises: OSError where the file cannot be read; UserError, naming the file, where it is not
-        UTF-8, not JSON, nested too deeply, or not an object.
+    Raises: OSError where the file cannot be read; UserError, naming the file, where it is longer
+        than 16 MiB, not UTF-8, not JSON, nested too deeply, not an object, or gives a name twice.
     """
-    return parse_object(path.read_bytes(), path)
+    with path.open("rb") as file:
+        content = file.read(LIMIT + 1)
+    if len(content) > LIMIT:
+        raise UserError(f"{path} is longer than {LIMIT} bytes, the most that is read")
+    return parse_object(content, path)
 
 
 def parse_object(content: bytes | str, source: object) -> dict[str, Any]:
@@ -28,7 +34,7 @@ def parse_object(content: bytes | str, source: object) -> dict[str, Any]:
     """
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
         raise UserError(
             f"{source} is not UTF-8 (byte {error.start} is {error.object[error.start]:#04x}); "
@@ -42,3 +48,11 @@ def parse_object(content: bytes | str, source: object) -> dict[str, Any]:
         kind = _KINDS.get(type(value), "a number")
         raise UserError(f"{source} is not a JSON object but {kind}; expected {{...}}")
     return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        counts = collections.Counter(name for name, _ in pairs)
+        raise ValueError(f"{counts.most_common(1)[0][0]!r:.80} occurs twice")
+    return fields

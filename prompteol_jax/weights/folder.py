@@ -4,18 +4,21 @@ Reading maps files and copies nothing; `read_weights` then takes what each devic
 weight table of the family. Writing goes the same table backwards.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import jax
 import numpy as np
 from jax.typing import DTypeLike
 
-from prompteol_jax.errors import NotFound, UserError
+from prompteol_jax.errors import NotFound, UserError, listed
+from prompteol_jax.storage.json_files import read_object
 from prompteol_jax.weights.load import copy_finite
 from prompteol_jax.weights.mapping import (
     Sources,
@@ -26,8 +29,10 @@ from prompteol_jax.weights.mapping import (
     parse,
     reverse,
 )
-from prompteol_jax.weights.safetensors import open_safetensors, shorten
+from prompteol_jax.weights.safetensors import check_names, open_safetensors
 from prompteol_jax.weights.torch_bin import open_bin
+
+_NAME_BYTES: Final = 255  # the longest name that common file systems take
 
 
 def open_tensors(folder: Path) -> dict[str, np.ndarray]:
@@ -39,7 +44,7 @@ def open_tensors(folder: Path) -> dict[str, np.ndarray]:
         that is corrupt, or two tensors of one name.
     """
     tensors: dict[str, np.ndarray] = {}
-    files, listed = _weight_files(folder)
+    files, promised = _weight_files(folder)
     for path in files:
         opened = open_bin(path) if path.suffix == ".bin" else open_safetensors(path)
         for name, tensor in opened.items():
@@ -47,9 +52,9 @@ def open_tensors(folder: Path) -> dict[str, np.ndarray]:
             if short in tensors:
                 raise UserError(f"{path}: tensor {name!r} occurs twice in {folder}.")
             tensors[short] = tensor
-    lost = [name for name in listed if name.removeprefix("model.") not in tensors]
+    lost = [name for name in promised if name.removeprefix("model.") not in tensors]
     if lost:
-        raise UserError(f"{folder}: the index names tensors that its shards lack: {shorten(lost)}.")
+        raise UserError(f"{folder}: the index names tensors that its shards lack: {listed(lost)}.")
     return tensors
 
 
@@ -70,30 +75,36 @@ def _weight_files(folder: Path) -> tuple[list[Path], list[str]]:
     held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     raise NotFound(
         f"{folder} holds no weights that can be read. Wanted: model.safetensors or "
-        f"pytorch_model.bin, or shards with their index. Found: {shorten(held) or 'nothing'}."
+        f"pytorch_model.bin, or shards with their index. Found: {listed(held)}."
     )
 
 
 def _shards(folder: Path, index: Path) -> tuple[list[Path], list[str]]:
-    try:
-        weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
-        names = sorted({str(shard) for shard in weight_map.values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index}: not an index of shards (no `weight_map`): {error}.") from error
+    weight_map = read_object(index).get("weight_map")
+    if type(weight_map) is not dict or not all(type(f) is str for f in weight_map.values()):
+        raise UserError(f"{index}: not an index of shards: it has no `weight_map` of file names.")
+    check_names(index, weight_map)
+    names = sorted(set(weight_map.values()))
     suffix = ".bin" if index.name.endswith(".bin.index.json") else ".safetensors"
-    strange = [name for name in names if Path(name).name != name or not name.endswith(suffix)]
+    strange = [name for name in names if not _is_shard(name, suffix)]
     if strange:
         raise UserError(
-            f"{index}: refused, shards must be {suffix} files beside the index, not "
-            f"{shorten(strange)}."
+            f"{index}: refused, shards must be {suffix} files in the folder of the index, not "
+            f"{listed(repr(name[:80]) for name in strange)}."
         )
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
         raise NotFound(
-            f"{folder}: {len(missing)} of {len(names)} shards are missing: {shorten(missing)}. "
+            f"{folder}: {len(missing)} of {len(names)} shards are missing: {listed(missing)}. "
             "Copy or download them."
         )
     return [folder / name for name in names], list(weight_map)
+
+
+def _is_shard(name: str, suffix: str) -> bool:
+    """Whether a name can only be that of a file in the same folder."""
+    plain = name.isprintable() and len(name.encode()) <= _NAME_BYTES and Path(name).name == name
+    return plain and name.endswith(suffix)
 
 
 def write_weights(

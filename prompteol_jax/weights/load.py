@@ -14,11 +14,10 @@ import jax
 import numpy as np
 
 from prompteol_jax import distributed
-from prompteol_jax.errors import UserError
+from prompteol_jax.errors import UserError, listed
 from prompteol_jax.quant import bitsandbytes
 from prompteol_jax.quant import formats as quant
 from prompteol_jax.weights.mapping import Sources, TensorMap, arrange, expand, lengths, parse
-from prompteol_jax.weights.safetensors import shorten
 
 FLOAT_TYPES: Final = ("float16", "bfloat16", "float32", "float64")
 _TILE_ROWS: Final = 256
@@ -29,18 +28,22 @@ class WeightMismatch(UserError):
     """The names or shapes in a checkpoint are not those of the model."""
 
     def __init__(
-        self, missing: Sequence[str], unexpected: Sequence[str], misshapen: Sequence[str]
+        self,
+        where: str,
+        missing: Sequence[str],
+        unexpected: Sequence[str],
+        misshapen: Sequence[str],
     ) -> None:
         self.missing = tuple(missing)
         self.unexpected = tuple(unexpected)
         self.misshapen = tuple(misshapen)
         kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
-        listed = "".join(
-            f"\n  {kind} ({len(names)}): {shorten(names)}" for kind, names in kinds.items() if names
+        problems = "".join(
+            f"\n  {kind} ({len(names)}): {listed(names)}" for kind, names in kinds.items() if names
         )
         super().__init__(
-            f"the checkpoint does not fit the model:{listed}\n"
-            "Check that config.json and the weight files belong together and are complete."
+            f"{where} does not fit the model:{problems}\n"
+            "Check that configuration, weight files and model belong together and are complete."
         )
 
 
@@ -51,6 +54,7 @@ def read_weights(
     sizes: Mapping[str, int],
     *,
     layers: int,
+    where: str = "the checkpoint",
     ignore: Sequence[str] = (),
     alias: Mapping[str, str] | None = None,
 ) -> dict[str, jax.Array | quant.Quantized]:
@@ -64,6 +68,7 @@ def read_weights(
         leaves: what to make, by target path; a stacked leaf has a leading axis of `layers - 1`.
         sizes: length of each letter in `dims`; `sizes["L"]` is the number of layers in the file.
         layers: how many of them to load, from the first.
+        where: name of the checkpoint in errors.
         ignore: patterns of whole names that may be in the file and are not read.
         alias: for a name that may be missing, the one to take instead (a tied embedding).
     Raises: WeightMismatch; UserError naming a tensor that holds NaN or infinity, before or after
@@ -75,7 +80,9 @@ def read_weights(
     sources = expand(table, layers)
     _check_leaves(leaves, sources, sizes)
     known = {name for found in expand(table, sizes["L"]).values() for name in found.names}
-    _check_tensors(tensors, sources, sizes, known=known, ignore=ignore, alias=alias)
+    problems = _problems(tensors, sources, sizes, known=known, ignore=ignore, alias=alias)
+    if any(problems):
+        raise WeightMismatch(where, *problems)
     arrays = {}
     for target, leaf in leaves.items():
         names, stacked, dims = sources[target]
@@ -101,7 +108,7 @@ def _check_leaves(
         raise UserError(f"weight table and model disagree: {'; '.join(problems)}.")
 
 
-def _check_tensors(
+def _problems(
     tensors: Mapping[str, np.ndarray],
     sources: Mapping[str, Sources],
     sizes: Mapping[str, int],
@@ -109,7 +116,8 @@ def _check_tensors(
     known: set[str],
     ignore: Sequence[str],
     alias: Mapping[str, str],
-) -> None:
+) -> tuple[list[str], list[str], list[str]]:
+    """The tensors that are missing, unexpected, misshapen."""
     missing, misshapen = [], []
     for names, _, dims in sources.values():
         shape = lengths(parse(dims)[0], sizes)
@@ -130,8 +138,7 @@ def _check_tensors(
         for name in tensors
         if name not in allowed and not any(re.fullmatch(pattern, name) for pattern in ignore)
     ]
-    if missing or unexpected or misshapen:
-        raise WeightMismatch(missing, unexpected, misshapen)
+    return missing, unexpected, misshapen
 
 
 Index = tuple[slice, ...]

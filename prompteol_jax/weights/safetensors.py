@@ -6,11 +6,9 @@ until a view is used, and every length and offset in it is checked against the f
 
 from __future__ import annotations
 
-import collections
-import json
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -18,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from prompteol_jax.errors import NotFound, UserError
+from prompteol_jax.storage import json_files
 
 SAFETENSORS_DTYPES: Final[Mapping[str, np.dtype]] = {
     "BOOL": np.dtype(np.bool_),
@@ -39,8 +38,7 @@ SAFETENSORS_DTYPES: Final[Mapping[str, np.dtype]] = {
 
 LARGEST: Final = 2**62  # of numbers that count items or bytes
 _MOST_AXES: Final = 64
-_LISTED: Final = 20  # names an error prints before it only counts
-_HEADER_LIMIT: Final = 100_000_000  # bytes; the safetensors format allows no longer header
+_NAME_LENGTH: Final = 1000
 
 
 def open_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -51,6 +49,7 @@ def open_safetensors(path: Path) -> dict[str, np.ndarray]:
     """
     raw = map_bytes(path)
     header, start = _safetensors_header(path, raw)
+    check_names(path, header)
     data = raw[start:]
     spans = {name: _safetensors_span(path, name, entry) for name, entry in header.items()}
     end = 0
@@ -83,28 +82,20 @@ def _safetensors_header(path: Path, raw: np.ndarray) -> tuple[dict[str, Any], in
     if raw.size < 8:
         raise UserError(f"{path}: {raw.size} bytes are too few for a safetensors file.")
     (length,) = struct.unpack("<Q", raw[:8].tobytes())
-    if length > min(raw.size - 8, _HEADER_LIMIT):
+    if length > raw.size - 8:
         raise UserError(
             f"{path}: the header claims {length} bytes of a file of {raw.size}: truncated, or not "
             "a safetensors file. Copy or download it again."
         )
-    try:
-        text = raw[8 : 8 + length].tobytes().decode()
-        header = json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: the safetensors header is not valid JSON: {error}.") from error
-    if type(header) is not dict:
-        raise UserError(f"{path}: the safetensors header is not a JSON object.")
+    if length > json_files.LIMIT:
+        raise UserError(
+            f"{path}: a header of {length} bytes; at most {json_files.LIMIT} are read. Save the "
+            "tensors in several files."
+        )
+    text = raw[8 : 8 + length].tobytes()
+    header = json_files.parse_object(text, f"{path}: the safetensors header")
     header.pop("__metadata__", None)
     return header, 8 + length
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = collections.Counter(name for name, _ in pairs)
-    twice = [name for name, count in names.items() if count > 1]
-    if twice:
-        raise UserError(f"{twice[0]!r} occurs twice")
-    return dict(pairs)
 
 
 def _safetensors_span(path: Path, name: str, entry: Any) -> _Span:
@@ -112,10 +103,12 @@ def _safetensors_span(path: Path, name: str, entry: Any) -> _Span:
         raise UserError(f"{path}: tensor {name!r} lacks dtype, shape or data_offsets.")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not are_naturals(shape) or not are_naturals(offsets) or len(offsets) != 2:
-        raise UserError(f"{path}: tensor {name!r} has shape {shape} at bytes {offsets}.")
-    if str(entry["dtype"]) not in SAFETENSORS_DTYPES:
         raise UserError(
-            f"{path}: tensor {name!r} has dtype {entry['dtype']!r}; readable are "
+            f"{path}: tensor {name!r} has shape {shape!r:.80} at bytes {offsets!r:.80}."
+        )
+    if type(entry["dtype"]) is not str or entry["dtype"] not in SAFETENSORS_DTYPES:
+        raise UserError(
+            f"{path}: tensor {name!r} has dtype {entry['dtype']!r:.80}; readable are "
             f"{', '.join(SAFETENSORS_DTYPES)}."
         )
     dtype = SAFETENSORS_DTYPES[entry["dtype"]]
@@ -127,6 +120,16 @@ def _safetensors_span(path: Path, name: str, entry: Any) -> _Span:
             f"{needed} bytes, the header gives it {end - begin}."
         )
     return _Span(dtype, tuple(shape), begin, end)
+
+
+def check_names(path: Path, names: Iterable[str]) -> None:
+    """Refuse names of tensors that are long or not printable: errors show them."""
+    for name in names:
+        if len(name) > _NAME_LENGTH or not name.isprintable():
+            raise UserError(
+                f"{path}: a tensor's name is {name[:40]!r}, of {len(name)} characters; allowed are "
+                f"up to {_NAME_LENGTH}, printable ones."
+            )
 
 
 def are_naturals(values: Any, most: int = _MOST_AXES) -> bool:
@@ -158,9 +161,3 @@ def map_bytes(path: Path) -> np.ndarray:
             f"{path}: a Git LFS pointer, not the file itself. Run `git lfs pull` in its repository."
         )
     return raw
-
-
-def shorten(names: Sequence[str]) -> str:
-    """The names in one line, the first of them where there are many."""
-    rest = f", and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + rest

@@ -17,7 +17,6 @@ from prompteol_jax.errors import UserError
 from prompteol_jax.weights.safetensors import LARGEST, are_naturals
 
 _MOST_STEPS: Final = 2**20  # operations; a tensor takes about 30
-_NAME_LENGTH: Final = 1000
 
 
 class Storage(NamedTuple):
@@ -282,7 +281,4 @@ def _table(state: Any) -> dict[str, Tensor]:
         raise UserError(
             f"a state dict maps names to tensors, but this holds {', '.join(others[:8])}"
         )
-    longest = max(state, key=len, default="")
-    if len(longest) > _NAME_LENGTH:
-        raise UserError(f"a tensor's name has {len(longest)} characters: {longest[:40]!r}...")
     return state

@@ -52,6 +52,7 @@ def open_bin(path: Path) -> dict[str, np.ndarray]:
         state = state_pickle.read_state(pickled)
     except UserError as error:
         raise UserError(f"{path}: not a readable state dict: {error}.") from error
+    safetensors.check_names(path, state)
     storages: dict[str, np.ndarray] = {}
     for name, tensor in state.items():
         key = tensor.storage.key

@@ -10,6 +10,7 @@ import oracle
 import pytest
 
 from prompteol_jax.encoding.batching import encode
+from prompteol_jax.errors import UserError
 from prompteol_jax.lora import lora as adapters
 from prompteol_jax.lora import peft
 from prompteol_jax.lora.lora import LoraConfig
@@ -215,11 +216,84 @@ def test_reads_the_config_of_plain_lora(changes, expected, tmp_path):
         ({"modules_to_save": ["lm_head"]}, "modules_to_save = ['lm_head'] is not supported"),
         ({"layers_to_transform": [0]}, "layers_to_transform = [0] is not supported"),
         ({"target_modules": ".*_proj"}, "target_modules = '.*_proj' is a pattern; supported: a"),
+        ({"target_modules": None}, "target_modules is missing"),
+        ({"target_modules": []}, "target_modules = [] is not a list of names"),
+        (
+            {"target_modules": ["q_proj", 3]},
+            "target_modules = ['q_proj', 3] is not a list of names",
+        ),
+        ({"target_modules": {"q_proj": 1}}, "target_modules = {'q_proj': 1} is not a list of"),
+        ({"r": 0}, "adapter_config.json: r = 0 is not a whole number from 1 up"),
+        ({"r": "8"}, "r = '8' is not a whole number"),
+        ({"r": 4.0}, "r = 4.0 is not a whole number"),
+        ({"r": True}, "r = True is not a whole number"),
+        ({"r": 10**9}, "r = 1000000000 is above 65536"),
+        ({"lora_alpha": "16"}, "lora_alpha = '16' is not a number from 0 up"),
+        ({"lora_alpha": None}, "lora_alpha is missing"),
+        ({"lora_dropout": 1.0}, "lora_dropout = 1.0 is not below 1"),
+        ({"use_rslora": "yes"}, "use_rslora = 'yes' is neither true nor false"),
+        ({"alpha_shift": 0}, "alpha_shift = 0 is not supported"),
     ],
 )
 def test_refuses_what_is_not_plain_lora(changes, message, tmp_path):
     with pytest.raises(ValueError, match=re.escape(message)):
         peft.read_adapter_config(write(tmp_path, **changes))
+
+
+# Peft says so where it stores the base's embedding with an adapter on the head.
+HEAD_IS_STORED = pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", r"adapter_config\.json is not a JSON object but a list"),
+        ('{"a":' * 100_000, "nested too deeply"),
+        ("\xff", "is not UTF-8"),
+    ],
+)
+def test_refuses_a_config_that_is_no_object(text, message, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=message):
+        peft.read_adapter_config(tmp_path)
+
+
+@HEAD_IS_STORED
+def test_an_adapter_on_the_head_gives_the_vectors_of_peft(checkpoints, embedders, rows, tmp_path):
+    name = "llama-gqa-tiny"
+    targets = ["q_proj", "v_proj", "lm_head"]
+    oracle.write_adapter(checkpoints(name), tmp_path, deviation=0.1, r=4, target_modules=targets)
+    base = embedders(name).pretrained
+    ids, ours = rows(name)
+    model = peft.load_adapter(base.decoder, base.config, tmp_path, base.mesh)
+    theirs = oracle.run(oracle.load_adapted(checkpoints(name), tmp_path), ids).vectors
+    oracle.assert_close(np.asarray(encode(model, ours))[:, 0], theirs)
+    assert peft.adapts_head(tmp_path)
+
+
+@HEAD_IS_STORED
+def test_an_adapter_on_the_head_alone_changes_no_vector(checkpoints, embedders, tmp_path):
+    name = "llama-gqa-tiny"
+    oracle.write_adapter(checkpoints(name), tmp_path, r=4, target_modules=["lm_head"])
+    base = embedders(name).pretrained
+    assert peft.load_adapter(base.decoder, base.config, tmp_path, base.mesh) is base.decoder
+
+
+def test_refuses_an_adapter_that_brings_an_embedding(checkpoints, embedders, tmp_path):
+    import safetensors.numpy
+
+    name = "llama-gqa-tiny"
+    oracle.write_adapter(checkpoints(name), tmp_path, r=4, target_modules=["q_proj"])
+    assert not peft.adapts_head(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    brought: dict[str, np.ndarray] = {
+        "base_model.model.model.embed_tokens.weight": np.zeros((9, 8), np.float32)
+    }
+    safetensors.numpy.save_file(safetensors.numpy.load_file(file) | brought, file)
+    base = embedders(name).pretrained
+    message = r"brings an embedding of its own \(embed_tokens\.weight, shape \(9, 8\); the base"
+    with pytest.raises(UserError, match=f"{tmp_path.name} {message}"):
+        peft.load_adapter(base.decoder, base.config, tmp_path, base.mesh)
 
 
 def test_refuses_a_folder_without_config_or_weights(decoders, tmp_path):

@@ -1,5 +1,6 @@
 """Laws of LLaMA's config and of its frequencies; hidden states are in test_parity."""
 
+import copy
 import dataclasses
 import re
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from prompteol_jax.models import build
-from prompteol_jax.models.llama import LlamaConfig, Rope
+from prompteol_jax.models.llama import IGNORED, LlamaConfig, Rope
 
 # meta-llama/Llama-3.1-8B's config.json.
 PUBLISHED = {
@@ -89,12 +90,23 @@ def test_transformers_reads_what_is_written_and_turns_at_the_same_frequencies(ro
         ({"sliding_window": 4096}, "sliding_window = 4096 is unknown and could change the numbers"),
         ({"num_key_value_heads": 5}, "num_attention_heads = 32 is not a multiple of num_key_value"),
         ({"num_attention_heads": 24}, "hidden_size = 4096 is not a multiple of num_attention_head"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling of type 'dynamic' is"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "RoPE of type ['dynamic'] is"),
         ({"rope_scaling": {"type": "yarn"}}, "supported: ['default', 'linear', 'llama3']"),
-        ({"rope_scaling": {"type": "linear"}}, "rope_scaling 'linear' takes ['factor'], found []"),
+        ({"rope_scaling": {"type": "linear"}}, "RoPE of type 'linear' takes ['factor'], found []"),
+        ({"rope_scaling": {"type": ["linear"], "factor": 2.0}}, "RoPE of type [['linear']] is not"),
+        ({"rope_scaling": "linear"}, "rope_scaling = 'linear' is not an object"),
+        ({"rope_scaling": {**LINEAR, "factor": "4"}}, "RoPE's factor = '4' is not a number above"),
+        ({"rope_theta": "1e4"}, "rope_theta = '1e4' is not a number above 0"),
+        ({"rope_theta": 0}, "rope_theta = 0 is not a number above 0"),
+        ({"rms_norm_eps": "1e-06"}, "rms_norm_eps = '1e-06' is not a number from 0 up"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps = nan is not a number from 0 up"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings = 'no' is neither true nor false"),
+        ({"head_dim": 65}, "head_dim = 65 is odd; RoPE turns pairs"),
+        ({"rope_interleaved": True}, "rope_interleaved = True is not supported"),
+        ({"new": "x" * 200}, f"new = '{'x' * 79}... is unknown and could change the numbers"),
         (
             {"rope_scaling": {**LINEAR, "beta": 1}},
-            "rope_scaling 'linear' takes ['factor'], found ['beta', 'factor']",
+            "RoPE of type 'linear' takes ['factor'], found ['beta', 'factor']",
         ),
         (
             {"rope_scaling": {**LINEAR, "rope_type": "llama3"}},
@@ -105,6 +117,53 @@ def test_transformers_reads_what_is_written_and_turns_at_the_same_frequencies(ro
 def test_refuses_what_would_change_the_numbers(changes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         LlamaConfig.from_hf(PUBLISHED | changes)
+
+
+OLD, NEW = {"rope_type": "linear", "factor": 4.0}, {"rope_type": "default", "rope_theta": 3e4}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rope_parameters": NEW, "rope_scaling": OLD},
+        {"rope_parameters": NEW, "rope_scaling": None, "rope_theta": 5e5},
+        {"rope_parameters": NEW, "rope_scaling": OLD, "rope_theta": 5e5},
+        {"rope_scaling": {**OLD, "rope_theta": 7e4}, "rope_theta": 5e5},
+        {"rope_parameters": {"rope_type": "default"}, "rope_theta": 5e5},
+        {"rope_parameters": {}, "rope_scaling": {}},
+    ],
+)
+def test_of_two_places_rope_is_taken_from_the_one_that_transformers_takes(fields):
+    from transformers import LlamaConfig as Theirs
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    given = {k: v for k, v in PUBLISHED.items() if not k.startswith("rope")} | {"head_dim": 64}
+    rope = LlamaConfig.from_hf(copy.deepcopy(given | fields)).rope
+    theirs = LlamaRotaryEmbedding(Theirs(**copy.deepcopy(given | fields))).inv_freq.numpy()
+    np.testing.assert_allclose(rope.inverse_frequencies(64), theirs, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"_attn_implementation_autoset": True},
+        {"unsloth_fixed": True, "unsloth_version": "2024.12.4"},
+        {
+            "is_llama_config": True,
+            "rope_interleaved": False,
+            "transformers.js_config": {"kv_cache_dtype": {"fp16": "float16"}},
+        },
+        {"auto_map": {"AutoModelForCausalLM": "modeling.LlamaForCausalLM"}},
+    ],
+    ids=["transformers 4.46", "unsloth", "SmolLM", "code that is not run"],
+)
+def test_fields_that_no_vector_depends_on_are_passed_over(fields):
+    assert LlamaConfig.from_hf(PUBLISHED | fields) == CONFIG
+
+
+@pytest.mark.parametrize("name", ["rotary_emb.inv_freq", "layers.3.self_attn.rotary_emb.inv_freq"])
+def test_buffers_of_frequencies_are_not_read(name):
+    assert any(re.fullmatch(pattern, name) for pattern in IGNORED)
 
 
 def test_has_no_dropout_to_override():

@@ -1,10 +1,12 @@
 """Laws of families by name: folders that are refused, layers by number."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
+from prompteol_jax.errors import UserError
 from prompteol_jax.mesh import make_mesh
 from prompteol_jax.models import build
 from prompteol_jax.weights import load
@@ -24,17 +26,36 @@ def test_refuses_a_layer_that_does_not_exist(layer):
         build.resolve_layer(layer, 12)
 
 
+def test_refuses_a_stored_head_that_is_not_the_embedding_it_is_said_to_be(tmp_path, decoders):
+    config, model = decoders("llama")
+    head = build.leaves(model)["stem.tokens"]
+    tied = dataclasses.replace(config, tied=True)
+    build.save_decoder(tmp_path, tied, model, dtype="float32", head=head)
+    build.check_tied_head(tmp_path, tied)
+    build.save_decoder(tmp_path, tied, model, dtype="float32", head=head + 1)
+    build.check_tied_head(tmp_path, dataclasses.replace(config, tied=False))
+    with pytest.raises(UserError, match=r"tie_word_embeddings = true, but lm_head\.weight is not"):
+        build.check_tied_head(tmp_path, tied)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("{", "is not JSON"),
         ('{"model_type": "gpt2"}', r"model_type = 'gpt2' is not supported; supported: \['llama'"),
         ("{}", "model_type = None is not supported"),
+        ('{"model_type": ["llama"]}', r"model_type = \['llama'\] is not supported"),
+        ('[{"model_type": "llama"}]', r"config\.json is not a JSON object but a list"),
+        ("\xff", r"config\.json is not UTF-8"),
+        ('{"a":' * 100_000, r"config\.json is not .* nested too deeply"),
+        ('{"model_type": "opt", "model_type": "llama"}', "'model_type' occurs twice"),
+        ('{"model_type": "opt", "a": ' + " " * 2**24 + "1}", r"longer than 16777216 bytes"),
+        ('{"model_type": "opt"}', r"/config\.json: hidden_size is missing; num_hidden_layers is"),
     ],
 )
 def test_refuses_a_config_of_no_known_family(content, message, tmp_path):
-    (tmp_path / "config.json").write_text(content)
-    with pytest.raises(ValueError, match=message):
+    (tmp_path / "config.json").write_text(content, encoding="latin-1")
+    with pytest.raises(UserError, match=message):
         build.read_config(tmp_path)
 
 

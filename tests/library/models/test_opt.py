@@ -82,7 +82,16 @@ def test_transformers_reads_what_is_written():
         ({"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine = False is"),
         ({"num_attention_heads": 7}, "hidden_size = 768 is not a multiple of num_attention_heads"),
         ({"ffn_dim": None}, "ffn_dim is missing"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config = {'bits': 4} is unknown"),
+        (
+            {"quantization_config": {"bits": 4}},
+            "quantization_config: the weights are stored quantized",
+        ),
+        ({"ffn_dim": "3072"}, "ffn_dim = '3072' is not a whole number from 1 up"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000 is above 10000"),
+        ({"hidden_size": 2**40}, "hidden_size = 1099511627776 is above 2147483647"),
+        ({"dropout": "0.1"}, "dropout = '0.1' is not a number from 0 up"),
+        ({"dropout": 1.0}, "dropout = 1.0 is not below 1"),
+        ({"do_layer_norm_before": "false"}, "do_layer_norm_before = 'false' is neither true nor"),
         (
             {"ffn_dim": "big", "layerdrop": 0.1, "rotary": True},
             "layerdrop = 0.1 is not supported; supported: [0.0]; ffn_dim = 'big' is not a whole "

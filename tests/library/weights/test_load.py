@@ -161,15 +161,15 @@ def test_refuses_all_misfits_in_one_error() -> None:
     text = str(caught.value)
     assert text.startswith("the checkpoint does not fit the model:\n  missing (2): embed.weight")
     assert text.endswith(
-        "Check that config.json and the weight files belong together and are complete."
+        "Check that configuration, weight files and model belong together and are complete."
     )
 
 
 def test_a_long_list_is_shortened() -> None:
     names = [f"t{n}" for n in range(300)]
-    text = str(load.WeightMismatch((), names, ()))
+    text = str(load.WeightMismatch("m", (), names, ()))
     assert "unexpected (300): t0, t1" in text
-    assert "t19, and 280 more" in text
+    assert "t19 and 280 more" in text
     assert "missing" not in text
 
 

@@ -93,10 +93,6 @@ NOTHING_SHARED = {
         b"\x80\x02\x8a\x09" + (2**63).to_bytes(9, "little") + b".",
         r"above 2\^62",
     ),
-    "a long name": (
-        table(ARGUMENTS).replace(NAME, b"X\xd0\x07\x00\x00" + b"w" * 2000, 1),
-        "a tensor's name has 2000 characters",
-    ),
     "an unknown entry of the memo": (b"\x80\x02h\x07.", "damaged"),
     "an empty stack": (b"\x80\x02.", "damaged"),
     "no end": (b"\x80\x02}", "damaged"),
