@@ -23,6 +23,7 @@ from eval.reproduce import report as reproduce_report
 from eval.reproduce.published import Row
 from eval.shared import results
 from eval.shared.command import run_main
+from eval.shared.vector_cache import CacheOptions
 from eval.sts import command as sts
 from eval.sts import original
 from eval.sts import tasks as sts_tasks
@@ -38,7 +39,7 @@ Table = Literal["sts-icl", "sts-finetuned", "sts-zero-shot", "transfer", "quanti
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReproduceOptions:
+class ReproduceOptions(CacheOptions):
     """Runs a table of the paper: ours, published, difference, and whether it is within 0.3."""
 
     table: Annotated[Table, tyro.conf.Positional]
@@ -200,6 +201,7 @@ def row_options(options: ReproduceOptions, row: Row) -> RowOptions:
         **{"mesh": options.mesh, "dtype": options.dtype, "quantize": row.quantize},
         **{"batch_tokens": options.batch_tokens, "data": options.data},
         **{"json": file, "report": file.with_suffix(".html")},
+        **{"cache": options.cache, "no_cache": options.no_cache},
     }
     if options.table == "transfer":
         return transfer.TransferOptions(**shared)
@@ -209,12 +211,19 @@ def row_options(options: ReproduceOptions, row: Row) -> RowOptions:
 def _kept(settings: RowOptions, data: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the result of the same options, files, data and version, where there is one."""
     version = results.stamp("")["version"]
-    now = {"options": dataclasses.asdict(settings), "data": data["sha256"], "version": version}
+    now = {
+        "options": _deciding(dataclasses.asdict(settings)),
+        "data": data["sha256"],
+        "version": version,
+    }
     try:
         result = results.read(settings.json)
         provenance = result["provenance"]
-        before = {name: result[name] for name in ("options", "version")}
-        before["data"] = result["data"]["sha256"]
+        before = {
+            "options": _deciding(result["options"]),
+            "data": result["data"]["sha256"],
+            "version": result["version"],
+        }
         differing = same_work.differences(before, now) + _changed_files(provenance)
     except (OSError, UserError, LookupError, TypeError):
         return None  # none, or one that a kill left unfinished
@@ -222,6 +231,11 @@ def _kept(settings: RowOptions, data: Mapping[str, Any]) -> dict[str, Any] | Non
         return result
     sys.stderr.write(f"{settings.json} is not used again: {'; '.join(differing)}\n")
     return None
+
+
+def _deciding(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that decide a result."""
+    return {name: value for name, value in options.items() if name not in ("cache", "no_cache")}
 
 
 def _changed_files(provenance: Mapping[str, Any]) -> list[str]:

@@ -17,13 +17,14 @@ import numpy as np
 
 from eval.shared import bootstrap, results
 from eval.shared.command import SentEvalOptions, run_main
+from eval.shared.vector_cache import CacheOptions
 from eval.sts import original, report, scores
 from eval.sts.pairs import Task
 from eval.sts.tasks import describe_data, read_tasks
 
 
 @dataclass(frozen=True, kw_only=True)
-class StsOptions(SentEvalOptions):
+class StsOptions(SentEvalOptions, CacheOptions):
     """Scores a model on the seven STS tasks: 100 x Spearman of cosine against gold."""
 
     split: Literal["test", "dev"] = "test"
@@ -32,7 +33,7 @@ class StsOptions(SentEvalOptions):
     """Tasks to score, such as STS12 STSBenchmark; all seven unless given."""
     strict_original: Literal["float32", "float16"] | None = None
     """Do to numbers what the released script does, with vectors in this precision: float32, or
-    float16 as on its 4-bit and tensor-parallel paths."""
+    float16 as on its 4-bit and tensor-parallel paths. It uses no cache."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,7 +46,8 @@ def run(options: StsOptions) -> dict[str, Any]:
     results.prepare(options.json, options.report)
     chosen = read_tasks(options.data, options.tasks, options.split)
     embedder = options.load("float32")
-    result, cosines = score(embedder, chosen, options)
+    encoder = embedder if options.strict_original else options.cached(embedder)
+    result, cosines = score(embedder, chosen, options, encoder)
     report.print_scores(result)
     if options.json:
         results.write(options.json, result)
@@ -55,14 +57,16 @@ def run(options: StsOptions) -> dict[str, Any]:
 
 
 def score(
-    embedder: Any, chosen: Sequence[Task], options: StsOptions
+    embedder: Any, chosen: Sequence[Task], options: StsOptions, encoder: Any = None
 ) -> tuple[dict[str, Any], scores.Cosines]:
     """Score an embedder.
 
+    Args:
+        encoder: Encoder with the vectors of the embedder, where they come from somewhere else.
     Returns: The content of `--json`, and the cosines of every task.
     """
     start = time.perf_counter()
-    cosines = _cosines(options, embedder, chosen)
+    cosines = _cosines(options, encoder or embedder, chosen)
     seconds = round(time.perf_counter() - start, 3)
     shown = examples(chosen, cosines)
     result = {
@@ -80,12 +84,12 @@ def score(
     return result, cosines
 
 
-def _cosines(options: StsOptions, embedder: Any, chosen: Sequence[Task]) -> scores.Cosines:
+def _cosines(options: StsOptions, encoder: Any, chosen: Sequence[Task]) -> scores.Cosines:
     clean = not options.raw
     if options.strict_original is None:
-        return scores.task_cosines(embedder, chosen, clean=clean)
+        return scores.task_cosines(encoder, chosen, clean=clean)
     half = options.strict_original == "float16"
-    return original.task_cosines(embedder, chosen, clean=clean, half=half)
+    return original.task_cosines(encoder, chosen, clean=clean, half=half)
 
 
 def examples(

@@ -16,6 +16,7 @@ from typing import Any
 
 from eval.shared import bootstrap, results
 from eval.shared.command import SentEvalOptions, run_main
+from eval.shared.vector_cache import CacheOptions
 from eval.transfer import report
 from eval.transfer import scores as transfer_scores
 from eval.transfer.tasks import describe_data, read_transfer
@@ -23,7 +24,7 @@ from prompteol_jax.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferOptions(SentEvalOptions):
+class TransferOptions(SentEvalOptions, CacheOptions):
     """Scores a model on the seven transfer tasks: accuracy of a linear probe on its vectors."""
 
     tasks: tuple[str, ...] = ()
@@ -49,7 +50,11 @@ def run(options: TransferOptions) -> dict[str, Any]:
     embedder = options.load("float32")
     start = time.perf_counter()
     scored = transfer_scores.evaluate_transfer(
-        embedder, chosen, protocol=protocol, seed=options.seed, clean=not options.raw
+        options.cached(embedder),
+        chosen,
+        protocol=protocol,
+        seed=options.seed,
+        clean=not options.raw,
     )
     seconds = round(time.perf_counter() - start, 3)
     examples = scored.pop("examples")

@@ -35,6 +35,12 @@ class BagOfWords:
         return vectors
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """No test finds the vectors of another one, or of a user."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def bag_of_words():
     """An encoder without a model."""
