@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "support" / "golden.py"
+SCRIPT = Path(__file__).parent / "support" / "golden.py"
 
 
 @pytest.mark.huge
