@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prompteol_jax.embedder import Embedder
-    from prompteol_jax.encoding.batching import encode
+    from prompteol_jax.encoding.runners import encode
     from prompteol_jax.text.template import PROMPTEOL, Template, clean_sentence
 
 __all__ = ["PROMPTEOL", "Embedder", "Template", "clean_sentence", "encode"]
 
 _HOME = {
     "Embedder": "embedder",
-    "encode": "encoding.batching",
+    "encode": "encoding.runners",
     "PROMPTEOL": "text.template",
     "Template": "text.template",
     "clean_sentence": "text.template",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Sequence
-from typing import Any, Final, get_args
+import threading
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NoReturn
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,18 +18,21 @@ from jaxtyping import Float, Int
 from prompteol_jax import runtime
 from prompteol_jax.encoding import lm_head
 from prompteol_jax.encoding.lm_head import Head
-from prompteol_jax.encoding.pipeline import Pipeline, Pooling, Report
-from prompteol_jax.encoding.strategy import Plan
+from prompteol_jax.encoding.pipeline import Pipeline, Report, Seen
+from prompteol_jax.encoding.prefixes import PrefixEncoder
+from prompteol_jax.encoding.strategy import Plan, check_plan
 from prompteol_jax.errors import NotFinite, UserError, WrongType
 from prompteol_jax.mesh import make_mesh, parse_mesh
+from prompteol_jax.methods.edits import Edit
+from prompteol_jax.methods.pooling import EveryLayer, Pooling, find_pooling
 from prompteol_jax.models import build
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.pretrained import provenance
-from prompteol_jax.pretrained.load import Pretrained, load_pretrained
-from prompteol_jax.progress import progress_bar
+from prompteol_jax.pretrained.load import Pretrained, load_pretrained, read_lm_head
 from prompteol_jax.quant import formats as quant
 from prompteol_jax.text.prompt import Prompt
 from prompteol_jax.text.template import Template, read_template
+from prompteol_jax.text.texts import as_texts
 
 DTYPES: Final = ("float32", "bfloat16")
 _log = logging.getLogger("prompteol_jax")
@@ -34,47 +41,72 @@ _log = logging.getLogger("prompteol_jax")
 class Embedder:
     """Encodes sentences with a decoder and a template.
 
+    Several threads may use one Embedder, `use` excepted: vectors are those of calls one after
+    another, and `report` is that of the thread's own last call. An Embedder cannot be pickled.
+
     Args:
-        pretrained: the model; `from_pretrained` loads one by name.
-        pooling: the last token's state, or the mean over all tokens of the prompt.
+        pretrained: a loaded model; `from_pretrained` loads one by name.
+        template: a template, or the name or file of one.
+        pooling: `last`, the last token's state; `mean`, the mean over all tokens of the prompt; or
+            a `methods.pooling.Pooling`.
+        edits: interventions between two blocks, see `methods.edits`.
         batch_tokens: tokens computed at once, over all devices; chosen for the device by default.
-        plan: how sentences are put together, see `plan`; but for `fixed`, a vector may differ by
-            rounding (2e-5 in float32) from what another call gives.
+        plan: `fixed`, `fitted` or `packed`: how sentences form batches. Except for `fixed`, a
+            vector may differ by rounding (2e-5 in float32) from that of another call.
+        max_tokens: largest number of ids of a prompt, template included; a longer text is cut at
+            its end. By default all positions of the model. Attention needs memory by the square
+            of it: about 12 bytes x heads x max_tokens^2 for each row of the longest bucket.
+    Raises: UserError naming an argument that is not allowed, and what is.
     """
 
     def __init__(
         self,
         pretrained: Pretrained,
-        template: Template,
+        template: Template | str | Path,
         *,
-        pooling: Pooling = "last",
+        pooling: str | Pooling = "last",
+        edits: Sequence[Edit] = (),
         batch_tokens: int | None = None,
         plan: Plan = "fixed",
+        max_tokens: int | None = None,
     ):
-        _check_plan(plan, batch_tokens, pooling)
+        chosen = find_pooling(pooling)
+        check_plan(plan, batch_tokens, chosen, edits)
         self.pretrained = pretrained
-        self.template = template
-        self.pooling = pooling
-        self.prompt = Prompt(template, pretrained.tokenizer, max_tokens=pretrained.config.P)
-        self.report = Report()
-        self._pipeline = Pipeline(pretrained.decoder, self.prompt, pretrained.mesh, pooling, plan)
-        self._batch_tokens = batch_tokens
-        self._head = Head(pretrained)
+        self.template = as_template(template)
+        self.pooling = chosen.name
+        config, mesh = pretrained.config, pretrained.mesh
+        _check_max_tokens(max_tokens, config.P)
+        self.prompt = Prompt(self.template, pretrained.tokenizer, max_tokens=max_tokens or config.P)
+        self._pipeline = Pipeline(
+            decoder=pretrained.decoder,
+            prompt=self.prompt,
+            mesh=mesh,
+            width=_width(pretrained, pretrained.decoder, chosen),
+            pooling=chosen,
+            edits=tuple(edits),
+            plan=plan,
+            batch_tokens=batch_tokens,
+        )
+        self._head = Head(mesh, config.V, partial(read_lm_head, pretrained))
+        self._last = threading.local()
 
     @classmethod
     def from_pretrained(
         cls,
-        model: str,
-        adapter: str | None = None,
-        template: str | Template = "eol",
+        model: str | Path,
+        adapter: str | Path | None = None,
+        template: str | Path | Template = "eol",
         mesh: str | Mesh = "1x1",
         dtype: str = "bfloat16",
         quantize: quant.Kind | None = None,
         *,
         layer: int | None = None,
-        pooling: Pooling = "last",
+        pooling: str | Pooling = "last",
+        edits: Sequence[Edit] = (),
         batch_tokens: int | None = None,
         plan: Plan = "fixed",
+        max_tokens: int | None = None,
     ) -> Embedder:
         """Load a model by folder or hub name.
 
@@ -83,10 +115,11 @@ class Embedder:
             adapter: a PEFT folder or hub name, or the folder of a training run.
             template: a name such as `eol` or `eol-icl-2.7b`, a file, or a Template.
             mesh: DATAxMODEL, devices along each axis; or what `make_mesh` gives.
+            dtype: `float32` or `bfloat16`, for activations and weights.
             quantize: `nf4` or `int8`: keep the matrices of linear layers in 4 or 8 bits.
-            layer: take `hidden_states[layer]` instead of the last one.
-            plan: `fixed`, `measured`, `fitted` or `packed`; only `fixed` promises the same bits
-                whatever else is encoded, everywhere.
+            layer: number of the `hidden_states` entry to take; by default the last one.
+            pooling, edits, batch_tokens, plan, max_tokens: as for the class. Only the plan `fixed`
+                gives the same bits in any company of texts.
         Raises: UserError, NotFound or OSError that says what to do, before any work.
         """
         if dtype not in DTYPES:
@@ -95,22 +128,30 @@ class Embedder:
             raise UserError(
                 f"quantize {quantize!r} is not supported; supported: {', '.join(quant.KINDS)}"
             )
-        _check_plan(plan, batch_tokens, pooling)
-        if isinstance(template, str):
-            template = read_template(template)
+        check_plan(plan, batch_tokens, find_pooling(pooling), edits)
+        _check_max_tokens(max_tokens)
+        template = as_template(template)
         if isinstance(mesh, str):
             shape = parse_mesh(mesh)
             runtime.simulate_devices(shape[0] * shape[1])
             mesh = make_mesh(shape)
         pretrained = load_pretrained(
-            model,
+            str(model),
             mesh,
             dtype=jnp.dtype(dtype),
             quantize=quantize,
-            adapter=adapter,
+            adapter=None if adapter is None else str(adapter),
             layer=layer,
         )
-        return cls(pretrained, template, pooling=pooling, batch_tokens=batch_tokens, plan=plan)
+        return cls(
+            pretrained,
+            template,
+            pooling=pooling,
+            edits=edits,
+            batch_tokens=batch_tokens,
+            plan=plan,
+            max_tokens=max_tokens,
+        )
 
     @property
     def decoder(self) -> Decoder:
@@ -129,165 +170,227 @@ class Embedder:
 
     @property
     def width(self) -> int:
-        """Numbers in a vector."""
-        config = self.pretrained.config
-        return config.D if isinstance(self.decoder.finish, build.Identity) else config.width
+        """Number of features of a vector."""
+        return self._pipeline.width
+
+    @property
+    def max_tokens(self) -> int:
+        """Largest number of ids of a prompt; longer texts are cut at their end."""
+        return self.prompt.max_tokens
+
+    @property
+    def mesh(self) -> Mesh:
+        """The mesh that the model is on."""
+        return self._pipeline.mesh
+
+    @property
+    def report(self) -> Report:
+        """What the last call of this thread did."""
+        return getattr(self._last, "report", Report())
 
     def describe(self) -> dict[str, Any]:
-        """What decides the vectors, for a result file; see `provenance.describe`."""
+        """Return what decides the vectors, for a result file; see `provenance.describe`."""
         return provenance.describe(self)
 
     @property
     def plan(self) -> str:
-        """The plan by name, and its slabs as rows x tokens where they are known by now."""
-        ladder = self._pipeline.known_ladder(self._batch_tokens)
-        return f"{self._pipeline.plan}: {ladder or 'not chosen yet'}"
+        """The plan by name, its batches as rows x tokens, and what the pooling cannot save."""
+        pipeline = self._pipeline
+        buckets = pipeline.buckets(pipeline.tokens) or "not chosen yet"
+        return "; ".join([f"{pipeline.plan}: {buckets}", *pipeline.given_up])
+
+    def with_template(self, template: Template | str | Path) -> Embedder:
+        """Return an embedder of the same weights and settings with another template."""
+        pipeline = self._pipeline
+        other = Embedder(
+            self.pretrained,
+            template,
+            pooling=pipeline.pooling,
+            edits=pipeline.edits,
+            batch_tokens=pipeline.batch_tokens,
+            plan=pipeline.plan,
+            max_tokens=self.max_tokens,
+        )
+        other.use(self.decoder)
+        return other
 
     def use(self, decoder: Decoder) -> None:
         """Encode with these weights from now on, such as those of a running training."""
-        self._pipeline.use(decoder)
+        self._pipeline = dataclasses.replace(self._pipeline, decoder=decoder)
 
     def encode(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         batch_tokens: int | None = None,
         normalize: bool = False,
         progress: bool | None = None,
         check_finite: bool = True,
     ) -> Float[np.ndarray, "n D"]:
-        """Encode texts, in their order; the same text gets the same bits whatever is beside it.
+        """Return one float32 vector per text, in the order of the texts.
 
-        A text too long for the model is cut at its end, template and demonstrations never; the
-        number of such texts is logged and stands in `report`.
+        A text gets the same bits in any company of texts. A text of more than `max_tokens` ids is
+        cut at its end, template and demonstrations never; the number of such texts is logged and
+        is part of `report`.
 
         Args:
+            texts: a list or other ordered collection of strings, such as a column of a table.
             batch_tokens: tokens computed at once; another number may change the last bits.
             normalize: scale vectors to length one.
             progress: show a bar on standard error; by default where it is a terminal.
             check_finite: False lets vectors that are not finite through.
-        Raises: TypeError for anything but a list of strings; NotFinite naming a text whose
-            vector is not finite.
+        Raises: TypeError for anything else than texts, which says what to pass; NotFinite naming
+            a text whose vector is not finite.
         """
-        _check_plan(self._pipeline.plan, batch_tokens, self.pooling)
-        vectors = self._run(
-            self._pipeline, self.width, texts, batch_tokens, progress, check_finite=check_finite
-        )
+        pipeline = self._pipeline
+        check_plan(pipeline.plan, batch_tokens, pipeline.pooling)
+        vectors = self._run(pipeline, texts, batch_tokens, progress, check_finite=check_finite)
         if normalize:
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors
 
     def encode_layers(
-        self, texts: Sequence[str], progress: bool | None = None
+        self, texts: Iterable[str], progress: bool | None = None
     ) -> list[Float[np.ndarray, "n D"]]:
-        """Encode texts once for every layer: `hidden_states[1]` to the last, in the texts' order.
+        """Return the vectors of every layer: `hidden_states[1]` to the last, as a list.
 
         All but the last are raw; the last is what `encode` returns.
 
-        Raises: UserError for a pooled mean; otherwise as `encode`.
+        Raises: UserError for another pooling than `last`; otherwise as `encode`.
         """
         if self.pooling != "last":
             raise UserError("every layer is read at the last token: --pooling last")
-        pipeline = Pipeline(self.decoder, self.prompt, self.pretrained.mesh, "layers")
+        every = EveryLayer()
+        pipeline = dataclasses.replace(
+            self._pipeline,
+            width=_width(self.pretrained, self.decoder, every),
+            pooling=every,
+            plan="fixed",
+            batch_tokens=None,
+            seen=Seen(),
+        )
         D, inner = self.pretrained.config.D, self.decoder.depth - 1
-        joined = self._run(pipeline, inner * D + self.width, texts, None, progress)
+        joined = self._run(pipeline, texts, None, progress)
         return np.split(joined, [D * n for n in range(1, inner + 1)], axis=1)
+
+    def prefix_encoder(self, batch_tokens: int | None = None) -> PrefixEncoder:
+        """Return an encoder of one list of texts behind many prompts, with the current weights.
+
+        Args:
+            batch_tokens: tokens computed at once, over all devices and prompts.
+        Raises: UserError for another pooling than `last`, or for edits.
+        """
+        return PrefixEncoder(self._pipeline, batch_tokens)
 
     def _run(
         self,
         pipeline: Pipeline,
-        width: int,
-        texts: Sequence[Any],
+        texts: Iterable[str],
         batch_tokens: int | None,
         progress: bool | None,
         *,
         check_finite: bool = True,
-    ) -> Float[np.ndarray, "n D"]:
-        """Let a pipeline compute the distinct texts, and put its rows in the order of the texts."""
-        _check_texts(texts)
-        place: dict[str, int] = {}
-        index = [place.setdefault(text, len(place)) for text in texts]
-        distinct = list(place)
-        vectors = np.empty((len(distinct), width), np.float32)
-        self.report = Report(texts=len(texts), distinct=len(distinct))
-        with progress_bar("encode", len(distinct), progress) as advance:
-            tokens = batch_tokens or self._batch_tokens
-            for members, z_BD in pipeline.run(distinct, tokens, self.report):
-                if check_finite:
-                    _check_finite(z_BD, members, distinct)
-                vectors[members] = z_BD
-                advance(len(members))
-        if self.report.truncated:
+    ) -> Float[np.ndarray, "n W"]:
+        """Encode with a pipeline, keep the report and log how many texts were cut."""
+        report = self._last.report = Report()
+        vectors = pipeline.encode(
+            as_texts(texts),
+            report,
+            batch_tokens=batch_tokens,
+            progress=progress,
+            check_finite=check_finite,
+        )
+        if report.truncated:
+            of_model = self.max_tokens == self.pretrained.config.P
             _log.warning(
-                "%d of %d texts were longer than the model's %d positions allow and were cut",
-                self.report.truncated,
-                len(distinct),
-                self.pretrained.config.P,
+                "%d of %d texts were longer than %s %d %s allow and were cut",
+                *(report.truncated, report.distinct),
+                *("the model's" if of_model else "max_tokens", self.max_tokens),
+                "positions" if of_model else "tokens",
             )
-        return vectors[np.asarray(index, np.int64)]
+        return vectors
 
     def similarity(
-        self, a: Sequence[str] | np.ndarray, b: Sequence[str] | np.ndarray
+        self,
+        a: Iterable[str] | Float[np.ndarray, "n D"],
+        b: Iterable[str] | Float[np.ndarray, "m D"],
     ) -> Float[np.ndarray, "n m"]:
-        """Cosine of every text or vector in `a` with every one in `b`, float32."""
+        """Return the cosine of every text or vector in `a` with every one in `b`, float32.
+
+        Args:
+            a, b: texts, or vectors [n, D]; one vector [D] counts as a list of one.
+        Raises: WrongType or UserError that says what to pass; NotFinite for a vector that has no
+            direction.
+        """
+        sides = [self._vectors(side) for side in (a, b)]
+        if sides[0].shape[1] != sides[1].shape[1]:
+            widths = " and ".join(str(side.shape[1]) for side in sides)
+            raise UserError(f"vectors of {widths} features have no cosine; give equal widths")
         unit = []
-        for side in (a, b):
-            z = side if isinstance(side, np.ndarray) else self.encode(side)
-            z = z.astype(np.float64)
-            unit.append(z / np.linalg.norm(z, axis=1, keepdims=True))
+        for z_nD in sides:
+            lengths = np.linalg.norm(z_nD, axis=1, keepdims=True)
+            if not (np.isfinite(lengths) & (lengths > 0)).all():
+                raise NotFinite("a vector of zeros, or one that is not finite, has no cosine")
+            unit.append(z_nD / lengths)
         return (unit[0] @ unit[1].T).astype(np.float32)
 
+    def _vectors(self, side: Any) -> Float[np.ndarray, "n D"]:
+        """Return texts or vectors as float64 vectors."""
+        if isinstance(side, (list, tuple)) and side and not isinstance(side[0], str):
+            side = np.stack(side) if all(isinstance(z, np.ndarray) for z in side) else side
+        if not (hasattr(side, "dtype") and np.issubdtype(side.dtype, np.number)):
+            return self.encode(side).astype(np.float64)
+        z = np.atleast_2d(np.asarray(side, np.float64))
+        if z.ndim != 2:
+            raise WrongType(f"vectors have the shape {z.shape}; give [n, D]")
+        return z
+
     def words(self, text: str, k: int = 10) -> list[tuple[str, float]]:
-        """The k most likely next tokens after the prompt, with their probabilities.
+        """Return the k most likely next tokens after the prompt, with their probabilities.
 
         With PromptEOL these are the model's one-word summaries of the text.
 
-        Raises: UserError for an inner layer or a pooled mean, which no language-model head reads.
+        Raises: UserError for an inner layer or a pooled mean, which no LM head reads, and for a k
+            beyond the vocabulary.
         """
         ids, p = (found[0] for found in self.next_tokens([text], k))
         decode = self.pretrained.tokenizer.decode
         return [(decode([int(i)]), float(q)) for i, q in zip(ids, p, strict=True)]
 
     def next_tokens(
-        self, texts: Sequence[str], k: int, progress: bool | None = None
+        self, texts: Iterable[str], k: int, progress: bool | None = None
     ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
-        """The k most likely next tokens after each text's prompt: ids, and their probabilities.
+        """Return the k most likely next tokens after each text's prompt: ids and probabilities.
 
         Raises: UserError as `words`.
         """
-        lm_head.check_reads(
-            inner=isinstance(self.decoder.finish, build.Identity), pooling=self.pooling
-        )
+        inner = isinstance(self.decoder.finish, build.Identity)
+        lm_head.check_reads(inner=inner, pooling=self.pooling)
+        self._head.check(k)
         return self._head.top(self.decoder, self.encode(texts, progress=progress), k)
 
-
-def _check_plan(plan: str, batch_tokens: int | None, pooling: Pooling) -> None:
-    problems = []
-    if plan not in get_args(Plan):
-        problems.append(f"plan {plan!r} is not one of {', '.join(get_args(Plan))}")
-    if batch_tokens is not None and batch_tokens < 1:
-        problems.append(f"batch_tokens {batch_tokens} must be 1 or more")
-    if batch_tokens is not None and plan in ("measured", "fitted"):
-        problems.append(f"plan {plan} chooses batch_tokens itself; leave one of them out")
-    if plan == "packed" and pooling == "mean":
-        problems.append("plan packed gives last tokens only, not pooling mean")
-    if problems:
-        raise UserError("; ".join(problems))
-
-
-def _check_texts(texts: Sequence[object]) -> None:
-    if isinstance(texts, str):
-        raise WrongType("texts is one string; give a list of strings: encode([text])")
-    wrong = [i for i, text in enumerate(texts) if not isinstance(text, str)]
-    if wrong:
-        kind = type(texts[wrong[0]]).__name__
-        raise WrongType(f"texts[{wrong[0]}] is {kind}, not str ({len(wrong)} such entries)")
-
-
-def _check_finite(z_BD: np.ndarray, members: list[int], texts: Sequence[str]) -> None:
-    finite_B = np.isfinite(z_BD).all(axis=1)
-    if not finite_B.all():
-        bad = [texts[m] for m, ok in zip(members, finite_B, strict=True) if not ok]
-        raise NotFinite(
-            f"{len(bad)} vectors are not finite, the first that of {bad[0][:200]!r}; "
-            "the weights may be damaged, or try dtype float32"
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied: weights on devices do not travel."""
+        raise WrongType(
+            "an Embedder cannot be pickled or copied, its weights are on devices; pass the "
+            "arguments of Embedder.from_pretrained instead and load it in the other process"
         )
+
+
+def as_template(template: Template | str | Path) -> Template:
+    """Return a template given by itself, by name or by file."""
+    return template if isinstance(template, Template) else read_template(str(template))
+
+
+def _width(pretrained: Pretrained, decoder: Decoder, pooling: Pooling) -> int:
+    """Return the number of features of a pooling's vectors."""
+    config = pretrained.config
+    final = config.D if isinstance(decoder.finish, build.Identity) else config.width
+    return pooling.width(inner=config.D, final=final, depth=decoder.depth)
+
+
+def _check_max_tokens(max_tokens: int | None, positions: int | None = None) -> None:
+    if max_tokens is None:
+        return
+    if max_tokens < 1 or (positions is not None and max_tokens > positions):
+        most = "" if positions is None else f", at most the model's {positions} positions"
+        raise UserError(f"max_tokens {max_tokens} is not allowed; give 1 or more{most}")

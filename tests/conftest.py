@@ -83,9 +83,9 @@ def bucket(_store, tmp_path, monkeypatch):
 @pytest.fixture
 def coarse(monkeypatch):
     """One shape for all ordinary sentences: a model is compiled once and not eight times."""
-    from prompteol_jax.encoding.buckets import Ladder
+    from prompteol_jax.encoding.buckets import Buckets
 
     def fixed(longest, batch_tokens, multiple):
-        return Ladder((96, longest), (40, multiple))
+        return Buckets((96, longest), (40, multiple))
 
-    monkeypatch.setattr(Ladder, "fixed", fixed)
+    monkeypatch.setattr(Buckets, "fixed", fixed)

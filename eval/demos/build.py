@@ -90,20 +90,20 @@ def model_words(embedder: Embedder, texts: Sequence[str]) -> list[str]:
     The most likely next token of letters begins it, the most likely ones after it carry it on as
     long as they belong to the same word.
     """
-    entry = embedder.pretrained.tokenizer.backend.id_to_token
+    entry = embedder.pretrained.tokenizer.entry
     ids_nk, _ = embedder.next_tokens(texts, min(CHOICES, embedder.pretrained.config.V))
     words = []
     for ids_k in ids_nk:
-        pieces = (_bare(entry(int(number))) for number in ids_k)
+        pieces = (_bare(entry(number)) for number in ids_k)
         words.append(next((piece for piece in pieces if _is_of_letters(piece)), ""))
     going = [n for n, word in enumerate(words) if word]
-    asker = Embedder(embedder.pretrained, Template("as it is", "", ""))
+    asker = embedder.with_template(Template("as it is", "", ""))
     for _ in range(PIECES - 1):
         if not going:
             break
         prompts = [embedder.template.fill(texts[n]) + words[n] for n in going]
         ids_nk, _ = asker.next_tokens(prompts, 1)
-        pieces = [entry(int(ids_k[0])) for ids_k in ids_nk]
+        pieces = [entry(ids_k[0]) for ids_k in ids_nk]
         goes_on = [_is_of_letters(piece) for piece in pieces]  # a space before it is no letter
         for n, piece, more in zip(going, pieces, goes_on, strict=True):
             words[n] += piece if more else ""

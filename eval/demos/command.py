@@ -24,7 +24,6 @@ from eval.demos import candidates as demos_candidates
 from eval.demos import cost as demos_cost
 from eval.demos import report as demos_report
 from eval.demos.build import BuildOptions
-from eval.demos.encode import SharedEncoder
 from eval.demos.journal import Journal
 from eval.demos.search import Scored, Search
 from eval.shared import results
@@ -33,6 +32,7 @@ from eval.sts.tasks import describe_data, read_tasks
 from prompteol_jax import Embedder
 from prompteol_jax.cli.commands import run_one_of
 from prompteol_jax.cli.options import ModelOptions
+from prompteol_jax.encoding.prefixes import PrefixEncoder
 from prompteol_jax.errors import UserError
 from prompteol_jax.storage import paths
 from prompteol_jax.text.template import Template, read_template
@@ -81,7 +81,7 @@ def search(options: SearchOptions) -> dict[str, Any]:
     embedder = options.load("float32")
     journal.agree(_weights(embedder))
     start = time.perf_counter()
-    encoder = SharedEncoder(embedder, options.batch_tokens)
+    encoder = embedder.prefix_encoder(options.batch_tokens)
     found = Search(
         encoder, task.subsets[0], journal, halving=options.halving, clean=not options.raw
     )
@@ -134,7 +134,7 @@ def _rank(
 
 
 def _operations(
-    encoder: SharedEncoder, ranking: Sequence[Scored], found: Search
+    encoder: PrefixEncoder, ranking: Sequence[Scored], found: Search
 ) -> dict[str, Any] | None:
     """Count what was computed, and what each template alone would cost; None where resumed."""
     if found.journal.resumed:
@@ -146,7 +146,7 @@ def _operations(
         "search": ours,
         "each_alone": alone,
         "share": round(ours / alone, 4),
-        "not_counted": encoder.singly - len(texts),  # encodings, without those of the bare template
+        "not_counted": encoder.alone_texts - len(texts),  # without the bare template
     }
 
 

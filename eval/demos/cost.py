@@ -15,19 +15,17 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from eval.demos.encode import SharedEncoder
-from prompteol_jax.encoding.batching import encode, encode_after, prefill_padded
-from prompteol_jax.encoding.buckets import Ladder
-from prompteol_jax.encoding.pipeline import default_batch_tokens
+from prompteol_jax.encoding.prefixes import PrefixEncoder
+from prompteol_jax.encoding.runners import encode, encode_after, prefill_padded
 from prompteol_jax.models.decoder import Rows
 from prompteol_jax.ops.einsum import matrix_flops
 from prompteol_jax.text.prompt import Prompt
 from prompteol_jax.text.template import Template
 
 
-def of_search(encoder: SharedEncoder) -> int:
-    """Returns the floating-point operations of the products that a shared encoder has run."""
-    decoder = encoder.embedder.decoder
+def of_search(encoder: PrefixEncoder) -> int:
+    """Return the floating-point operations of the products that a prefix encoder has run."""
+    decoder = encoder.pipeline.decoder
     total, caches = 0, {}
     for (A, C), times in encoder.prefills.items():
         arguments = decoder, _ints(A, C), _ints(A)
@@ -40,40 +38,37 @@ def of_search(encoder: SharedEncoder) -> int:
 
 
 def of_each_alone(
-    encoder: SharedEncoder, templates: Sequence[Template], texts: Sequence[str]
+    encoder: PrefixEncoder, templates: Sequence[Template], texts: Sequence[str]
 ) -> int:
-    """Returns the operations of encoding whole prompts, one template after the other."""
-    pretrained = encoder.embedder.pretrained
-    mesh = pretrained.mesh
-    tokens = default_batch_tokens(mesh, encoder.embedder.decoder)
-    ladder = Ladder.fixed(pretrained.config.P, tokens, mesh.shape["data"])
-    slabs: Counter[int] = Counter()
+    """Return the operations of encoding whole prompts, one template after the other."""
+    pipeline = encoder.pipeline
+    buckets = pipeline.buckets(pipeline.tokens)
+    batches: Counter[int] = Counter()
     forms: dict[tuple[str, str], Int[np.ndarray, " n"]] = {}
     for template in templates:
         form = (template.prefix, template.suffix)
+        bare = encoder.prompt(Template("bare", *form))
         if form not in forms:
-            forms[form] = _tokens(pretrained, Template("bare", *form), texts)
-        bare = _tokens(pretrained, Template("bare", *form), ("",))
-        shown = _tokens(pretrained, template, ("",)) - bare
-        lengths = np.minimum(forms[form] + shown, ladder.lengths[-1])
-        rungs = Counter(ladder.rung(int(length)) for length in lengths)
-        for rung, sentences in rungs.items():
-            slabs[rung] += -(-sentences // ladder.rows[rung])
+            forms[form] = _tokens(bare, texts)
+        shown = _tokens(encoder.prompt(template), ("",)) - _tokens(bare, ("",))
+        lengths = np.minimum(forms[form] + shown, buckets.lengths[-1])
+        found = Counter(buckets.find(int(length)) for length in lengths)
+        for bucket, sentences in found.items():
+            batches[bucket] += -(-sentences // buckets.rows[bucket])
     total = 0
-    for rung, times in slabs.items():
-        B, T = ladder.rows[rung], ladder.lengths[rung]
-        total += times * products(encode, encoder.embedder.decoder, Rows(_ints(B, T), _ints(B, 1)))
+    for bucket, times in batches.items():
+        B, T = buckets.rows[bucket], buckets.lengths[bucket]
+        total += times * products(encode, pipeline.decoder, Rows(_ints(B, T), _ints(B, 1)))
     return total
 
 
 def products(function: Callable, *arguments: Any) -> int:
-    """Counts two operations for every multiply-add of the matrix products in a function."""
+    """Count two operations for every multiply-add of the matrix products in a function."""
     return matrix_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def _tokens(pretrained: Any, template: Template, texts: Sequence[str]) -> Int[np.ndarray, " n"]:
-    """Ids of each whole prompt."""
-    prompt = Prompt(template, pretrained.tokenizer, max_tokens=pretrained.config.P)
+def _tokens(prompt: Prompt, texts: Sequence[str]) -> Int[np.ndarray, " n"]:
+    """Return the number of ids of each whole prompt."""
     found = prompt(texts)
     shared = np.where(found.shared, len(prompt.prefix_C), 0)
     return shared + np.array([len(ids) for ids in found.ids])

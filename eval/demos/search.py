@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Float64, Int
 
 from eval.demos.candidates import extended, key
-from eval.demos.encode import SharedEncoder
 from eval.demos.journal import Journal
 from eval.sts import scores
 from eval.sts.tasks import Pairs, Task
+from prompteol_jax.encoding.prefixes import PrefixEncoder
 from prompteol_jax.progress import progress_bar
 from prompteol_jax.text.template import Template, clean_sentence
 
@@ -48,7 +48,7 @@ class Search:
 
     def __init__(
         self,
-        encoder: SharedEncoder,
+        encoder: PrefixEncoder,
         pairs: Pairs,
         journal: Journal,
         *,

@@ -42,7 +42,7 @@ class MtebEncoder:
         self.embedder, self.clean = embedder, clean
         self.templates = dict(templates or {})
         self._by_task = {
-            key: Embedder(embedder.pretrained, chosen, pooling=embedder.pooling)
+            key: embedder.with_template(chosen)
             for key, chosen in self.templates.items()
         }
 
@@ -107,7 +107,7 @@ class MtebEncoder:
                 "name": f"{owner}/{last}-{self.embedder.template.name}",
                 "revision": self.revision,
                 "embed_dim": self.embedder.width,
-                "max_tokens": self.embedder.pretrained.config.P,
+                "max_tokens": self.embedder.max_tokens,
                 "similarity_fn_name": ScoringFunction.COSINE,
                 "framework": ["JAX"],
             }

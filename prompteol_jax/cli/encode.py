@@ -246,7 +246,7 @@ def _encode_share(
     by = f" by the first of {part.processes} processes" if part.processes > 1 else ""
     return [
         f"{rows} encoded{by}, {distinct} of them distinct within their shards",
-        f"{truncated} cut to {embedder.pretrained.config.P} tokens",
+        f"{truncated} cut to {embedder.max_tokens} tokens",
         f"{rows / seconds:,.1f} sentences/s",
         f"the device waited {100 * waited / max(running, 1e-9):.1f} % of the time",
         f"plan {embedder.plan}, {embedder.report.shapes} compiled shapes",

@@ -33,9 +33,11 @@ class ModelOptions:
     """The last token's state, or the mean over all tokens of the prompt."""
     batch_tokens: int | None = None
     """Tokens computed at once over all devices; chosen for the device by default."""
-    plan: Literal["fixed", "measured", "fitted", "packed"] = "fixed"
-    """How sentences are put together: by a ladder of lengths that is fixed, measured for the device
-    once, or fitted to the texts; or several to a row. Only `fixed` promises the same bits."""
+    plan: Literal["fixed", "fitted", "packed"] = "fixed"
+    """How sentences form batches: in fixed buckets of lengths, in buckets fitted to the texts, or
+    packed, several in a row. Only `fixed` promises the same bits."""
+    max_tokens: int | None = None
+    """Largest number of ids of a prompt; longer texts are cut. By default the model's positions."""
 
     def load(self, default_dtype: str, mesh: Mesh | None = None) -> Embedder:
         """Load the model; see `Embedder.from_pretrained` for errors.
@@ -56,4 +58,5 @@ class ModelOptions:
             pooling=self.pooling,
             batch_tokens=self.batch_tokens,
             plan=self.plan,
+            max_tokens=self.max_tokens,
         )

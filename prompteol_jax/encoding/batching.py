@@ -1,118 +1,64 @@
-"""The jitted encode, and the slabs of fixed shape that sentences are sorted into.
+"""Batches of fixed shape, which sentences are sorted into.
 
-A sentence goes to the shortest rung of a ladder of lengths that holds its ids, and every rung has a
-fixed number of rows. The shape that a sentence is computed in depends on its own length
-alone, and the rows of a slab do not see each other: whatever else is encoded with it, a sentence
-gets the same bits on the same mesh.
+A sentence goes to the shortest bucket that holds its ids, and every bucket has a fixed number of
+rows. So the shape that a sentence is computed in depends on its own length alone. The rows of a
+batch do not see each other. Therefore a sentence gets the same bits on the same mesh, in any
+company.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Iterator
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jax.sharding import Mesh
+from jaxtyping import Int
 
+from prompteol_jax import axes, distributed
 from prompteol_jax.encoding import packing
-from prompteol_jax.encoding.buckets import Ladder
-from prompteol_jax.models.decoder import Decoder, KVCache, Rows
+from prompteol_jax.encoding.buckets import Buckets
+from prompteol_jax.models.decoder import Rows
 
-SHORT: Final = 64  # ids of a sentence that shares a row
+SHORT: Final = 64  # ids of the longest sentence that shares a row
 WINDOW: Final = 1024  # sentences that are packed together
 
 
-@jax.jit
-def encode(model: Decoder, rows: Rows, cache: KVCache | None = None) -> Float[Array, "B S D"]:
-    """Final hidden states of the last tokens of the sentences in `rows`, float32.
+class Sentence(NamedTuple):
+    """One text to encode.
 
-    Args:
-        cache: keys and values of the prefix that every sentence continues, from `prefill`.
+    Attributes:
+        member: its index in the caller's list.
+        ids: its ids up to the last position that is read.
+        shared: the ids continue the shared prefix, which is left out of them.
+        first: first position that a pooling reads, in `ids`.
     """
-    return model(rows, cache)
+
+    member: int
+    ids: Int[np.ndarray, "t"]
+    shared: bool
+    first: int = 0
 
 
-@jax.jit
-def encode_mean(model: Decoder, rows: Rows) -> Float[Array, "B D"]:
-    """Mean of the final hidden states of all tokens of each row, a whole prompt, float32."""
-    return model.mean(rows)
-
-
-@jax.jit
-def encode_layers(
-    model: Decoder, rows: Rows, cache: KVCache | None = None
-) -> Float[Array, "B S w"]:
-    """States of the last tokens behind every block, side by side: inner ones raw, then `encode`'s.
-
-    The width w is that of L-1 residual states and one final vector.
-    """
-    x_LBSD, z_BSD = model.states(rows, cache)
-    return jnp.concatenate([*x_LBSD, z_BSD], axis=-1)
-
-
-@jax.jit
-def encode_after(model: Decoder, rows: Rows, caches: KVCache) -> Float[Array, "A B S D"]:
-    """`encode` behind each of A prefixes, stacked along a leading axis of `caches`."""
-    return jax.vmap(lambda cache: encode(model, rows, cache))(caches)
-
-
-@jax.jit
-def prefill(model: Decoder, ids_C: Int[Array, "C"]) -> KVCache:
-    """Keys and values of a prompt prefix, once for all sentences."""
-    return model.prefill(ids_C)
-
-
-@jax.jit
-def prefill_padded(model: Decoder, ids_AC: Int[Array, "A C"], tokens_A: Int[Array, "A"]) -> KVCache:
-    """`prefill` of A prefixes, each padded behind its own tokens, for `encode_after`."""
-
-    def one(ids_C: jax.Array, tokens: jax.Array) -> KVCache:
-        return model.prefill(ids_C)._replace(tokens=tokens)
-
-    return jax.vmap(one)(ids_AC, tokens_A)
-
-
-@dataclasses.dataclass(frozen=True)
-class WholeRunner:
-    """A decoder that runs as one program: how an accelerator encodes."""
-
-    decoder: Decoder
-
-    def prefill(self, ids_C: Int[np.ndarray, "C"]) -> KVCache:
-        """Keys and values of a prompt prefix, once for all sentences."""
-        return prefill(self.decoder, ids_C)
-
-    def encode(self, rows: Rows, cache: KVCache | None) -> Float[Array, "B S D"]:
-        """Final hidden states of the last tokens of the sentences in `rows`, float32."""
-        return encode(self.decoder, rows, cache)
-
-    def encode_mean(self, rows: Rows) -> Float[Array, "B D"]:
-        """Mean of the final hidden states of all tokens of each row, a whole prompt, float32."""
-        return encode_mean(self.decoder, rows)
-
-    def encode_layers(self, rows: Rows, cache: KVCache | None) -> Float[Array, "B S w"]:
-        """States of the last tokens behind every block, side by side: inner ones raw."""
-        return encode_layers(self.decoder, rows, cache)
-
-
-@dataclasses.dataclass
-class Slab:
+@dataclass
+class Batch:
     """Sentences that are computed together.
 
     Attributes:
-        members: their places in the caller's list.
-        places: of the members' vectors in the flattened `[B * S]` outputs.
+        members: their indices in the caller's list.
+        positions: positions of the members' vectors in the flattened `[B * S]` outputs.
         shared: they continue the shared prefix.
+        first_BS: first positions that a pooling reads, for `Rows.last_BS`; zero in packed rows.
     """
 
     rows: Rows
     members: list[int]
-    places: Int[np.ndarray, "n"]
+    positions: Int[np.ndarray, "n"]
     shared: bool
+    first_BS: Int[np.ndarray, "B S"]
 
     @property
     def shape(self) -> tuple[int, int, int, bool]:
@@ -121,75 +67,90 @@ class Slab:
 
 
 class Sorter:
-    """Sorts sentences into slabs as they come; a slab leaves when it is full, or at the end."""
+    """Sort sentences into batches as they come; a batch leaves when it is full, or at the end."""
 
-    def __init__(self, ladder: Ladder):
-        self.ladder = ladder
-        self._waiting: dict[tuple[int, bool], list[tuple[int, np.ndarray]]] = {}
+    def __init__(self, buckets: Buckets):
+        self.buckets = buckets
+        self._waiting: dict[tuple[int, bool], list[Sentence]] = {}
 
-    def add(self, member: int, ids: Int[np.ndarray, "t"], shared: bool) -> Iterator[Slab]:
-        """Take a sentence; yield a slab if it fills one."""
-        rung = self.ladder.rung(len(ids), shared)
-        waiting = self._waiting.setdefault((rung, shared), [])
-        waiting.append((member, ids))
-        if len(waiting) == self.ladder.rows[rung]:
-            yield self._slab(rung, shared)
+    def add(self, sentence: Sentence) -> Iterator[Batch]:
+        """Take a sentence; yield a batch if it fills one."""
+        bucket = self.buckets.find(len(sentence.ids), sentence.shared)
+        waiting = self._waiting.setdefault((bucket, sentence.shared), [])
+        waiting.append(sentence)
+        if len(waiting) == self.buckets.rows[bucket]:
+            yield self._batch(bucket, sentence.shared)
 
-    def rest(self) -> Iterator[Slab]:
-        """Yield what waits, padded with rows that nobody looks at."""
-        for rung, shared in sorted(self._waiting):
-            if self._waiting[rung, shared]:
-                yield self._slab(rung, shared)
+    def rest(self) -> Iterator[Batch]:
+        """Yield what waits, filled up with rows that are never read."""
+        for bucket, shared in sorted(self._waiting):
+            if self._waiting[bucket, shared]:
+                yield self._batch(bucket, shared)
 
-    def _slab(self, rung: int, shared: bool) -> Slab:
-        waiting = self._waiting.pop((rung, shared))
-        B, T = self.ladder.rows[rung], self.ladder.lengths[rung]
+    def _batch(self, bucket: int, shared: bool) -> Batch:
+        waiting = self._waiting.pop((bucket, shared))
+        B, T = self.buckets.rows[bucket], self.buckets.lengths[bucket]
         ids_BT, last_BS = np.zeros((B, T), np.int32), np.zeros((B, 1), np.int32)
-        for row, (_, ids) in enumerate(waiting):
-            ids_BT[row, : len(ids)] = ids
-            last_BS[row] = len(ids) - 1
-        members = [member for member, _ in waiting]
-        return Slab(Rows(ids_BT, last_BS), members, np.arange(len(members)), shared)
+        first_BS = np.zeros((B, 1), np.int32)
+        for row, sentence in enumerate(waiting):
+            ids_BT[row, : len(sentence.ids)] = sentence.ids
+            first_BS[row], last_BS[row] = sentence.first, len(sentence.ids) - 1
+        members = [sentence.member for sentence in waiting]
+        return Batch(Rows(ids_BT, last_BS), members, np.arange(len(members)), shared, first_BS)
 
 
 class Packer:
-    """Packs the short sentences of every thousand into rows; longer ones go to a sorter.
+    """Pack the short sentences of every thousand into rows; longer ones go to a sorter.
 
-    What else is in its row changes a sentence's vector by rounding.
+    The other sentences of its row change a sentence's vector by rounding.
     """
 
-    def __init__(self, ladder: Ladder, batch_tokens: int, multiple: int):
-        self.sorter = Sorter(ladder)
+    def __init__(self, buckets: Buckets, batch_tokens: int, multiple: int):
+        self.sorter = Sorter(buckets)
         self.capacity, self.most = packing.row_shape(SHORT)
         self.rows = packing.rows_of(self.capacity, batch_tokens, multiple)
-        self._waiting: dict[bool, list[tuple[int, np.ndarray]]] = {True: [], False: []}
-        self._rows: dict[bool, list[list[tuple[int, np.ndarray]]]] = {True: [], False: []}
+        self._waiting: dict[bool, list[Sentence]] = {True: [], False: []}
+        self._rows: dict[bool, list[list[Sentence]]] = {True: [], False: []}
 
-    def add(self, member: int, ids: Int[np.ndarray, "t"], shared: bool) -> Iterator[Slab]:
-        """Take a sentence; yield slabs if it completes a window or fills a slab."""
-        if len(ids) > SHORT:
-            yield from self.sorter.add(member, ids, shared)
+    def add(self, sentence: Sentence) -> Iterator[Batch]:
+        """Take a sentence; yield batches if it completes a window or fills a batch."""
+        if len(sentence.ids) > SHORT:
+            yield from self.sorter.add(sentence)
             return
-        self._waiting[shared].append((member, ids))
-        if len(self._waiting[shared]) == WINDOW:
-            yield from self._packed(shared)
+        self._waiting[sentence.shared].append(sentence)
+        if len(self._waiting[sentence.shared]) == WINDOW:
+            yield from self._packed(sentence.shared)
 
-    def rest(self) -> Iterator[Slab]:
+    def rest(self) -> Iterator[Batch]:
         """Yield what waits."""
         for shared in (False, True):
-            yield from self._packed(shared, all_of_it=True)
+            yield from self._packed(shared, at_end=True)
         yield from self.sorter.rest()
 
-    def _packed(self, shared: bool, *, all_of_it: bool = False) -> Iterator[Slab]:
-        """Pack what waits; yield slabs of full rows, and at the end what is left of them."""
+    def _packed(self, shared: bool, *, at_end: bool = False) -> Iterator[Batch]:
+        """Pack what waits; yield batches of full rows, and at the end those that are left."""
         waiting, self._waiting[shared] = self._waiting[shared], []
-        shared_out = packing.bins([len(ids) for _, ids in waiting], self.capacity, self.most)
+        dealt = packing.bins([len(s.ids) for s in waiting], self.capacity, self.most)
         rows = self._rows[shared]
-        rows += ([waiting[n] for n in row] for row in shared_out)
-        while len(rows) >= self.rows or (all_of_it and rows):
+        rows += ([waiting[n] for n in row] for row in dealt)
+        while len(rows) >= self.rows or (at_end and rows):
             some, rows[: self.rows] = rows[: self.rows], []
-            members, ids = zip(*(sentence for row in some for sentence in row), strict=True)
+            sentences = [sentence for row in some for sentence in row]
             sizes = itertools.accumulate((len(row) for row in some), initial=0)
             numbered = [list(range(a, b)) for a, b in itertools.pairwise(sizes)]
+            ids = [sentence.ids for sentence in sentences]
             packed = packing.lay_out(ids, numbered, self.capacity, self.most, self.rows)
-            yield Slab(packed.rows, list(members), packed.place_n, shared)
+            members = [sentence.member for sentence in sentences]
+            first_BS = np.zeros_like(packed.rows.last_BS)
+            yield Batch(packed.rows, members, packed.position_n, shared, first_BS)
+
+
+def to_mesh(array: np.ndarray, dims: str, mesh: Mesh) -> jax.Array:
+    """Put a host array that every process holds onto a mesh, laid out by the letters of `dims`."""
+    return distributed.to_global(array, axes.sharding(dims, array.shape, mesh))
+
+
+def rows_to_mesh(rows: Rows, mesh: Mesh) -> Rows:
+    """Put rows onto a mesh."""
+    start_BT = None if rows.start_BT is None else to_mesh(rows.start_BT, "BT", mesh)
+    return Rows(to_mesh(rows.ids_BT, "BT", mesh), to_mesh(rows.last_BS, "BS", mesh), start_BT)

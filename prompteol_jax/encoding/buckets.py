@@ -1,55 +1,49 @@
-"""Which shape a sentence is computed in: rungs of lengths, and a fixed number of rows for each.
+"""Buckets: the lengths that sentences are padded to, and a fixed number of rows for each.
 
-A slab is as good as its useful part. Longer rungs mean padding, more rungs or more rows a slab mean
-more rows that stand empty when the texts end, and fewer rows mean that what a slab costs whatever
-it holds (weights read, programs called) weighs more. `cheapest` balances the three.
+A batch is as good as its useful part. Long buckets mean padding. Many buckets, or many rows in a
+batch, mean empty rows when the texts end. Few rows give more weight to the fixed cost of a batch
+(weights read, programs called). `Buckets.fitted` balances the three.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 LENGTHS: Final = (13, 16, 20, 25, 32, 44, 64, 96, 160, 320, 640, 1280, 2048)
-_COMMON: Final = 32  # ids behind the prefix; longer sentences are rare, and so their slabs smaller
-_WHOLE: Final = (64, 320)  # prompts without the prefix, a few at most, go to the rungs of these
-_RUNGS: Final = 13  # with three rungs for prompts without the prefix, 16 shapes at most
+_COMMON: Final = (
+    32  # ids behind the prefix; longer sentences are rare, so their batches are smaller
+)
+_WHOLE: Final = (64, 320)  # buckets of prompts without the prefix, a few at most
+_MOST: Final = 13  # buckets of a fitted set; with those of prompts without the prefix, 16 shapes
+_OVERHEAD: Final = 0.1  # fixed cost of a batch in a fitted set, as a share of its tokens' cost
 
 
-@dataclasses.dataclass(frozen=True)
-class Costs:
-    """The seconds of a slab as `slab + token * tokens`, padding and empty rows included."""
-
-    slab: float
-    token: float
-
-    @classmethod
-    def fit(cls, tokens: tuple[int, int], seconds: tuple[float, float]) -> Costs:
-        """The line through a small and a large slab, never falling and never from below zero."""
-        (few, many), (short, long) = tokens, seconds
-        token = min(max((long - short) / (many - few), 0.5 * long / many), long / many)
-        return cls(long - many * token, token)
-
-
-@dataclasses.dataclass(frozen=True)
-class Ladder:
+@dataclass(frozen=True)
+class Buckets:
     """Which shape a sentence is computed in.
 
     Attributes:
-        lengths: of the rungs, ascending; the last one holds the longest prompt.
-        rows: of a slab, rung by rung.
+        lengths: tokens of a row in each bucket, ascending; the last one holds the longest prompt.
+        rows: rows of a batch in each bucket.
     """
 
     lengths: tuple[int, ...]
     rows: tuple[int, ...]
 
     @classmethod
-    def fixed(cls, longest: int, batch_tokens: int, multiple: int) -> Ladder:
-        """Rungs up to `longest` ids, slabs of about `batch_tokens` tokens, half for rare rungs."""
+    def fixed(cls, longest: int, batch_tokens: int, multiple: int) -> Buckets:
+        """Return the default buckets, which depend on these arguments alone.
+
+        Args:
+            longest: ids of the longest prompt.
+            batch_tokens: tokens of a batch, about; half as many in buckets for rare lengths.
+            multiple: divisor of the number of rows.
+        """
         beyond = (LENGTHS[-1] << n for n in range(1, longest.bit_length()))
         lengths = (*(n for n in (*LENGTHS, *beyond) if n < longest), longest)
         rows = tuple(
@@ -58,91 +52,75 @@ class Ladder:
         )
         return cls(lengths, rows)
 
-    def rung(self, length: int, shared: bool = True) -> int:
-        """The index of the shortest rung that holds this many ids.
+    @classmethod
+    def fitted(
+        cls, counts: Mapping[int, int], longest: int, batch_tokens: int, multiple: int
+    ) -> Buckets:
+        """Return the buckets that compute so many sentences of each length in the least time.
+
+        Math: a bucket of T ids and n sentences in batches of R rows takes n T for its tokens,
+        n c / R for its batches, and R T / 2 for the empty rows of the last batch; with the best
+        R = sqrt(2 n c / T) that is n T + sqrt(2 n T c).
 
         Args:
-            shared: the ids continue the shared prefix; whole prompts have fewer rungs.
+            counts: number of sentences by number of ids.
+            longest, batch_tokens, multiple: as in `fixed`.
+        """
+        overhead = _OVERHEAD * batch_tokens
+        tops = _candidates(counts, longest)
+        upto = np.array([0, *(sum(n for t, n in counts.items() if t <= top) for top in tops)])
+        ends = _cheapest(tops, upto, overhead)
+        sizes = np.diff(upto[[0, *ends]])
+        lengths = tuple(int(tops[end - 1]) for end in ends)
+        rows = (_rows(int(n), T, overhead, multiple) for n, T in zip(sizes, lengths, strict=True))
+        return cls(lengths, tuple(rows))
+
+    def find(self, length: int, shared: bool = True) -> int:
+        """Return the number of the shortest bucket that holds this many ids.
+
+        Args:
+            shared: the ids continue the shared prefix; whole prompts have fewer buckets.
         """
         if not shared:
             length = min(n for n in (*_WHOLE, self.lengths[-1]) if n >= length)
         return int(np.searchsorted(self.lengths[:-1], length))
 
     def __str__(self) -> str:
-        rungs = zip(self.rows, self.lengths, strict=True)
-        return " ".join(f"{rows}x{length}" for rows, length in rungs)
+        shapes = zip(self.rows, self.lengths, strict=True)
+        return " ".join(f"{rows}x{length}" for rows, length in shapes)
 
 
-def cheapest(
-    counts: Mapping[int, float | int], longest: int, costs: Costs, multiple: int
-) -> Ladder:
-    """The ladder that computes so many sentences of each length in the least time.
-
-    A rung of `T` ids and `n` sentences takes `n T` tokens, one slab's cost for every `R` rows, and
-    about half a slab that stands empty at the end; `R = sqrt(2 n slab / (T token))` is best.
-
-    Args:
-        counts: sentences by number of ids.
-        longest: ids of the longest prompt, for which there is always a rung.
-        multiple: what the number of rows divides by.
-    """
-    ends = _candidates(counts, longest)
-    upto = np.cumsum([sum(counts.get(n, 0.0) for n in range(a + 1, b + 1)) for a, b in ends])
-    tops = [top for _, top in ends]
-
-    def seconds(first: int, last: int) -> float:
-        n = float(upto[last] - (upto[first - 1] if first else 0.0))
-        padded = n * tops[last] * costs.token
-        return padded + math.sqrt(2 * max(n, 1.0) * tops[last] * costs.slab * costs.token)
-
-    # best[k][i]: the least seconds for the first i lengths on k rungs, and where the last begins.
-    best: list[dict[int, tuple[float, int]]] = [{0: (0.0, 0)}]
-    for _ in range(_RUNGS):
-        best.append(
-            {
-                i: min((best[-1][j][0] + seconds(j, i - 1), j) for j in best[-1] if j < i)
-                for i in range(1, len(tops) + 1)
-                if any(j < i for j in best[-1])
-            }
-        )
-    rungs = min(range(1, _RUNGS + 1), key=lambda k: best[k].get(len(tops), (math.inf, 0))[0])
-    chosen, at = [], len(tops)
-    for k in range(rungs, 0, -1):
-        start = best[k][at][1]
-        chosen.append((tops[at - 1], float(upto[at - 1] - (upto[start - 1] if start else 0.0))))
-        at = start
-    chosen.reverse()
-    rows = tuple(_rows(n, length, costs, multiple) for length, n in chosen)
-    return Ladder(tuple(length for length, _ in chosen), rows)
-
-
-def _candidates(counts: Mapping[int, float | int], longest: int) -> list[tuple[int, int]]:
-    """Spans of lengths, (from, to], that a rung may end: each up to 64, a tenth apart beyond."""
-    tops = [n for n in sorted(counts) if n <= min(64, longest)]
+def _candidates(counts: Mapping[int, int], longest: int) -> np.ndarray:
+    """Return the lengths that a bucket may have: each up to 64, a tenth apart beyond."""
+    tops = {n for n in counts if n <= min(64, longest)}
     step = 64
     while step < longest:
         step = min(longest, step * 11 // 10)
-        tops.append(step)
-    tops = sorted({*tops, longest})
-    return list(zip([0, *tops[:-1]], tops, strict=True))
+        tops.add(step)
+    return np.array(sorted({*tops, longest}))
 
 
-def _rows(n: float, length: int, costs: Costs, multiple: int) -> int:
-    best = math.sqrt(2 * n * costs.slab / (length * costs.token))
-    slabs = max(1, round(n / max(best, 1.0)))
-    return max(1, math.ceil(n / slabs / multiple)) * multiple
+def _cheapest(tops: np.ndarray, upto: np.ndarray, overhead: float) -> list[int]:
+    """Return the candidates, counted from 1, at which the buckets of the cheapest set end."""
+    n = len(tops)
+    held = upto[None, 1:] - upto[:-1, None]  # sentences of a bucket from candidate i to j
+    padded = held * tops
+    seconds = padded + np.sqrt(2 * np.maximum(held, 1) * tops * overhead)
+    seconds[np.tril_indices(n, -1)] = np.inf
+    cost = np.full((_MOST + 1, n + 1), np.inf)  # of the first i candidates in k buckets
+    start = np.zeros((_MOST + 1, n + 1), int)  # where the last of these begins
+    cost[0, 0] = 0
+    for k in range(1, _MOST + 1):
+        through = cost[k - 1, :-1, None] + seconds
+        start[k, 1:], cost[k, 1:] = through.argmin(0), through.min(0)
+    ends, at = [], n
+    for k in range(int(cost[:, n].argmin()), 0, -1):
+        ends.append(at)
+        at = int(start[k, at])
+    return ends[::-1]
 
 
-def expected(suffix: int, longest: int) -> dict[int, float]:
-    """Sentences by length in 2,000 of them, where nothing is known of the texts.
-
-    Most follow a log-normal around 12 tokens, as those of STS, one in twenty any length.
-
-    Args:
-        suffix: ids that the template puts behind a sentence.
-    """
-    own = np.arange(1, max(2, longest - suffix + 1))
-    near = np.exp(-0.5 * (np.log(own / 12) / 0.5) ** 2) / own
-    far = 1.0 / own
-    weight = 1900 * near / near.sum() + 100 * far / far.sum()
-    return {min(int(n) + suffix, longest): float(w) for n, w in zip(own, weight, strict=True)}
+def _rows(n: int, length: int, overhead: float, multiple: int) -> int:
+    best = math.sqrt(2 * n * overhead / length)
+    batches = max(1, round(n / max(best, 1.0)))
+    return max(1, math.ceil(n / batches / multiple)) * multiple

@@ -1,9 +1,9 @@
-"""A decoder whose blocks are called one by one: how a CPU encodes.
+"""The runner of a CPU: one call per layer.
 
-XLA's CPU compiler copies whatever a scan slices out of stacked weights, all weights for every slab.
-Here each block has arrays of its own, views of the stacked ones, and one compiled block is called
-for every layer. On an accelerator the scanned program of `slabs.encode` is the faster one: there a
-slice is read in place, and a call costs more than a block.
+XLA's CPU compiler copies every weight that a scan slices out of its stack, once a batch. Here each
+block has its own arrays, views of the stacked ones, and one compiled block is called for every
+layer. On an accelerator the program of `runners.encode` is faster: there a slice is read in place,
+and a call costs more than a block.
 """
 
 from __future__ import annotations
@@ -13,26 +13,28 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from prompteol_jax.encoding.runners import Reading, end_as
+from prompteol_jax.methods.edits import apply_edits
+from prompteol_jax.methods.pooling import read_states
 from prompteol_jax.models.decoder import Decoder, Rows, View
 
 KeysValues = tuple[Float[Array, "C K H"], Float[Array, "C K H"]]
 
 
 class LayerwiseRunner:
-    """The same functions as the jitted ones of `slabs`, each a call for every layer."""
+    """The functions of `runners`, each as one call per layer."""
 
     def __init__(self, decoder: Decoder):
         self._blocks = unstack(decoder.blocks)
         self._ends = Decoder(decoder.stem, None, decoder.last, decoder.finish, decoder.dtype)
 
     def prefill(self, ids_C: Int[np.ndarray, "C"]) -> list[KeysValues]:
-        """Keys and values of a prompt prefix in every layer, once for all sentences."""
+        """Return the keys and values of a prompt prefix in every layer."""
         rows = Rows(ids_C[None], np.zeros((1, 1), np.int32))
         x_BTD, view = _begin(self._ends, rows, 0)
         cache = []
@@ -41,35 +43,29 @@ class LayerwiseRunner:
             cache.append(kv)
         return [*cache, _last_keys(self._ends, x_BTD, view)]
 
-    def encode(self, rows: Rows, cache: list[KeysValues] | None) -> Float[Array, "B S D"]:
-        """Final hidden states of the last tokens of the sentences in `rows`, float32."""
-        prefixes = [None] * (len(self._blocks) + 1) if cache is None else cache
+    def encode(
+        self, rows: Rows, cache: list[KeysValues] | None, reading: Reading
+    ) -> Float[Array, "B S W"]:
+        """Return the vectors of the sentences in `rows`, float32."""
+        depth = len(self._blocks) + 1
+        prefixes = [None] * depth if cache is None else cache
         x_BTD, view = _begin(self._ends, rows, 0 if cache is None else cache[0][0].shape[0])
-        for block, prefix in zip(self._blocks, prefixes, strict=False):
-            x_BTD = _block(block, x_BTD, view, prefix)
-        return _end(self._ends, rows, x_BTD, view, prefixes[-1])
+        inner = []
+        for layer, block in enumerate(self._blocks):
+            x_BTD = self._edited(x_BTD, layer, rows, reading)
+            x_BTD = _block(block, x_BTD, view, prefixes[layer])
+            if reading.pooling.layers == "all":
+                inner.append(_read(x_BTD, rows, reading))
+        x_BTD = self._edited(x_BTD, depth - 1, rows, reading)
+        final_BSE = _end(self._ends, rows, x_BTD, view, prefixes[-1], reading)
+        return reading.pooling.join(inner, final_BSE)
 
-    def encode_layers(self, rows: Rows, cache: list[KeysValues] | None) -> Float[Array, "B S w"]:
-        """States of the last tokens behind every block, side by side: inner ones raw."""
-        prefixes = [None] * (len(self._blocks) + 1) if cache is None else cache
-        x_BTD, view = _begin(self._ends, rows, 0 if cache is None else cache[0][0].shape[0])
-        states = []
-        for block, prefix in zip(self._blocks, prefixes, strict=False):
-            x_BTD = _block(block, x_BTD, view, prefix)
-            states.append(_last_tokens(rows, x_BTD, view))
-        states.append(_end(self._ends, rows, x_BTD, view, prefixes[-1]))
-        return jnp.concatenate(states, axis=-1)
-
-    def encode_mean(self, rows: Rows) -> Float[Array, "B D"]:
-        """Mean of the final hidden states of all tokens of each row, a whole prompt, float32."""
-        x_BTD, view = _begin(self._ends, rows, 0)
-        for block in self._blocks:
-            x_BTD = _block(block, x_BTD, view, None)
-        return _end_in_mean(self._ends, rows, x_BTD, view)
+    def _edited(self, x_BTD: jax.Array, layer: int, rows: Rows, reading: Reading) -> jax.Array:
+        return _edit(reading.edits, x_BTD, layer, rows.last_BS) if reading.edits else x_BTD
 
 
 def _in_turn(call: Callable[..., Any]) -> Callable[..., Any]:
-    """A call that several devices have finished before the next one begins.
+    """Return a call whose result waits until all of several devices have finished.
 
     Simulated devices share the machine's threads: with many calls under way that exchange data,
     each can hold threads that another one waits for.
@@ -115,26 +111,28 @@ def _last_keys(ends: Decoder, x_BTD: jax.Array, view: View) -> KeysValues:
 
 @_in_turn
 @jax.jit
-def _last_tokens(rows: Rows, x_BTD: jax.Array, view: View) -> jax.Array:
-    return view._replace(query_BQ=rows.last_BS).queries(x_BTD).astype(jnp.float32)
+def _edit(edits: tuple, x_BTD: jax.Array, layer: jax.Array, last_BS: jax.Array) -> jax.Array:
+    return apply_edits(edits, x_BTD, layer, last_BS)
 
 
 @_in_turn
 @jax.jit
-def _end(ends: Decoder, rows: Rows, x_BTD: jax.Array, view: View, prefix: Any) -> jax.Array:
-    return ends.end(rows, x_BTD, view, prefix)
+def _read(x_BTD: jax.Array, rows: Rows, reading: Reading) -> jax.Array:
+    return read_states(reading.pooling, x_BTD, reading.first_BS, rows.last_BS)
 
 
 @_in_turn
 @jax.jit
-def _end_in_mean(ends: Decoder, rows: Rows, x_BTD: jax.Array, view: View) -> jax.Array:
-    return ends.end_in_mean(rows, x_BTD, view)
+def _end(
+    ends: Decoder, rows: Rows, x_BTD: jax.Array, view: View, prefix: Any, reading: Reading
+) -> jax.Array:
+    return end_as(ends, rows, x_BTD, view, prefix, reading)
 
 
 def unstack(blocks: nnx.Module) -> list[nnx.Module]:
-    """Cut blocks that are stacked along a leading axis into single ones, without copying a weight.
+    """Split blocks that are stacked along a leading axis, without a copy of their weights.
 
-    Only a CPU can look at an array's memory; parts that start off a cache line are copied.
+    Only a CPU's arrays can be viewed so; slices that do not start at a cache line are copied.
     """
     leaves, structure = jax.tree.flatten(blocks)
     layers = zip(*map(_layers, leaves), strict=True)
@@ -142,13 +140,13 @@ def unstack(blocks: nnx.Module) -> list[nnx.Module]:
 
 
 def _layers(stack: jax.Array) -> list[jax.Array]:
-    place = stack.sharding
-    if isinstance(place, NamedSharding):
-        place = NamedSharding(place.mesh, PartitionSpec(*place.spec[1:]))
+    layout = stack.sharding
+    if isinstance(layout, NamedSharding):
+        layout = NamedSharding(layout.mesh, PartitionSpec(*layout.spec[1:]))
     held = [(np.asarray(shard.data), shard.device) for shard in stack.addressable_shards]
     return [
         jax.make_array_from_single_device_arrays(
-            stack.shape[1:], place, [jax.device_put(part[n], device) for part, device in held]
+            stack.shape[1:], layout, [jax.device_put(data[n], device) for data, device in held]
         )
         for n in range(stack.shape[0])
     ]

@@ -21,29 +21,29 @@ _SHORTEST: Final = 10  # tokens that a sentence has on average at least
 
 
 def row_shape(longest: int) -> tuple[int, int]:
-    """Tokens of a row and the most sentences in it, where the longest has so many ids."""
+    """Return a row's capacity and its largest number of sentences, given the longest sentence."""
     capacity = -(-longest // ROW) * ROW
     return capacity, capacity // _SHORTEST
 
 
 def rows_of(capacity: int, tokens: int, multiple: int) -> int:
-    """Rows that hold about so many tokens, a whole multiple."""
+    """Return the number of rows that hold about so many tokens, a multiple of `multiple`."""
     return max(1, tokens // capacity // multiple) * multiple
 
 
 class Packed(NamedTuple):
-    """Rows of several sentences, and where each sentence's vector comes out.
+    """Rows of several sentences, and the position of each sentence's vector.
 
     Attributes:
-        place_n: of the n-th sentence in the flattened `[B * S]` outputs.
+        position_n: position of the n-th sentence in the flattened `[B * S]` outputs.
     """
 
     rows: Rows
-    place_n: Int[np.ndarray, "n"]
+    position_n: Int[np.ndarray, "n"]
 
 
 def bins(lengths: Sequence[int], capacity: int, most: int) -> list[list[int]]:
-    """Share sentences out to rows of `capacity` tokens and at most `most` sentences each.
+    """Deal sentences to rows of `capacity` tokens and at most `most` sentences each.
 
     Every sentence goes into the fullest row that still has room, the longest sentence first.
 
@@ -67,27 +67,27 @@ def bins(lengths: Sequence[int], capacity: int, most: int) -> list[list[int]]:
 
 
 def pack(ids: Sequence[np.ndarray], capacity: int, most: int, multiple: int) -> Packed:
-    """Lay sentences out in rows of `capacity` tokens; the number of rows is a whole multiple."""
-    shared_out = bins([len(i) for i in ids], capacity, most)
-    return lay_out(ids, shared_out, capacity, most, -(-len(shared_out) // multiple) * multiple)
+    """Lay sentences out in rows of `capacity` tokens; their number is a multiple of `multiple`."""
+    dealt = bins([len(i) for i in ids], capacity, most)
+    return lay_out(ids, dealt, capacity, most, -(-len(dealt) // multiple) * multiple)
 
 
 def lay_out(
-    ids: Sequence[np.ndarray], shared_out: Sequence[Sequence[int]], capacity: int, most: int, B: int
+    ids: Sequence[np.ndarray], dealt: Sequence[Sequence[int]], capacity: int, most: int, B: int
 ) -> Packed:
-    """Fill `B` rows: each with the sentences of one bin, one behind the other."""
+    """Fill `B` rows, each with the sentences of one bin, one after the other."""
     ids_BT = np.zeros((B, capacity), np.int32)
     start_BT = np.zeros((B, capacity), np.int32)
     last_BS = np.zeros((B, most), np.int32)
-    place_n = np.zeros(len(ids), np.int32)
-    for row, sentences in enumerate(shared_out):
+    position_n = np.zeros(len(ids), np.int32)
+    for row, sentences in enumerate(dealt):
         at = 0
         for slot, sentence in enumerate(sentences):
             end = at + len(ids[sentence])
             ids_BT[row, at:end] = ids[sentence]
             start_BT[row, at:end] = at
             last_BS[row, slot] = end - 1
-            place_n[sentence] = row * most + slot
+            position_n[sentence] = row * most + slot
             at = end
         start_BT[row, at:] = at
-    return Packed(Rows(ids_BT, last_BS, start_BT), place_n)
+    return Packed(Rows(ids_BT, last_BS, start_BT), position_n)

@@ -1,55 +1,72 @@
-"""From texts to vectors without waiting: tokenize ahead, sort into slabs, compute, fetch.
+"""From texts to vectors without waiting: tokenize ahead, sort into batches, compute, fetch.
 
-    texts -> ids, in a thread -> slabs -> device, a few in flight -> float32 rows
+    texts -> ids, in a thread -> batches -> device, a few in flight -> float32 rows
 
-While the device works on a slab, the thread tokenizes the next texts and the finished slab's
-vectors are written.
+While the device works on a batch, the thread tokenizes the next texts and the vectors of the
+finished batch are written.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
-from typing import Any, Final, Literal
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, Final, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from prompteol_jax import axes, distributed
-from prompteol_jax.encoding import strategy as plans
-from prompteol_jax.encoding.batching import Packer, Slab, Sorter, WholeRunner
-from prompteol_jax.encoding.buckets import Ladder
+from prompteol_jax import distributed
+from prompteol_jax.encoding.batching import (
+    Batch,
+    Packer,
+    Sentence,
+    Sorter,
+    rows_to_mesh,
+    to_mesh,
+)
+from prompteol_jax.encoding.buckets import Buckets
 from prompteol_jax.encoding.layerwise import LayerwiseRunner
-from prompteol_jax.encoding.strategy import Plan
-from prompteol_jax.errors import UserError
-from prompteol_jax.models.decoder import Decoder, Rows
+from prompteol_jax.encoding.runners import Reading, Runner, WholeRunner
+from prompteol_jax.encoding.strategy import Plan, default_batch_tokens
+from prompteol_jax.errors import NotFinite
+from prompteol_jax.methods.edits import Edit
+from prompteol_jax.methods.pooling import LAST, Pooling
+from prompteol_jax.models.decoder import Decoder
+from prompteol_jax.progress import progress_bar
 from prompteol_jax.text.prompt import Prompt, PromptIds
 
-Pooling = Literal["last", "mean"]
-Kind = Literal[Pooling, "layers"]  # of every layer: what `encode_layers` gives
+RUNNERS: Final = MappingProxyType({"cpu": LayerwiseRunner})  # by platform; else WholeRunner
 _CHUNK: Final = 1024  # texts tokenized at once
 _CHUNKS_AHEAD: Final = 2
-_SLABS_AHEAD: Final = 2  # in flight beyond the one whose result is awaited
-_TIMES: Final = 5  # a slab is timed, for a measured plan
+_BATCHES_AHEAD: Final = 2  # in flight beyond the one whose result is awaited
+# Programs that exchange data must start in the same order on every device.
+_SEVERAL_DEVICES: Final = threading.Lock()
+
+Label = TypeVar("Label")
 
 
-@dataclasses.dataclass
+@dataclass
 class Report:
-    """What one encoding did.
+    """What one call did.
 
     Attributes:
-        truncated: texts that were cut to the model's positions.
+        texts: number of texts; distinct: number of distinct ones, which are encoded.
+        truncated: texts that were cut to `Embedder.max_tokens`.
         whole: texts that do not begin with the shared prefix and were computed whole.
-        tokens: ids of the texts themselves; padded_tokens: with padding and dummy rows.
-        shapes: of slabs that this model has been compiled for, in this call or before.
-        seconds: of the call; waited: of them, those in which the device had nothing to do. What
-            is compiled meanwhile does not count as waiting.
+        tokens: ids of the texts themselves; padded_tokens: with padding and empty rows.
+        batches: number of batches.
+        shapes: shapes of batches that were compiled for this model, in this call or before.
+        seconds: duration of the call; waited: seconds of it in which the device had nothing to
+            do. Compilation does not count as waiting.
     """
 
     texts: int = 0
@@ -58,7 +75,7 @@ class Report:
     whole: int = 0
     tokens: int = 0
     padded_tokens: int = 0
-    slabs: int = 0
+    batches: int = 0
     shapes: int = 0
     seconds: float = 0.0
     waited: float = 0.0
@@ -69,105 +86,166 @@ class Report:
         return self.waited / self.seconds if self.seconds else 0.0
 
 
+@dataclass
+class Seen:
+    """What earlier calls leave to later ones: compiled shapes, and fitted buckets."""
+
+    shapes: set[tuple] = field(default_factory=set)
+    fitted: Buckets | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Pipeline:
-    """Encodes lists of texts with one decoder, one prompt and one mesh."""
+    """Encodes lists of texts with one decoder, one prompt and one mesh. Threads may share it.
 
-    def __init__(
-        self, decoder: Decoder, prompt: Prompt, mesh: Mesh, pooling: Kind, plan: Plan = "fixed"
-    ):
-        self.prompt, self.mesh, self.pooling, self.plan = prompt, mesh, pooling, plan
-        self._shapes: set[tuple] = set()
-        self._chosen: Ladder | None = None
-        self.use(decoder)
+    Attributes:
+        width: number of features of a vector.
+        batch_tokens: tokens of a batch over all devices; None for the device's default.
+        seen: what earlier calls decided; shared by pipelines that follow each other.
+    """
 
-    def use(self, decoder: Decoder) -> None:
-        """Encode with these weights from now on."""
-        self.decoder = decoder
-        self._run: LayerwiseRunner | WholeRunner | None = None
-        self._cache: Any = None
+    decoder: Decoder
+    prompt: Prompt
+    mesh: Mesh
+    width: int
+    pooling: Pooling = LAST
+    edits: tuple[Edit, ...] = ()
+    plan: Plan = "fixed"
+    batch_tokens: int | None = None
+    seen: Seen = field(default_factory=Seen)
 
-    def run(
-        self, texts: Sequence[str], batch_tokens: int | None, report: Report
-    ) -> Iterator[tuple[list[int], Float[np.ndarray, "B D"]]]:
-        """Vectors as they are done, slab by slab, with their places in `texts`."""
-        flying: deque[tuple[Slab, jax.Array]] = deque()
-        with jax.set_mesh(self.mesh), _Watch(report) as watch:
-            for slab in self._slabs(texts, batch_tokens, report):
-                report.slabs += 1
-                report.padded_tokens += slab.rows.ids_BT.size
-                flying.append((slab, self._launch(slab, watch)))
-                report.shapes = len(self._shapes)
-                if len(flying) > _SLABS_AHEAD:
-                    yield _landed(*flying.popleft())
-            while flying:
-                yield _landed(*flying.popleft())
-
-    def ladder(self, batch_tokens: int | None = None, lengths: Iterable[int] = ()) -> Ladder:
-        """The ladder that sentences are sorted by.
-
-        A measured or fitted one is chosen when it is first needed, and stays.
+    def encode(
+        self,
+        texts: Sequence[str],
+        report: Report,
+        *,
+        batch_tokens: int | None = None,
+        progress: bool | None = None,
+        check_finite: bool = True,
+    ) -> Float[np.ndarray, "n W"]:
+        """Encode texts, each distinct one once; the rows are in the order of the texts.
 
         Args:
-            lengths: of the sentences, for a ladder that is to be fitted to them.
+            report: counts of this call, filled in.
+            batch_tokens: tokens of a batch, in place of the pipeline's own number.
+            progress: show a bar on standard error; by default where it is a terminal.
+        Raises: NotFinite naming a text whose vector is not finite.
         """
-        tokens = batch_tokens or default_batch_tokens(self.mesh, self.decoder)
-        limits = self.prompt.max_tokens, self.mesh.shape["data"]
-        if self.plan in ("fixed", "packed"):
-            return Ladder.fixed(limits[0], tokens, limits[1])
-        if self._chosen is None and self.plan == "fitted":
-            self._chosen = plans.fitted(Counter(lengths), tokens, *limits)
-        elif self._chosen is None:
-            if self.mesh.is_multi_process:
-                raise UserError(
-                    "plan measured times the devices of one process, and this mesh spans several; "
-                    "use plan fixed"
-                )
-            suffix = self.prompt.suffix_tokens
-            key = plans.identity(self.decoder, self.mesh, suffix)
-            choose = partial(plans.measured, self._seconds, tokens, suffix, *limits)
-            self._chosen = plans.stored(key, choose)
-        return self._chosen
+        first: dict[str, int] = {}
+        index = [first.setdefault(text, len(first)) for text in texts]
+        distinct = list(first)
+        report.texts, report.distinct = len(texts), len(distinct)
+        vectors = np.empty((len(distinct), self.width), np.float32)
+        with progress_bar("encode", len(distinct), progress) as advance:
+            for members, z_BW in self.run(distinct, report, batch_tokens):
+                if check_finite:
+                    refuse_not_finite(z_BW, [distinct[member] for member in members])
+                vectors[members] = z_BW
+                advance(len(members))
+        return vectors[np.asarray(index, np.int64)]
 
-    def known_ladder(self, batch_tokens: int | None = None) -> Ladder | None:
-        """The ladder, or None where it will be chosen by the first texts."""
-        if self.plan in ("measured", "fitted"):
-            return self._chosen
-        return self.ladder(batch_tokens)
+    def run(
+        self, texts: Sequence[str], report: Report, batch_tokens: int | None = None
+    ) -> Iterator[tuple[list[int], Float[np.ndarray, "B W"]]]:
+        """Yield vectors as they are done, batch by batch, with their indices in `texts`."""
+        with jax.set_mesh(self.mesh), _Watch(report) as watch:
+            tokens = batch_tokens or self.tokens
+            batches = self._batches(texts, tokens, report)
+            launched = ((batch, self._launch(batch, watch)) for batch in batches)
+            for batch, z_BSW in fetch_behind(self._counted(launched, report)):
+                yield batch.members, z_BSW.reshape(-1, z_BSW.shape[-1])[batch.positions]
 
-    def _slabs(
-        self, texts: Sequence[str], batch_tokens: int | None, report: Report
-    ) -> Iterator[Slab]:
+    def buckets(self, batch_tokens: int, lengths: Iterable[int] = ()) -> Buckets | None:
+        """Return the buckets that sentences are sorted by; None where no text has decided yet.
+
+        Args:
+            lengths: numbers of ids of the sentences, which fitted buckets are chosen for.
+        """
+        longest, multiple = self.prompt.max_tokens, self.mesh.shape["data"]
+        if self.plan != "fitted":
+            return Buckets.fixed(longest, batch_tokens, multiple)
+        with self.seen.lock:
+            counts = Counter(lengths)
+            if self.seen.fitted is None and counts:
+                self.seen.fitted = Buckets.fitted(counts, longest, batch_tokens, multiple)
+            return self.seen.fitted
+
+    @property
+    def given_up(self) -> list[str]:
+        """What the pooling and the edits keep the encoder from saving."""
+        found = []
+        if self.pooling.tokens != "last":
+            found.append(f"pooling {self.pooling.name}: last block for every token")
+        if not self._shares_prefix:
+            reasons = [f"pooling {self.pooling.name}"] if self.pooling.tokens == "all" else []
+            reasons += [type(edit).__name__ for edit in self.edits if edit.tokens == "all"]
+            found.append(f"{', '.join(reasons)}: prefix computed for every text")
+        return found
+
+    @cached_property
+    def runner(self) -> Runner:
+        """What computes the batches; made when it is first needed."""
+        platform = self.mesh.devices.flat[0].platform
+        return RUNNERS.get(platform, WholeRunner)(self.decoder)
+
+    @cached_property
+    def cache(self) -> Any:
+        """The keys and values of the shared prefix; made when they are first needed."""
+        return self.runner.prefill(self.prompt.prefix_C)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a batch over all devices."""
+        return self.batch_tokens or default_batch_tokens(self.mesh, self.decoder)
+
+    @property
+    def _shares_prefix(self) -> bool:
+        return self.pooling.tokens != "all" and all(edit.tokens == "own" for edit in self.edits)
+
+    def _batches(self, texts: Sequence[str], batch_tokens: int, report: Report) -> Iterator[Batch]:
         sentences = self._sentences(texts, report)
-        lengths: Iterable[int] = ()
-        if self.plan == "fitted" and self._chosen is None:
+        if self.plan == "fitted" and self.seen.fitted is None:
             sentences = list(sentences)
-            lengths = (len(ids) for _, ids, _ in sentences)
-        ladder = self.ladder(batch_tokens, lengths)
-        sorter: Sorter | Packer = Sorter(ladder)
+            self.buckets(batch_tokens, (len(sentence.ids) for sentence in sentences))
+        buckets = self.buckets(batch_tokens)
+        if buckets is None:
+            return
+        sorter: Sorter | Packer = Sorter(buckets)
         if self.plan == "packed":
-            tokens = batch_tokens or default_batch_tokens(self.mesh, self.decoder)
-            sorter = Packer(ladder, tokens, self.mesh.shape["data"])
+            sorter = Packer(buckets, batch_tokens, self.mesh.shape["data"])
         for sentence in sentences:
-            yield from sorter.add(*sentence)
+            yield from sorter.add(sentence)
         yield from sorter.rest()
 
-    def _sentences(
-        self, texts: Sequence[str], report: Report
-    ) -> Iterator[tuple[int, np.ndarray, bool]]:
-        """The ids of each text, and whether they continue the shared prefix."""
+    def _sentences(self, texts: Sequence[str], report: Report) -> Iterator[Sentence]:
         for start, prompts in self._tokenized(texts):
             report.truncated += int(prompts.truncated.sum())
             report.whole += int((~prompts.shared).sum())
-            for offset, own in enumerate(prompts.ids):
-                ids, shared = own, bool(prompts.shared[offset])
-                if self.pooling == "mean":  # which counts the prefix's tokens too, in every text
-                    ids = np.concatenate([self.prompt.prefix_C, own]) if shared else own
-                    shared = True
-                report.tokens += len(ids)
-                yield start + offset, ids, shared
+            for offset, (ids, shared) in enumerate(zip(prompts.ids, prompts.shared, strict=True)):
+                sentence = self._sentence(start + offset, ids, bool(shared))
+                report.tokens += len(sentence.ids)
+                yield sentence
+
+    def _sentence(self, member: int, ids: np.ndarray, shared: bool) -> Sentence:
+        """Return a text's ids up to the last one that is read, with the prefix where it is read."""
+        if self.pooling.tokens == "last" and self._shares_prefix:
+            return Sentence(member, ids, shared)
+        C = len(self.prompt.prefix_C) if shared else 0
+        whole = np.concatenate([self.prompt.prefix_C, ids]) if shared else ids
+        first, end = self.pooling.span(whole, self.prompt)
+        if not 0 <= first < end <= len(whole):
+            raise ValueError(
+                f"pooling {self.pooling.name}: span {first}, {end} of {len(whole)} ids"
+            )
+        if not self._shares_prefix:  # no text has a prefix in the cache, so all share none
+            return Sentence(member, whole[:end], True, first)
+        if first < C:
+            return Sentence(member, whole[:end], False, first)
+        return Sentence(member, whole[C:end], shared, first - C)
 
     def _tokenized(self, texts: Sequence[str]) -> Iterator[tuple[int, PromptIds]]:
-        """Prompts of chunk after chunk, made in a thread that stays ahead."""
+        """Yield the prompts of chunk after chunk, made in a thread that stays ahead."""
         waiting: deque[tuple[int, Future[PromptIds]]] = deque()
         with ThreadPoolExecutor(1) as pool:
             for start in range(0, len(texts), _CHUNK):
@@ -179,67 +257,59 @@ class Pipeline:
                 first, prompts = waiting.popleft()
                 yield first, prompts.result()
 
-    def _launch(self, slab: Slab, watch: _Watch) -> jax.Array:
-        """Start computing a slab; returns at once, unless its shape is to be compiled."""
+    def _launch(self, batch: Batch, watch: _Watch) -> jax.Array:
+        """Start computing a batch; return at once, unless its shape is to be compiled."""
         start = time.perf_counter()
-        start_BT = None if slab.rows.start_BT is None else self._on_mesh(slab.rows.start_BT, "BT")
-        rows = Rows(
-            self._on_mesh(slab.rows.ids_BT, "BT"), self._on_mesh(slab.rows.last_BS, "BS"), start_BT
-        )
-        model = self._model()
-        if self.pooling == "mean":
-            z = model.encode_mean(rows)
-        else:
-            run = model.encode_layers if self.pooling == "layers" else model.encode
-            z = run(rows, self._prefix() if slab.shared else None)
-        is_new = slab.shape not in self._shapes
-        self._shapes.add(slab.shape)
-        watch.launched(z, start if is_new else time.perf_counter())
-        return z
+        with _SEVERAL_DEVICES if self.mesh.size > 1 else nullcontext():
+            rows = rows_to_mesh(batch.rows, self.mesh)
+            reads_last = self.pooling.tokens == "last"
+            first_BS = None if reads_last else to_mesh(batch.first_BS, "BS", self.mesh)
+            reading = Reading(self.pooling, self.edits, first_BS)
+            cache = self.cache if batch.shared and self._shares_prefix else None
+            z_BSW = self.runner.encode(rows, cache, reading)
+        is_new = batch.shape not in self.seen.shapes
+        self.seen.shapes.add(batch.shape)
+        watch.launched(z_BSW, start if is_new else time.perf_counter())
+        return z_BSW
 
-    def _seconds(self, B: int, T: int) -> float:
-        """A slab's, compiled before: the least of several."""
-        rows = Rows(np.zeros((B, T), np.int32), np.full((B, 1), T - 1, np.int32))
-        slab = Slab(rows, [], np.arange(0), shared=True)
-        times = []
-        with jax.set_mesh(self.mesh), _Watch(Report()) as watch:
-            for _ in range(_TIMES + 1):
-                start = time.perf_counter()
-                self._launch(slab, watch).block_until_ready()
-                times.append(time.perf_counter() - start)
-        self._shapes.discard(slab.shape)
-        return min(times[1:])
-
-    def _on_mesh(self, array: np.ndarray, dims: str) -> jax.Array:
-        return distributed.to_global(array, axes.sharding(dims, array.shape, self.mesh))
-
-    def _model(self) -> LayerwiseRunner | WholeRunner:
-        if self._run is None:
-            on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-            self._run = (LayerwiseRunner if on_cpu else WholeRunner)(self.decoder)
-        return self._run
-
-    def _prefix(self) -> Any:
-        if self._cache is None:
-            self._cache = self._model().prefill(self.prompt.prefix_C)
-        return self._cache
+    def _counted(
+        self, launched: Iterable[tuple[Batch, jax.Array]], report: Report
+    ) -> Iterator[tuple[Batch, jax.Array]]:
+        for batch, z_BSW in launched:
+            report.batches += 1
+            report.padded_tokens += batch.rows.ids_BT.size
+            report.shapes = len(self.seen.shapes)
+            yield batch, z_BSW
 
 
-def default_batch_tokens(mesh: Mesh, decoder: Decoder) -> int:
-    """Tokens of a slab that keep the devices of a mesh busy."""
-    platform = mesh.devices.flat[0].platform
-    of_device = device_batch_tokens(platform, decoder.width, quantized=decoder.quantized)
-    return of_device * mesh.shape["data"]
+def fetch_behind(
+    launched: Iterable[tuple[Label, jax.Array]], ahead: int = _BATCHES_AHEAD
+) -> Iterator[tuple[Label, np.ndarray]]:
+    """Yield labels and fetched results in their order, with `ahead` more of them in flight."""
+    in_flight: deque[tuple[Label, jax.Array]] = deque()
+    for labelled in launched:
+        in_flight.append(labelled)
+        if len(in_flight) > ahead:
+            label, z = in_flight.popleft()
+            yield label, distributed.to_host(z)
+    for label, z in in_flight:
+        yield label, distributed.to_host(z)
 
 
-def device_batch_tokens(platform: str, D: int, *, quantized: bool) -> int:
-    """The same for one device that has no part in a model axis.
+def refuse_not_finite(z_nW: np.ndarray, texts: Sequence[str], where: str = "") -> None:
+    """Refuse vectors that are not finite.
 
-    On a TPU all activations of the slab then stay in the core's memory. Quantized weights, made
-    whole once a slab, want more tokens: as many as keep those of D features there.
+    Args:
+        where: words that go before the message.
+    Raises: NotFinite naming the first text with such a vector.
     """
-    tpu = max(2048, 2**24 // D) if quantized else max(1024, 2**22 // D)
-    return {"cpu": 512, "tpu": tpu}.get(platform, 16384)
+    finite_n = np.isfinite(z_nW).all(axis=1)
+    if not finite_n.all():
+        bad = np.flatnonzero(~finite_n)
+        raise NotFinite(
+            f"{where}{len(bad)} vectors are not finite, the first that of {texts[bad[0]][:200]!r}; "
+            "the weights may be damaged, or try dtype float32"
+        )
 
 
 class _Watch:
@@ -254,7 +324,7 @@ class _Watch:
         return self
 
     def launched(self, z: jax.Array, start: float) -> None:
-        """The device may have begun with `z` at this time, if it had done what came before."""
+        """Note that the device could begin with `z` at this time, if it had done all before it."""
         self._pool.submit(self._wait, z, start)
 
     def _wait(self, z: jax.Array, start: float) -> None:
@@ -267,7 +337,3 @@ class _Watch:
         end = time.perf_counter()
         self._report.waited += end - self._free
         self._report.seconds = end - self._start
-
-
-def _landed(slab: Slab, z: jax.Array) -> tuple[list[int], np.ndarray]:
-    return slab.members, distributed.to_host(z).reshape(-1, z.shape[-1])[slab.places]

@@ -1,94 +1,66 @@
-"""Plans: which ladder a model encodes with, and when it may be another one.
+"""Strategies: how texts become batches.
 
-    fixed      the same ladder always, everywhere: same texts, same mesh, same machine, same bits
-    measured   chosen for the device by a cost model, once; kept in the user's cache folder
-    fitted     chosen for the lengths of the first texts that are encoded
-    packed     short sentences share rows
+    fixed    every sentence in the same bucket always: same texts, mesh and machine, same bits
+    fitted   buckets for the lengths of the first texts that are encoded
+    packed   short sentences share rows
 
-A plan never changes by itself. `fixed` is the default and measures nothing. Whoever asks for
-`measured` gets the stored choice of the first process that asked for it with this model, mesh,
-device and version of jax; a process that finds none measures for some seconds and stores it, and of
-two that measure at once the first to store wins. Within a process a ladder, once chosen, stays.
+A strategy never changes by itself. `fixed` is the default.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import os
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+import difflib
+from collections.abc import Sequence
+from typing import Literal, get_args
 
-import jax
 from jax.sharding import Mesh
 
-from prompteol_jax.encoding.buckets import Costs, Ladder, cheapest, expected
+from prompteol_jax.errors import UserError
+from prompteol_jax.methods.edits import Edit
+from prompteol_jax.methods.pooling import Pooling
 from prompteol_jax.models.decoder import Decoder
-from prompteol_jax.runtime import cache_folder
 
-Plan = Literal["fixed", "measured", "fitted", "packed"]
-
-
-def identity(decoder: Decoder, mesh: Mesh, suffix: int) -> dict[str, Any]:
-    """What a measured ladder depends on, for its file."""
-    leaves = jax.tree_util.tree_leaves_with_path(decoder)
-    shapes = "".join(f"{jax.tree_util.keystr(p)} {a.shape} {a.dtype}" for p, a in leaves)
-    device = mesh.devices.flat[0]
-    return {
-        "model": hashlib.sha256(shapes.encode()).hexdigest()[:16],
-        "mesh": dict(mesh.shape),
-        "device": f"{device.platform} {device.device_kind}",
-        "cores": os.cpu_count() if device.platform == "cpu" else None,
-        "suffix": suffix,
-        "jax": jax.__version__,
-    }
+Plan = Literal["fixed", "fitted", "packed"]
 
 
-def stored(key: Mapping[str, Any], choose: Callable[[], Ladder]) -> Ladder:
-    """The ladder that was stored under this key, or else the one chosen now, which is stored."""
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    path = cache_folder() / "plans" / f"{name}.json"
-    if not path.is_file():
-        text = json.dumps({"key": key, **dataclasses.asdict(choose())}, indent=1)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        mine = path.with_suffix(f".{os.getpid()}")
-        mine.write_text(text, encoding="utf-8")
-        try:
-            os.link(mine, path)  # fails where another process was first, whose choice then counts
-        except FileExistsError:
-            pass
-        finally:
-            mine.unlink()
-    fields = json.loads(path.read_text(encoding="utf-8"))
-    return Ladder(tuple(fields["lengths"]), tuple(fields["rows"]))
+def check_plan(
+    plan: str, batch_tokens: int | None, pooling: Pooling, edits: Sequence[Edit] = ()
+) -> None:
+    """Refuse a plan that does not exist or does not fit what is encoded.
 
-
-def measured(
-    seconds: Callable[[int, int], float],
-    batch_tokens: int,
-    suffix: int,
-    longest: int,
-    multiple: int,
-) -> Ladder:
-    """The ladder for texts of which nothing is known, by the costs of this device.
-
-    Args:
-        seconds: a slab's, by rows and tokens of a row.
-        batch_tokens: about what keeps the device busy.
-        suffix: ids that the template puts behind a sentence.
+    Raises: UserError naming everything that is wrong.
     """
-    T = min(16, longest)
-    rows = [max(1, n // T // multiple) * multiple for n in (batch_tokens // 4, batch_tokens * 2)]
-    if rows[0] == rows[1]:
-        rows[1] *= 2
-    few, many = rows
-    costs = Costs.fit((few * T, many * T), (seconds(few, T), seconds(many, T)))
-    # A busy machine makes small slabs look dear; no slab costs more than this before its tokens.
-    costs = Costs(min(costs.slab, batch_tokens / 8 * costs.token), costs.token)
-    return cheapest(expected(suffix, longest), longest, costs, multiple)
+    problems = []
+    if plan not in get_args(Plan):
+        near = difflib.get_close_matches(plan, get_args(Plan), n=1)
+        problems.append(
+            f"plan {plan!r} is not one of {', '.join(get_args(Plan))}"
+            + (f"; nearest: {near[0]}" if near else "")
+        )
+    if batch_tokens is not None and batch_tokens < 1:
+        problems.append(f"batch_tokens {batch_tokens} must be 1 or more")
+    if batch_tokens is not None and plan == "fitted":
+        problems.append(f"plan {plan} chooses batch_tokens itself; leave one of them out")
+    if plan == "packed" and (pooling.tokens, pooling.layers) != ("last", "last"):
+        problems.append(f"plan packed gives last tokens only, not pooling {pooling.name}")
+    if plan == "packed" and edits:
+        problems.append("plan packed takes no edits, which see one prompt a row; use plan fixed")
+    if problems:
+        raise UserError("; ".join(problems))
 
 
-def fitted(lengths: Mapping[int, int], batch_tokens: int, longest: int, multiple: int) -> Ladder:
-    """The ladder for these lengths; a slab's own cost is taken for a tenth of a usual slab's."""
-    return cheapest(lengths, longest, Costs(batch_tokens / 10, 1.0), multiple)
+def default_batch_tokens(mesh: Mesh, decoder: Decoder) -> int:
+    """Return the tokens of a batch that keep the devices of a mesh busy."""
+    platform = mesh.devices.flat[0].platform
+    of_device = device_batch_tokens(platform, decoder.width, quantized=decoder.quantized)
+    return of_device * mesh.shape["data"]
+
+
+def device_batch_tokens(platform: str, D: int, *, quantized: bool) -> int:
+    """Return the same for one device that has no part in a model axis.
+
+    On a TPU all activations of the batch then stay in the core's memory. Quantized weights are
+    dequantized once a batch, so they want more tokens: as many as keep those of D features there.
+    """
+    tpu = max(2048, 2**24 // D) if quantized else max(1024, 2**22 // D)
+    return {"cpu": 512, "tpu": tpu}.get(platform, 16384)

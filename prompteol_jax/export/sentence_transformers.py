@@ -87,7 +87,7 @@ def chat_template(template: Template, tokenizer: Tokenizer) -> str:
 def _bos(tokenizer: Tokenizer) -> str:
     """The text that stands for BOS; its entry in the vocabulary may be another."""
     added = tokenizer.backend.get_added_tokens_decoder().get(tokenizer.bos_id)
-    return added.content if added else tokenizer.backend.id_to_token(tokenizer.bos_id)
+    return added.content if added else tokenizer.entry(tokenizer.bos_id)
 
 
 def _amend_tokenizer(folder: Path, bos: str) -> None:

@@ -8,7 +8,7 @@ are computed for every token, queries and all that follows for one. No language-
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -166,21 +166,26 @@ class Decoder(nnx.Module):
         prefix = None if cache is None else cache.last
         return self.end(rows, x_BTD, view, prefix, dropout.fold_keys(keys, self._scanned))
 
-    def states(
-        self, rows: Rows, cache: KVCache | None = None
-    ) -> tuple[Float[Array, "L B S D"], Float[Array, "B S E"]]:
-        """States of the sentences' last tokens behind every block but the last, raw, and the final.
+    def inner(
+        self,
+        rows: Rows,
+        cache: KVCache | None = None,
+        *,
+        edit: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+        read: Callable[[jax.Array], jax.Array] | None = None,
+    ) -> tuple[Float[Array, "B T D"], Any, View]:
+        """Run all blocks but the last, for a caller who ends them itself, without dropout.
 
-        The second is what a call returns. Both float32.
+        Args:
+            edit: `edit(x_BTD, layer)` gives what the block `layer` gets in place of x_BTD; it is
+                called before every block, the last one included.
+            read: `read(x_BTD)` is noted behind each of these blocks.
+        Returns: the last block's input, what was noted, stacked over layers, and the view.
         """
-        x_BTD, (_, x_LBSD), view = self._trunk(rows, cache, None, "none", watched_BS=rows.last_BS)
-        prefix = None if cache is None else cache.last
-        return x_LBSD.astype(jnp.float32), self.end(rows, x_BTD, view, prefix)
-
-    def mean(self, rows: Rows) -> Float[Array, "B D"]:
-        """Mean of the final hidden states of a row's tokens, one whole prompt a row, float32."""
-        x_BTD, _, view = self._trunk(rows, None, None, "none")
-        return self.end_in_mean(rows, x_BTD, view)
+        x_BTD, (_, noted), view = self._trunk(rows, cache, None, "none", edit=edit, read=read)
+        if edit is not None:
+            x_BTD = edit(x_BTD, jnp.int32(self._scanned))
+        return x_BTD, noted, view
 
     @jax.named_scope("prefix")
     def prefill(
@@ -257,16 +262,16 @@ class Decoder(nnx.Module):
         with jax.named_scope("pool"):
             return self.finish(x_BSD).astype(jnp.float32)
 
-    def end_in_mean(
-        self, rows: Rows, x_BTD: Float[Array, "B T D"], view: View
-    ) -> Float[Array, "B E"]:
-        """The last block and what follows it for every token, and their mean over each row."""
-        x_BTD, _ = self.last(x_BTD, view, None, None)
+    def end_everywhere(
+        self,
+        x_BTD: Float[Array, "B T D"],
+        view: View,
+        prefix: tuple[Float[Array, "C K H"], Float[Array, "C K H"]] | None,
+    ) -> Float[Array, "B T E"]:
+        """The last block for every token, and what follows it, from what it gets."""
+        x_BTD, _ = self.last(x_BTD, view, prefix, None)
         with jax.named_scope("pool"):
-            z_BTD = self.finish(x_BTD).astype(jnp.float32)
-            real_BT = jnp.arange(z_BTD.shape[1]) <= rows.last_BS
-            summed_BD = jnp.where(real_BT[..., None], z_BTD, 0).sum(1)
-            return summed_BD / (rows.last_BS + 1)
+            return self.finish(x_BTD).astype(jnp.float32)
 
     def _trunk(
         self,
@@ -274,27 +279,28 @@ class Decoder(nnx.Module):
         cache: KVCache | None,
         keys: dropout.Keys | None,
         remat: Remat,
-        watched_BS: jax.Array | None = None,
         head: int = 0,
+        edit: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+        read: Callable[[jax.Array], jax.Array] | None = None,
     ) -> tuple[jax.Array, tuple, View]:
         """Run all blocks but the last over every token.
 
-        Also gives, stacked over these blocks, their keys and values, and the watched tokens' states
-        behind them; and the view of every token.
+        Also gives, stacked over these blocks, their keys and values, and what `read` takes of the
+        states behind them; and the view of every token. `edit` and `read` get no gradient.
         """
         offset, real_C = (head, None) if cache is None else (cache.length, cache.real)
         stem_keys = dropout.fold_keys(keys, self._scanned + 1)
         x_BTD, view = self.begin(rows, offset, stem_keys, real_C, head)
 
         def layer(x_BTD: jax.Array, xs: tuple, beside: tuple) -> tuple[jax.Array, tuple]:
-            (block, prefix, index), (view, watched_BS, keys) = nn.from_bits(xs), beside
+            (block, prefix, index), (view, keys) = nn.from_bits(xs), beside
             view = view._replace(head=head or None)
+            x_BTD = x_BTD if edit is None else edit(x_BTD, index)
             x_BTD, kv = block(x_BTD, view, prefix, dropout.fold_keys(keys, index))
-            watched = view._replace(query_BQ=watched_BS)
-            return x_BTD, (kv, None if watched_BS is None else watched.queries(x_BTD))
+            return x_BTD, (kv, None if read is None else read(x_BTD))
 
         prefixes = None if cache is None else cache.blocks
         xs = nn.to_bits((self.blocks, prefixes, jnp.arange(self._scanned)))
-        beside = view._replace(head=None), watched_BS, keys
+        beside = view._replace(head=None), keys
         x_BTD, noted = scan_layers(layer, x_BTD, xs, beside, remat)
         return x_BTD, noted, view

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from prompteol_jax import models
+from prompteol_jax.errors import UserError
 from prompteol_jax.lora import peft
 from prompteol_jax.mesh import check_mesh
 from prompteol_jax.models import build, tiny
@@ -107,6 +108,22 @@ def save_pretrained(pretrained: Pretrained, decoder: Decoder, folder: Path, *, d
         )
     build.save_decoder(folder, pretrained.config, decoder, dtype=dtype, head=head)
     save_tokenizer(pretrained, folder)
+
+
+def read_lm_head(pretrained: Pretrained) -> jax.Array | None:
+    """Read the LM head of a model; None where it is the word embedding.
+
+    Raises: UserError where an adapter or the weights have another head than the config says.
+    """
+    folder, config = pretrained.folder, pretrained.config
+    if pretrained.adapter is not None and peft.adapts_head(pretrained.adapter):
+        raise UserError(f"{pretrained.adapter} adapts the LM head, which words do not support")
+    if folder is None:
+        return None
+    build.check_tied_head(folder, config)
+    if config.tied:
+        return None
+    return build.read_head(folder, config, pretrained.mesh, dtype=pretrained.decoder.dtype)
 
 
 def save_tokenizer(pretrained: Pretrained, folder: Path) -> None:

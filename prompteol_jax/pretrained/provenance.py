@@ -111,12 +111,12 @@ def _digests(paths: Sequence[Path]) -> dict[str, str]:
 def _template(prompt: Prompt) -> dict[str, Any]:
     filled = prompt.template.fill(EXAMPLE)
     (ids,) = prompt.tokenizer.ids([filled])
-    entry = prompt.tokenizer.backend.id_to_token
+    entry = prompt.tokenizer.entry
     return {
         "name": prompt.template.name,
         **prompt.template.to_json(),
         "example": filled,
-        "tokens": [{"id": int(i), "token": entry(int(i))} for i in ids],
+        "tokens": [{"id": int(i), "token": entry(i)} for i in ids],
         "shared_prefix": len(prompt.prefix_C),
     }
 

@@ -7,6 +7,8 @@ alone; `stable_prefix` finds it by filling the template with sentences that begi
 way, and `Prompt` still compares each prompt with it and says which ones differ.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from os.path import commonprefix
 from typing import Final, NamedTuple
@@ -27,6 +29,20 @@ __all__ = [
     "show",
     "stable_prefix",
 ]
+
+
+_AMPLE: Final = 16  # characters looked at for each id that fits, before looking at more
+_REACH: Final = 16  # characters beyond the guess that are tried; 3 were the most that ever fitted
+_BATCH: Final = 8  # lengths tried at once
+
+# Beginnings of sentences that tokenizers merge with the quote or the space before them.
+_PROBES: Final = (
+    *("", " ", "  x", "\n", "\n\n", "\t", "\r\n", "\u00a0", "\u200b", "\u0301", "\ufffd"),
+    *("a", "A", "the", "The", "I", "s", "x", "é", "ß", "0", "7", "2024", "你", "の", "я", "😀"),
+    *"!#$%&'()*+,-./:;<=>?@[\\]^_`{|}~\"",
+    *('"a', "''", "``", "...", "--", "//", "</", "((", "[[", ").", '.")', "'s", "’s"),
+    *("“", "—", "£"),
+)
 
 
 class PromptIds(NamedTuple):
@@ -52,14 +68,16 @@ class Prompt:
         """Find the stable prefix.
 
         Args:
-            max_tokens: the model's positions; no prompt gets more ids, BOS included.
+            max_tokens: largest number of ids of a prompt, BOS included; at most the model's
+                positions.
         Raises: UserError if the template alone has more ids than that.
         """
         (alone,) = tokenizer.ids([template.fill("")])
         if len(alone) > max_tokens:
             raise UserError(
-                f"template {template.name} alone is {len(alone)} tokens and the model holds "
-                f"{max_tokens}; use a shorter template or a model with more positions"
+                f"template {template.name} alone is {len(alone)} tokens and a prompt may have "
+                f"{max_tokens}; use a shorter template, a larger max_tokens or a model with more "
+                "positions"
             )
         self.template = template
         self.tokenizer = tokenizer
@@ -117,20 +135,6 @@ class Prompt:
             yield from self.tokenizer.ids([self.template.fill(text[:end]) for end in ends])
 
 
-_AMPLE: Final = 16  # characters looked at for each id that fits, before looking at more
-_REACH: Final = 16  # characters beyond the guess that are tried; 3 were the most that ever fitted
-_BATCH: Final = 8  # lengths tried at once
-
-# Beginnings of sentences that tokenizers merge with the quote or the space before them.
-_PROBES: Final = (
-    *("", " ", "  x", "\n", "\n\n", "\t", "\r\n", "\u00a0", "\u200b", "\u0301", "\ufffd"),
-    *("a", "A", "the", "The", "I", "s", "x", "é", "ß", "0", "7", "2024", "你", "の", "я", "😀"),
-    *"!#$%&'()*+,-./:;<=>?@[\\]^_`{|}~\"",
-    *('"a', "''", "``", "...", "--", "//", "</", "((", "[[", ").", '.")', "'s", "’s"),
-    *("“", "—", "£"),
-)
-
-
 def stable_prefix(template: Template, tokenizer: Tokenizer) -> Int32[np.ndarray, " C"]:
     """Return the longest run of ids that prompts begin with, always short of a whole prompt."""
     prompts = [ids.tolist() for ids in tokenizer.ids([template.fill(probe) for probe in _PROBES])]
@@ -159,7 +163,7 @@ def show(template: Template, tokenizer: Tokenizer, text: str) -> str:
     prefix_C = stable_prefix(template, tokenizer)
     C = len(prefix_C) if np.array_equal(ids[: len(prefix_C)], prefix_C) else 0
     covered = ["", *(filled[start:end] for start, end in tokenizer.spans(filled))]
-    entries = [tokenizer.backend.id_to_token(int(number)) for number in ids]
+    entries = [tokenizer.entry(number) for number in ids]
     lines = [
         f"{n:5} {'|' if n < C else ' '} {number:6}  {entry!r:16} {characters!r}"
         for n, (number, entry, characters) in enumerate(zip(ids, entries, covered, strict=True))

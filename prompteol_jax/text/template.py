@@ -1,9 +1,11 @@
-"""Prompts as data: what stands before and after a sentence, and demonstrations before both.
+"""Prompts as data: the text before and after a sentence, and demonstrations before both.
 
 The bytes of a template decide the embedding: with PromptBERT one missing period costs forty points.
 Every template here is what the released code of its authors feeds the model, straight quotes and
 the space before the colon included, and the tests pin each of them.
 """
+
+from __future__ import annotations
 
 import difflib
 import json
@@ -59,7 +61,7 @@ class Template:
         return {"prefix": self.prefix, "suffix": self.suffix, "demonstrations": shown}
 
     @classmethod
-    def from_json(cls, fields: Any, name: str) -> "Template":
+    def from_json(cls, fields: Any, name: str) -> Template:
         """Build a template from parsed JSON.
 
         Raises: UserError naming every missing, unknown or mistyped field at once.
@@ -156,7 +158,7 @@ _FILES: Final = (".json", ".txt", ".template")
 _SLOT: Final = "*sent 0*"
 
 
-def read_template(name_or_path: str) -> Template:
+def read_template(name_or_path: str | Path) -> Template:
     """Return a template by its name in TEMPLATES, from a file, or from the original's notation.
 
     A `.json` file holds the fields of `Template.to_json`; a `.txt` or `.template` file holds the
@@ -165,6 +167,7 @@ def read_template(name_or_path: str) -> Template:
 
     Raises: NotFound for a missing file, UserError for an unknown name or a bad template.
     """
+    name_or_path = str(name_or_path)
     if name_or_path in TEMPLATES:
         return TEMPLATES[name_or_path]
     if "*sent" in name_or_path:
@@ -184,14 +187,14 @@ def read_template(name_or_path: str) -> Template:
         return from_notation(text, path.stem)
     try:
         return Template.from_json(json.loads(text), path.stem)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"template {name_or_path} is not JSON: {error}") from None
 
 
 def from_notation(notation: str, name: str) -> Template:
     """Return a template from the original's notation, see `read_template`.
 
-    Demonstrations before the slot are told from the template's own prefix where they have its form.
+    Text before the slot that has the form of demonstrations is read as demonstrations.
 
     Raises: UserError unless there is exactly one slot.
     """

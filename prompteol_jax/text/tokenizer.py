@@ -5,14 +5,18 @@ the space before its first word; early LLaMA conversions have empty special toke
 some OPT conversions put no BOS at all. So the reader is chosen by the files that are there, BOS is
 put first here and not by the backend, and a vocabulary that is recognized must give known ids for
 a known text.
+
+A special token's string inside a text, such as `</s>`, becomes that token's id, as transformers
+does by default.
 """
+
+from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
-import os
 import re
-import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +28,12 @@ import tokenizers
 from prompteol_jax.errors import NotFound, UserError
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_CONFIGS: Final = ("tokenizer_config.json", "special_tokens_map.json")
+# What tokenizers knows of an added token, and the mark by which transformers finds one in a file.
+_TOKEN_FIELDS: Final = {
+    *("content", "single_word", "lstrip", "rstrip", "normalized", "special", "__type"),
+}
+_SPACES: Final = ("\u0120", "\u2581")  # how vocabularies write the space before a word
 
 
 class Tokenizer:
@@ -57,12 +67,16 @@ class Tokenizer:
         """Hexadecimal digest of the tokenizer's whole definition."""
         return hashlib.sha256(f"{self.bos_id} {self.backend.to_str()}".encode()).hexdigest()
 
+    def entry(self, number: SupportsInt) -> str | None:
+        """Return the vocabulary's entry of an id; None where it has none."""
+        return self.backend.id_to_token(int(number))
+
     def ids(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return the int32 ids of each text, BOS first."""
         return [np.array([self.bos_id, *ids], np.int32) for ids in self._bare(texts)]
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """Return where in the text each id but BOS comes from, as (start, end) in characters."""
+        """Return the characters that each id but BOS comes from, as (start, end) in the text."""
         return self.backend.encode(paired(text), add_special_tokens=False).offsets
 
     def decode(self, ids: Iterable[SupportsInt]) -> str:
@@ -88,6 +102,7 @@ def _plain_decode(backend: tokenizers.Tokenizer) -> Callable[[list[int]], str]:
 
 
 def paired(text: str) -> str:
+    """Return the text with U+FFFD in place of each unpaired surrogate."""
     return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 
@@ -171,6 +186,7 @@ def load_tokenizer(folder: Path, *, vocab_size: int | None = None) -> Tokenizer:
         )
     tokenizer = Tokenizer(backend, bos_id=bos_id, decode=read.decode)
     problems = [
+        *_other_space(tokenizer, folder),
         *_foreign_frame(tokenizer, read.eos_token_id),
         *_wrong_ids(tokenizer),
         *_too_large(tokenizer, vocab_size),
@@ -203,8 +219,8 @@ def _read(folder: Path) -> Any:
 
     reader = getattr(transformers, _READERS[present[0]])
     try:
-        with _stdout_to_stderr():
-            return reader.from_pretrained(folder, local_files_only=True)
+        with _without_unknown_fields(folder) as readable:
+            return reader.from_pretrained(readable, local_files_only=True)
     except Exception as error:  # the readers raise anything, plain Exception included
         raise UserError(
             f"{folder}: {' and '.join(present[0])} cannot be read as a tokenizer: "
@@ -214,13 +230,7 @@ def _read(folder: Path) -> Any:
 
 def _empty_special_tokens(folder: Path) -> list[str]:
     empty = []
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if not (folder / name).is_file():
-            continue
-        try:
-            fields = json.loads((folder / name).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{folder / name} is not JSON: {error}") from None
+    for name, fields in _read_configs(folder).items():
         for token in ("bos_token", "eos_token", "unk_token"):
             value = fields.get(token)
             if (value.get("content") if isinstance(value, dict) else value) == "":
@@ -228,22 +238,72 @@ def _empty_special_tokens(folder: Path) -> list[str]:
     return empty
 
 
+def _read_configs(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the fields of the folder's small JSON files, by name of the file."""
+    found = {}
+    for name in _CONFIGS:
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path} is not JSON: {error}") from None
+        if not isinstance(fields, dict):
+            raise UserError(f"{path} must be a JSON object, found {type(fields).__name__}")
+        found[name] = fields
+    return found
+
+
 @contextlib.contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
-    """Send what transformers prints while it reads to stderr: stdout may be somebody's data."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)
+def _without_unknown_fields(folder: Path) -> Iterator[Path]:
+    """Give a folder whose tokens have only fields that tokenizers knows.
+
+    It prints the others on standard output, which may be somebody's data. Where there are some, the
+    folder is a temporary one of links and corrected files.
+    """
+    configs = _read_configs(folder)
+    known = {
+        name: {key: _known_fields(value, name) for key, value in fields.items()}
+        for name, fields in configs.items()
+    }
+    if known == configs:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        for path in folder.iterdir():
+            if path.name not in known:
+                (Path(scratch) / path.name).symlink_to(path.resolve())
+        for name, fields in known.items():
+            (Path(scratch) / name).write_text(json.dumps(fields), encoding="utf-8")
+        yield Path(scratch)
+
+
+def _known_fields(value: Any, name: str) -> Any:
+    """Return a field of a file without what tokenizers does not know of a token."""
+    if isinstance(value, list):
+        return [_known_fields(item, name) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "content" not in value:
+        return {key: _known_fields(item, name) for key, item in value.items()}
+    allowed = _TOKEN_FIELDS - ({"__type"} if name == "special_tokens_map.json" else set())
+    return {key: item for key, item in value.items() if key in allowed}
+
+
+def _other_space(tokenizer: Tokenizer, folder: Path) -> list[str]:
+    """Refuse a config that says otherwise of the space before a text than the tokenizer does."""
+    asked = _read_configs(folder).get("tokenizer_config.json", {}).get("add_prefix_space")
+    numbers = tokenizer.ids(["the"])[0]
+    adds = len(numbers) > 1 and (tokenizer.entry(numbers[1]) or "").startswith(_SPACES)
+    if not isinstance(asked, bool) or asked == adds:
+        return []
+    does = "puts a space before a text" if adds else "puts no space before a text"
+    return [f"it {does}, but tokenizer_config.json says add_prefix_space {str(asked).lower()}"]
 
 
 def _foreign_frame(tokenizer: Tokenizer, eos_id: int | None) -> list[str]:
-    """What the backend would put around a text must be BOS before and at most EOS after it."""
+    """Refuse a backend that puts anything but BOS before a text, or but EOS after it."""
     framed = tokenizer.backend.encode("a").ids
     bare = tokenizer.backend.encode("a", add_special_tokens=False).ids
     before, after = ([], [tokenizer.bos_id]), ([], [eos_id])
@@ -275,6 +335,6 @@ def _wrong_ids(tokenizer: Tokenizer) -> list[str]:
 def _too_large(tokenizer: Tokenizer, vocab_size: int | None) -> list[str]:
     if vocab_size is None or tokenizer.vocab_size <= vocab_size:
         return []
-    entry = tokenizer.backend.id_to_token(tokenizer.vocab_size - 1)
+    entry = tokenizer.entry(tokenizer.vocab_size - 1)
     largest = f"{tokenizer.vocab_size - 1} ({entry!r})"
     return [f"its largest id is {largest}, but the model's embedding has {vocab_size} rows"]

@@ -51,7 +51,7 @@ def test_vectors_are_float32_in_the_order_of_the_texts(embedders, vectors):
 def test_duplicates_are_encoded_once(embedders, vectors):
     embedder = embedders("tiny")
     z_nD = embedder.encode(["a dog", "a man", "a dog"] * 50)
-    assert (embedder.report.texts, embedder.report.distinct, embedder.report.slabs) == (150, 2, 1)
+    assert (embedder.report.texts, embedder.report.distinct, embedder.report.batches) == (150, 2, 1)
     np.testing.assert_array_equal(z_nD[:3], z_nD[-3:])
     np.testing.assert_array_equal(z_nD[0], z_nD[2])
 
@@ -61,7 +61,7 @@ def test_the_report_counts_what_was_computed(embedders):
     embedder.encode(["dog", "a dog"])
     report = embedder.report
     assert report.tokens == sum(len(ids) for ids in embedder.prompt(["dog", "a dog"]).ids)
-    assert report.padded_tokens == 13 * (512 // 13)  # one slab of the rung of thirteen
+    assert report.padded_tokens == 13 * (512 // 13)  # one batch of the bucket of thirteen
     assert 0 <= report.waited < report.seconds
     assert report.whole == report.truncated == 0
 

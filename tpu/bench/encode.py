@@ -162,7 +162,7 @@ def _ours(embedder: Embedder, seconds: list[float]) -> dict[str, Any]:
     report, middle = embedder.report, statistics.median(seconds)
     weights = linear_weights(embedder.pretrained.config)
     useful = 2 * weights * report.tokens / middle
-    mesh = embedder.pretrained.mesh
+    mesh = embedder.mesh
     peak = speed.matrix_rate(embedder.dtype, mesh.size)
     chip = speed.chip_peak(mesh.devices.flat[0])
     return {
@@ -195,7 +195,7 @@ def _theirs(peer: Peer, seconds: dict[str, list[float]], n: int) -> dict[str, An
 
 
 def _device(embedder: Embedder) -> str:
-    devices = embedder.pretrained.mesh.devices.flat
+    devices = embedder.mesh.devices.flat
     return f"{len(devices)} x {devices[0].device_kind}"
 
 

@@ -46,7 +46,7 @@ class PlanOptions:
     quantize: Literal["nf4", "int8"] | None = None
     """Kind of the linear layers' frozen matrices."""
     packed: bool = True
-    """Encode: several sentences a row; --no-packed for one a row on the ladder of lengths."""
+    """Encode: several sentences a row; --no-packed for one a row in the fixed buckets."""
     batch_tokens: int | None = None
     """Encode: tokens computed at once over all devices; the device's own number by default."""
     batch: int = 256

@@ -1,6 +1,6 @@
 """The programs that a job runs on a slice, described from shapes alone: nothing is loaded or drawn.
 
-They are the very functions that encode and train call: `slabs.encode` in the shapes that its
+They are the very functions that encode and train call: `runners.encode` in the shapes that its
 sentences are sorted into, and `TrainStep.step`. A job is a stream of steps; each of its shapes has
 a share in it.
 """
@@ -20,9 +20,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prompteol_jax import axes, models, nn
 from prompteol_jax.distributed import Share
-from prompteol_jax.encoding import batching, packing
-from prompteol_jax.encoding.buckets import Ladder
-from prompteol_jax.encoding.pipeline import device_batch_tokens
+from prompteol_jax.encoding import batching, packing, runners
+from prompteol_jax.encoding.buckets import Buckets
+from prompteol_jax.encoding.strategy import device_batch_tokens
 from prompteol_jax.lora import lora as adapters
 from prompteol_jax.models import build
 from prompteol_jax.models.decoder import Decoder, KVCache, Rows
@@ -61,8 +61,8 @@ class Encode:
 
     Attributes:
         C: ids of the shared prefix.
-        packed: sentences share rows; else each has a row of its own on the fixed ladder.
-        batch_tokens: of a slab; None for the device's own number.
+        packed: sentences share rows; else each has its own row in the fixed buckets.
+        batch_tokens: tokens of a batch; None for the device's default.
     """
 
     config: models.Config
@@ -74,19 +74,19 @@ class Encode:
     passes: int = 1  # useful passes over the weights
 
     def scaled(self, load: float, chips: int) -> Encode:
-        """The same job with as many times the tokens a slab, of which so many chips have one."""
+        """The same job with as many times the tokens of a batch, which so many chips share."""
         own = self.batch_tokens or self._device_tokens * chips
         return dataclasses.replace(self, batch_tokens=round(own * load))
 
     def steps(self, mesh: Mesh) -> Iterator[Step]:
-        """The slabs of the stream, on a mesh of described devices."""
+        """The batches of the stream, on a mesh of described devices."""
         model = build.abstract_decoder(self.config, mesh, dtype=_DTYPE, quantize=self.quantize)
         cache = _cache(model, self.config, mesh, self.C)
-        slabs_ = self._packed(mesh) if self.packed else self._ladder(mesh)
-        for rows, share, sentences, tokens in slabs_:
+        batches = self._packed(mesh) if self.packed else self._bucketed(mesh)
+        for rows, share, sentences, tokens in batches:
             B, T = rows.ids_BT.shape
             label = f"{B} rows of {T}"
-            yield Step(label, share, sentences, tokens, batching.encode, (model, rows, cache))
+            yield Step(label, share, sentences, tokens, runners.encode, (model, rows, cache))
 
     def _tokens(self, mesh: Mesh) -> int:
         return self.batch_tokens or self._device_tokens * mesh.shape["data"]
@@ -96,7 +96,7 @@ class Encode:
         return device_batch_tokens("tpu", self.config.D, quantized=self.quantize is not None)
 
     def _packed(self, mesh: Mesh) -> Iterator[tuple[Rows, float, float, float]]:
-        """Full slabs; the few sentences that are too long to share a row are left out."""
+        """Full batches; the few sentences that are too long to share a row are left out."""
         T, S = packing.row_shape(batching.SHORT)
         short = self.lengths.upto(batching.SHORT)
         filled = len(packing.bins(short.draw(batching.WINDOW), T, S))
@@ -104,17 +104,17 @@ class Encode:
         sentences = B * batching.WINDOW / filled
         yield _rows(mesh, B, T, S), 1.0, sentences, sentences * short.mean
 
-    def _ladder(self, mesh: Mesh) -> Iterator[tuple[Rows, float, float, float]]:
-        ladder = Ladder.fixed(self.config.P, self._tokens(mesh), mesh.shape["data"])
+    def _bucketed(self, mesh: Mesh) -> Iterator[tuple[Rows, float, float, float]]:
+        buckets = Buckets.fixed(self.config.P, self._tokens(mesh), mesh.shape["data"])
         sentences, tokens = Counter(), Counter()
         for length, count in self.lengths.counts.items():
-            sentences[ladder.rung(length)] += count
-            tokens[ladder.rung(length)] += count * length
-        slabs_ = {rung: count / ladder.rows[rung] for rung, count in sentences.items()}
-        for rung, count in sorted(sentences.items()):
-            B, T = ladder.rows[rung], ladder.lengths[rung]
-            share = slabs_[rung] / sum(slabs_.values())
-            yield _rows(mesh, B, T, None), share, B, B * tokens[rung] / count
+            sentences[buckets.find(length)] += count
+            tokens[buckets.find(length)] += count * length
+        batches = {n: count / buckets.rows[n] for n, count in sentences.items()}
+        for n, count in sorted(sentences.items()):
+            B, T = buckets.rows[n], buckets.lengths[n]
+            share = batches[n] / sum(batches.values())
+            yield _rows(mesh, B, T, None), share, B, B * tokens[n] / count
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -188,7 +188,7 @@ def _cache(model: Decoder, config: models.Config, mesh: Mesh, C: int) -> KVCache
     if C == 0:
         return None
     with jax.set_mesh(mesh):
-        shapes = jax.eval_shape(batching.prefill, model, jax.ShapeDtypeStruct((C,), jnp.int32))
+        shapes = jax.eval_shape(runners.prefill, model, jax.ShapeDtypeStruct((C,), jnp.int32))
 
     def place(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         dims = "LCKH" if x.ndim == 4 else "CKH"

@@ -136,11 +136,11 @@ def _shard(packed: Packed, number_b: np.ndarray, rows: int, roles: int) -> Batch
     """Rows of one shard, empty ones behind them, and the numbers of its triplets in the batch."""
     ids_BT, last_BS, start_BT = (np.pad(x, ((0, rows - len(x)), (0, 0))) for x in packed.rows)
     sentence_BT = np.zeros_like(ids_BT)
-    row_n, slot_n = np.divmod(packed.place_n, last_BS.shape[1])
+    row_n, slot_n = np.divmod(packed.position_n, last_BS.shape[1])
     number_n = (roles * number_b[:, None] + np.arange(roles)).ravel()
     for number, row, last in zip(number_n, row_n, last_BS[row_n, slot_n], strict=True):
         sentence_BT[row, start_BT[row, last] : last + 1] = number
-    place_b3 = packed.place_n.reshape(-1, roles)
+    place_b3 = packed.position_n.reshape(-1, roles)
     return Batch(Rows(ids_BT, last_BS, start_BT), sentence_BT, place_b3, number_b)
 
 

@@ -9,13 +9,13 @@ from eval.demos import command as demos
 from eval.demos import cost as demos_cost
 from eval.demos import report
 from eval.demos.candidates import key
-from eval.demos.encode import SharedEncoder
 from eval.demos.journal import Journal
 from eval.demos.search import Scored, Search, stages
 from eval.sts import scores
 from eval.sts.pairs import Pairs
 from prompteol_jax import Embedder
-from prompteol_jax.encoding.batching import encode
+from prompteol_jax.encoding.prefixes import PrefixEncoder
+from prompteol_jax.encoding.runners import encode
 from prompteol_jax.models.decoder import Rows
 from prompteol_jax.text.template import PROMPTEOL, Demonstration, Template, read_template
 
@@ -58,7 +58,7 @@ def search(embedder, tmp_path):
     def make(name="journal", batch_tokens=2048, **settings):
         journal = Journal(tmp_path / name, {"of": "a test"})
         journal.agree({})
-        return Search(SharedEncoder(embedder, batch_tokens), PAIRS, journal, **settings)
+        return Search(embedder.prefix_encoder(batch_tokens), PAIRS, journal, **settings)
 
     return make
 
@@ -77,14 +77,14 @@ def test_each_candidate_scores_what_it_scores_alone(embedder, search):
 def test_vectors_are_those_of_encode_for_sentences_of_every_kind(embedder):
     # The last id of its prefix depends on the sentence.
     other = Template("other", "In short : ", " means:", (SHOWN[0],))
-    encoder = SharedEncoder(embedder, 2048)
+    encoder = embedder.prefix_encoder(2048)
     counted = []
     for group in encoder.groups([*CANDIDATES, other]):
         vectors = encoder.encode(group, TEXTS, counted.append)
         for candidate, z_nD in zip(group, vectors, strict=True):
             alone = Embedder(embedder.pretrained, candidate.template).encode(TEXTS)
             np.testing.assert_allclose(z_nD, alone, atol=2e-5)
-    assert encoder.singly >= len(CANDIDATES)  # the one that is too long
+    assert encoder.alone_texts >= len(CANDIDATES)  # the one that is too long
     assert sum(counted) >= (len(CANDIDATES) + 1) * (len(TEXTS) - 2)
 
 
@@ -92,7 +92,7 @@ def test_vectors_are_those_of_encode_for_sentences_of_every_kind(embedder):
 @pytest.mark.parametrize("settings", [dict(mesh="4x2"), dict(quantize="nf4"), dict(layer=1)])
 def test_vectors_are_those_of_encode_on_a_mesh_quantized_and_of_an_inner_layer(settings):
     embedder = Embedder.from_pretrained("tiny", dtype="float32", **settings)
-    encoder = SharedEncoder(embedder, 2048)
+    encoder = embedder.prefix_encoder(2048)
     (group,) = encoder.groups(CANDIDATES)
     vectors = encoder.encode(group, TEXTS, lambda steps=1: None)
     for candidate, z_nD in zip(group, vectors, strict=True):
@@ -111,7 +111,7 @@ def test_a_search_that_was_killed_goes_on_to_the_same_bits(search, tmp_path, mon
     assert [(s.template, s.score) for s in resumed.run(CANDIDATES)] == [
         (s.template, s.score) for s in whole
     ]
-    monkeypatch.setattr(SharedEncoder, "encode", None)  # nothing is left to encode
+    monkeypatch.setattr(PrefixEncoder, "encode", None)  # nothing is left to encode
     assert search("torn").run(CANDIDATES) == whole
 
 
@@ -151,7 +151,7 @@ def test_products_are_counted_in_loops_and_behind_several_prefixes(embedder):
         return jax.lax.scan(lambda carry, _: (carry, x @ w), 0.0, None, length=7)
 
     assert demos_cost.products(looped, x, w) == 7 * 2 * 3 * 4 * 30
-    encoder = SharedEncoder(embedder, 2048)
+    encoder = embedder.prefix_encoder(2048)
     for group in encoder.groups(CANDIDATES[:4]):
         encoder.encode(group, TEXTS[:20], lambda steps=1: None)
     ours = demos_cost.of_search(encoder)

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from prompteol_jax.encoding import batching
 from prompteol_jax.encoding.layerwise import LayerwiseRunner, unstack
+from prompteol_jax.encoding.runners import Reading, WholeRunner
+from prompteol_jax.methods.pooling import LAST, EveryLayer, Mean
 from prompteol_jax.models.decoder import Rows
 
 IDS_BT = np.random.default_rng(1).integers(0, 60, (4, 12)).astype(np.int32)
@@ -13,23 +14,28 @@ ROWS = Rows(IDS_BT, np.array([[3], [11], [0], [7]], np.int32))
 
 
 @pytest.mark.parametrize(("name", "mesh"), [("opt", "1x1"), ("llama", "4x2")])
-def test_block_by_block_gives_what_the_scanned_program_gives(name, mesh, decoders):
+def test_both_runners_give_the_same(name, mesh, decoders):
     _, model = decoders(name, mesh)
-    layers = LayerwiseRunner(model)
-    ids_C = np.arange(5, dtype=np.int32)
+    ids_C, first_BS = np.arange(5, dtype=np.int32), np.array([[1], [4], [0], [7]], np.int32)
+    mean = Reading(Mean(), (), first_BS)
     with jax.set_mesh(jax.tree.leaves(model)[0].sharding.mesh):
-        for ours, whole in (
-            (layers.encode_mean(ROWS), batching.encode_mean(model, ROWS)),
-            (
-                layers.encode(ROWS, layers.prefill(ids_C)),
-                batching.encode(model, ROWS, batching.prefill(model, ids_C)),
-            ),
-        ):
-            np.testing.assert_allclose(ours, whole, atol=2e-5)
+        found = []
+        for runner in (WholeRunner(model), LayerwiseRunner(model)):
+            cache = runner.prefill(ids_C)
+            found.append(
+                [
+                    runner.encode(ROWS, None, mean),
+                    runner.encode(ROWS, cache, mean),
+                    runner.encode(ROWS, cache, Reading(LAST)),
+                    runner.encode(ROWS, None, Reading(EveryLayer())),
+                ]
+            )
+        for whole, layerwise in zip(*found, strict=True):
+            np.testing.assert_allclose(layerwise, whole, atol=2e-5)
 
 
 @pytest.mark.parametrize("mesh", ["1x1", "4x2"])
-def test_blocks_are_views_of_the_stacked_weights_and_lie_where_they_lay(mesh, decoders):
+def test_blocks_are_views_of_the_stacked_weights_on_the_same_devices(mesh, decoders):
     _, model = decoders("opt", mesh)
     for number, block in enumerate(unstack(model.blocks)):
         stack, single = model.blocks.up.w[...], block.up.w[...]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prompteol_jax.encoding import packing
-from prompteol_jax.encoding.batching import encode, prefill
+from prompteol_jax.encoding.runners import encode, prefill
 from prompteol_jax.models.decoder import Rows
 
 
@@ -32,10 +32,10 @@ def test_refuses_a_sentence_longer_than_a_row():
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=30), st.sampled_from([1, 4, 8]))
 def test_packed_rows_hold_every_sentence_where_they_say(lengths, multiple):
     ids = [np.arange(n, dtype=np.int32) + 100 * i for i, n in enumerate(lengths, 1)]
-    (ids_BT, last_BS, start_BT), place_n = packing.pack(ids, 12, 3, multiple)
+    (ids_BT, last_BS, start_BT), position_n = packing.pack(ids, 12, 3, multiple)
     assert len(ids_BT) % multiple == 0
-    for sentence, place in zip(ids, place_n, strict=True):
-        row, slot = divmod(int(place), 3)
+    for sentence, position in zip(ids, position_n, strict=True):
+        row, slot = divmod(int(position), 3)
         last = last_BS[row, slot]
         first = start_BT[row, last]
         np.testing.assert_array_equal(ids_BT[row, first : last + 1], sentence)
@@ -57,5 +57,5 @@ def test_a_packed_sentence_has_the_vector_of_the_sentence_alone(name, shared, de
     packed = packing.pack(ids, 12, 3, 2)
     assert len(packed.rows.ids_BT) < len(ids)
     z_nD = np.asarray(encode(model, packed.rows, cache))
-    z_nD = z_nD.reshape(-1, z_nD.shape[-1])[packed.place_n]
+    z_nD = z_nD.reshape(-1, z_nD.shape[-1])[packed.position_n]
     np.testing.assert_allclose(z_nD, encode(model, alone, cache)[:, 0], atol=2e-5)

@@ -165,7 +165,7 @@ def test_endless_text_that_fits_is_not_cut():
 
 
 def test_refuses_a_template_longer_than_the_model():
-    message = "template ke alone is .* tokens and the model holds 20; use a shorter template"
+    message = "template ke alone is .* tokens and a prompt may have 20; use a shorter template"
     with pytest.raises(ValueError, match=message):
         Prompt(TEMPLATES["ke"], tokenizer("tiny"), max_tokens=20)
 

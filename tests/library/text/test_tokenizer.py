@@ -2,8 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
@@ -140,18 +141,56 @@ def test_padding_and_truncation_of_the_file_are_ignored(tmp_path):
     assert [len(ids) for ids in loaded.ids(["a", " man is running here"])] == [2, 5]
 
 
-def test_stdout_stays_clean(data, tmp_path, capfd):
+def marked(data, tmp_path):
+    """Write a folder whose tokens carry a mark that tokenizers does not know."""
     flags = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": True}
     token = {"content": "</s>", **flags, "__type": "AddedToken"}
     tokens = {"bos_token": token, "eos_token": token, "unk_token": token}
     opt = data / "weights" / "opt-tokenizer"
     folder = copy(opt, tmp_path / "opt", "vocab.json", "merges.txt", **tokens)
     (folder / "special_tokens_map.json").write_text(json.dumps(tokens))
-    assert load_tokenizer(folder).bos_id == 2
-    sys.stdout.write("after\n")
-    out, err = capfd.readouterr()
-    assert out == "after\n"
-    assert "__type" in err
+    return folder
+
+
+def test_nothing_is_printed_on_stdout(data, tmp_path, capfd):
+    loaded = load_tokenizer(marked(data, tmp_path))
+    assert loaded.bos_id == 2
+    assert loaded.ids(["Hello"])[0].tolist() == [2, 31414]
+    assert capfd.readouterr().out == ""
+
+
+def test_threads_that_load_leave_stdout_where_it_was(data, tmp_path):
+    folder, before = marked(data, tmp_path), os.fstat(1)
+    with ThreadPoolExecutor(4) as pool:
+        bos = list(pool.map(lambda _: load_tokenizer(folder).bos_id, range(8)))
+    assert bos == [2] * 8
+    assert os.path.samestat(os.fstat(1), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "does"),
+    [
+        ("llama-tokenizer", False, "puts a space before a text"),
+        ("llama-tokenizer", True, None),
+        ("opt-tokenizer", False, None),
+    ],
+)
+def test_a_config_that_contradicts_the_tokenizer_on_the_first_space_is_refused(
+    name, asked, does, data, tmp_path
+):
+    source = data / "weights" / name
+    fields = json.loads((source / "tokenizer_config.json").read_text())
+    files = [path.name for path in source.iterdir() if path.name != "tokenizer_config.json"]
+    folder = copy(source, tmp_path / "copy", *files, **{**fields, "add_prefix_space": asked})
+    if does is None:
+        load_tokenizer(folder)
+        return
+    with pytest.raises(ValueError, match=f"it {does}, but .* says add_prefix_space false"):
+        load_tokenizer(folder)
+
+
+def test_an_entry_is_what_the_vocabulary_holds():
+    assert [TINY.entry(number) for number in (0, np.int32(2), 10**6)] == ["<s>", "</s>", None]
 
 
 def test_definition_has_a_stable_digest(data):

@@ -18,7 +18,7 @@ JOBS = {
     "packed": Encode(
         config=tiny.CONFIG, lengths=STREAM["encode"], C=4, packed=True, batch_tokens=1024
     ),
-    "ladder": Encode(config=tiny.CONFIG, lengths=STREAM["encode"], C=4, batch_tokens=512),
+    "buckets": Encode(config=tiny.CONFIG, lengths=STREAM["encode"], C=4, batch_tokens=512),
     "train": Train(config=tiny.CONFIG, lengths=STREAM["train"], C=4, batch=16, remat="full"),
 }
 
@@ -48,8 +48,8 @@ def test_jobs_lower_for_accelerators(job, name, mesh, monkeypatch):
     assert "bitcast_convert" not in text.split("dot_general")[0]
 
 
-def test_the_shares_of_a_ladder_are_a_whole(mesh):
-    steps = list(JOBS["ladder"].steps(mesh))
+def test_the_shares_of_the_buckets_are_a_whole(mesh):
+    steps = list(JOBS["buckets"].steps(mesh))
     assert sum(step.share for step in steps) == pytest.approx(1)
     sentences = sum(step.share * step.sentences for step in steps)
     tokens = sum(step.share * step.tokens for step in steps)
