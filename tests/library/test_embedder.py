@@ -1,7 +1,9 @@
 """Laws of the public face, on the model made in code: a text alone decides its vector."""
 
+import copy
 import logging
-import re
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -111,6 +113,8 @@ def test_similarity_is_the_cosine_of_texts_or_vectors(embedders):
     z_a, z_b = embedder.encode(a, normalize=True), embedder.encode(b, normalize=True)
     np.testing.assert_allclose(embedder.similarity(a, 3 * z_b), z_a @ z_b.T, atol=1e-6)
     np.testing.assert_allclose(embedder.similarity(a, a).diagonal(), 1, atol=1e-6)
+    np.testing.assert_allclose(embedder.similarity(np.array(a), z_b[0]), z_a @ z_b[:1].T, atol=1e-6)
+    np.testing.assert_allclose(embedder.similarity(a, list(z_b)), z_a @ z_b.T, atol=1e-6)
 
 
 def test_other_weights_take_effect_at_once_prefix_included(embedders, vectors):
@@ -140,19 +144,101 @@ def test_damaged_weights_are_an_error_that_names_the_text(embedders):
         embedder.encode(["a man", "a dog"])
 
 
+def past_annotations(method):
+    """The function behind the check of annotations, which only tests execute."""
+    return getattr(method, "__wrapped__", method)
+
+
+@pytest.mark.parametrize("method", [Embedder.encode, Embedder.encode_layers])
+def test_refuses_anything_but_texts(method, embedders):
+    with pytest.raises(TypeError, match="texts is one string; give a list of strings"):
+        past_annotations(method)(embedders("tiny"), "one text")
+
+
+def test_takes_what_python_callers_have(embedders, vectors, tmp_path):
+    tiny, expected = embedders("tiny"), [vectors[text] for text in TEXTS[:5]]
+    for texts in (iter(TEXTS[:5]), np.array(TEXTS[:5]), tuple(TEXTS[:5])):
+        np.testing.assert_array_equal(tiny.encode(texts), expected)
+    (tmp_path / "mine.txt").write_text('This_sentence_:_"*sent_0*"_means_in_one_word:"')
+    for given in (tmp_path / "mine.txt", str(tmp_path / "mine.txt"), "eol"):
+        embedder = Embedder(tiny.pretrained, given)
+        np.testing.assert_array_equal(embedder.encode(TEXTS[:5]), expected)
+    with pytest.raises(FileNotFoundError, match="missing"):
+        Embedder.from_pretrained(tmp_path / "missing", template=tmp_path / "mine.txt")
+
+
+def test_threads_get_their_own_vectors_and_reports(embedders, vectors):
+    for mesh in ("1x1", "4x2"):
+        embedder = embedders("tiny", mesh)
+        expected = embedder.encode(TEXTS)
+
+        def encode(n, embedder=embedder):
+            z_nD = embedder.encode(TEXTS[: n + 1])
+            return z_nD, embedder.report.texts
+
+        with ThreadPoolExecutor(3) as pool:
+            for n, (z_nD, texts) in enumerate(pool.map(encode, range(6))):
+                np.testing.assert_array_equal(z_nD, expected[: n + 1])
+                assert texts == n + 1
+
+
+@pytest.mark.parametrize("send", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_an_embedder_that_is_sent_elsewhere_says_what_to_send(send, embedders):
+    with pytest.raises(TypeError, match="pass the arguments of Embedder.from_pretrained instead"):
+        send(embedders("tiny"))
+
+
 @pytest.mark.parametrize(
-    ("texts", "message"),
+    ("settings", "message"),
     [
-        ("one text", "texts is one string; give a list of strings: encode([text])"),
-        (["a", None, 3], "texts[1] is NoneType, not str (2 such entries)"),
-        ([b"a"], "texts[0] is bytes, not str (1 such entries)"),
+        (dict(max_tokens=0), "max_tokens 0 is not allowed; give 1 or more"),
+        (dict(max_tokens=513), "at most the model's 512 positions"),
+        (dict(max_tokens=4), "template eol alone is .* tokens and a prompt may have 4"),
     ],
 )
-def test_refuses_anything_but_a_list_of_strings(texts, message, embedders):
-    # Past the annotation, which only tests execute.
-    encode = getattr(Embedder.encode, "__wrapped__", Embedder.encode)
-    with pytest.raises(TypeError, match=re.escape(message)):
-        encode(embedders("tiny"), texts)
+def test_refuses_a_limit_that_no_prompt_can_keep(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Embedder.from_pretrained("tiny", **settings)
+
+
+def test_max_tokens_cuts_the_text_and_never_the_template(embedders, caplog):
+    tiny = embedders("tiny")
+    embedder = Embedder(tiny.pretrained, "eol", max_tokens=40)
+    long = " ".join(WORDS * 20)
+    with caplog.at_level(logging.WARNING, "prompteol_jax"):
+        z_nD = embedder.encode([long, "a dog"])
+    assert "1 of 2 texts were longer than max_tokens 40 tokens allow" in caplog.text
+    assert (embedder.max_tokens, embedder.report.truncated) == (40, 1)
+    ids, usual = embedder.prompt([long]).ids[0], tiny.prompt(["a dog"]).ids[0]
+    assert len(ids) + len(embedder.prompt.prefix_C) == 40
+    assert ids[-embedder.prompt.suffix_tokens + 1 :].tolist() == (
+        usual[-embedder.prompt.suffix_tokens + 1 :].tolist()
+    )
+    np.testing.assert_array_equal(z_nD[1], tiny.encode(["a dog"])[0])
+    assert embedder.describe()["max_tokens"] == 40
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        (np.ones((2, 2, 2)), np.ones(2), r"vectors have the shape \(2, 2, 2\); give \[n, D\]"),
+        (np.ones((2, 3)), np.ones((2, 4)), "vectors of 3 and 4 features have no cosine"),
+        (np.ones((1, 2)), np.zeros((1, 2)), "a vector of zeros, or one that is not finite"),
+        ("a dog", ["a man"], "texts is one string"),
+    ],
+)
+def test_refuses_what_has_no_cosine(a, b, message, embedders):
+    with pytest.raises((ValueError, TypeError, ArithmeticError), match=message):
+        past_annotations(Embedder.similarity)(embedders("tiny"), a, b)
+
+
+def test_another_template_keeps_weights_and_settings(embedders):
+    tiny = embedders("tiny")
+    embedder = Embedder(tiny.pretrained, "eol", pooling="mean", batch_tokens=100, max_tokens=60)
+    embedder.use(jax.tree.map(lambda leaf: leaf * 1.5, tiny.decoder))
+    other = embedder.with_template("none").with_template("eol")
+    np.testing.assert_array_equal(other.encode(TEXTS[:3]), embedder.encode(TEXTS[:3]))
+    assert (other.plan, other.max_tokens) == (embedder.plan, 60)
 
 
 @pytest.mark.parametrize("settings", [dict(layer=1), dict(pooling="mean")])
@@ -166,6 +252,17 @@ def test_words_have_falling_probabilities(embedders):
     words = embedders("tiny").words("a dog", 5)
     assert [p for _, p in words] == sorted((p for _, p in words), reverse=True)
     assert len(words) == 5
+
+
+def test_next_tokens_of_no_text_are_none_and_k_has_limits(embedders):
+    tiny = embedders("tiny")
+    ids, p = tiny.next_tokens([], 3)
+    assert ids.shape == p.shape == (0, 3)
+    V = tiny.pretrained.config.V
+    assert tiny.next_tokens(["a dog"], V)[0].shape == (1, V)
+    for k in (0, V + 1):
+        with pytest.raises(ValueError, match=f"k {k} is not allowed: the model ranks 1 to {V}"):
+            tiny.words("a dog", k)
 
 
 def test_refuses_a_dtype_it_does_not_compute_in():
