@@ -311,8 +311,8 @@ class Embedder:
 
     def similarity(
         self,
-        a: Iterable[str] | Float[np.ndarray, "n D"],
-        b: Iterable[str] | Float[np.ndarray, "m D"],
+        a: Iterable[str] | Iterable[np.ndarray] | Float[np.ndarray, "*n D"],
+        b: Iterable[str] | Iterable[np.ndarray] | Float[np.ndarray, "*m D"],
     ) -> Float[np.ndarray, "n m"]:
         """Return the cosine of every text or vector in `a` with every one in `b`, float32.
 

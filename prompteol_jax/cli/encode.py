@@ -196,6 +196,7 @@ def _settings(options: EncodeOptions) -> Mapping[str, Any]:
         "quantize": options.quantize,
         "layer": options.layer,
         "pooling": options.pooling,
+        "max_tokens": options.max_tokens,
         "clean": options.clean,
         "normalize": options.normalize,
         "shard_rows": options.shard_rows,

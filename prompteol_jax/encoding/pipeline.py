@@ -235,9 +235,8 @@ class Pipeline:
         whole = np.concatenate([self.prompt.prefix_C, ids]) if shared else ids
         first, end = self.pooling.span(whole, self.prompt)
         if not 0 <= first < end <= len(whole):
-            raise ValueError(
-                f"pooling {self.pooling.name}: span {first}, {end} of {len(whole)} ids"
-            )
+            name, T = self.pooling.name, len(whole)
+            raise ValueError(f"pooling {name} reads positions {first} to {end} of {T}")
         if not self._shares_prefix:  # no text has a prefix in the cache, so all share none
             return Sentence(member, whole[:end], True, first)
         if first < C:
