@@ -42,8 +42,7 @@ class MtebEncoder:
         self.embedder, self.clean = embedder, clean
         self.templates = dict(templates or {})
         self._by_task = {
-            key: embedder.with_template(chosen)
-            for key, chosen in self.templates.items()
+            key: embedder.with_template(chosen) for key, chosen in self.templates.items()
         }
 
     def embedder_for(self, task_type: str, side: str | None) -> Embedder:
