@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Final
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
