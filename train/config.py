@@ -15,6 +15,7 @@ SYNTHETIC: Final = "synthetic"
 FREE_ON_RESUME: Final = frozenset(
     "mesh resume output json keep save_minutes final_eval coordinator processes process".split()
 )
+MAX_SEED: Final = 2**32 - 1
 STOPPED: Final = 75  # exit status of a run that SIGTERM stopped: EX_TEMPFAIL, "try again later"
 
 
@@ -64,6 +65,8 @@ class TrainConfig:
     base_dropout: float | None = None
     """The model's own dropout, instead of its config's (OPT: 0.1)."""
 
+    loss: str = "infonce"
+    """Name of the loss: `infonce`, over in-batch positives and hard negatives."""
     batch: int = 256
     """Triplets of the global batch; every other one's sentences are its negatives."""
     chunks: int = 1
@@ -115,14 +118,15 @@ class TrainConfig:
                 ("batch", "2 or more: every anchor needs negatives", self.batch >= 2),
                 ("chunks", "1 or more", self.chunks >= 1),
                 ("cut", "1 or more", self.cut >= 1),
-                ("epochs", "above 0", self.epochs > 0),
+                ("epochs", "above 0 and finite", 0 < self.epochs < math.inf),
                 ("steps", "1 or more", self.steps is None or self.steps >= 1),
                 ("lr", "above 0 and finite", 0 < self.lr < math.inf),
                 ("warmup_steps", "0 or more", (self.warmup_steps or 0) >= 0),
                 ("rank", "1 or more", self.rank >= 1),
-                ("alpha", "above 0", self.alpha > 0),
+                ("alpha", "above 0 and finite", 0 < self.alpha < math.inf),
                 ("dropout", "from 0 to below 1", 0 <= self.dropout < 1),
                 ("base_dropout", "from 0 to below 1", 0 <= (self.base_dropout or 0) < 1),
+                ("seed", f"from 0 to {MAX_SEED}", 0 <= self.seed <= MAX_SEED),
                 ("eval_every", "1 or more", self.eval_every >= 1),
                 ("patience", "1 or more", self.patience is None or self.patience >= 1),
                 ("save_every", "1 or more", self.save_every >= 1),
@@ -151,14 +155,19 @@ class TrainConfig:
             raise UserError("; ".join(wrong))
 
     def _misfits(self) -> list[str]:
-        """What is wrong with the mesh, and with the processes that share it."""
-        from prompteol_jax.mesh import parse_mesh
+        """Return what is wrong with the loss, the mesh, and the processes that share it."""
+        from prompteol_jax.mesh import parse_mesh  # brings jax, which --help does without
+        from train.losses import find_loss
 
+        wrong = []
+        try:
+            find_loss(self.loss)
+        except UserError as error:
+            wrong.append(str(error))
         try:
             data, model = parse_mesh(self.mesh)
-        except ValueError as error:
-            return [f"--mesh: {error}"]
-        wrong = []
+        except UserError as error:
+            return [*wrong, f"--mesh: {error}"]
         if self.batch % data:
             wrong.append(
                 f"--batch {self.batch} must be a multiple of the {data} of --mesh {self.mesh}"

@@ -1,30 +1,44 @@
-"""The contrastive loss over the global batch, whose matrix of scores is never whole anywhere."""
+"""Losses over the vectors of a global batch, and the table that `--loss` chooses from.
+
+A new loss is one function and one row of `LOSSES`: what is collated, logged and drawn follows from
+the columns it needs and the metrics it returns.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from prompteol_jax.errors import UserError, listed, nearest
 from prompteol_jax.mesh import constrain
 from prompteol_jax.ops.einsum import dot
 
-TEMPERATURE = 0.05
-_BLOCK = 2**24  # scores that a device holds at once
+TEMPERATURE: Final = 0.05
+_BLOCK: Final = 2**24  # scores that a device holds at one time
+
+Metrics = dict[str, jax.Array]
+LossFunction = Callable[..., tuple[jax.Array, Metrics]]
 
 
-def contrastive_loss(
+def infonce(
     anchor_BD: Float[Array, "B D"],
     positive_BD: Float[Array, "B D"],
     negative_BD: Float[Array, "B D"] | None = None,
     *,
     temperature: float = TEMPERATURE,
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """InfoNCE over in-batch positives and hard negatives, in float32.
+) -> tuple[Float[Array, ""], Metrics]:
+    """Return InfoNCE over in-batch positives and hard negatives, in float32.
+
+    The matrix of scores is never whole on any device.
 
     Math: -log softmax_a(cos(anchor_b, alternative_a) / temperature)[a = b], mean over b; the
         alternatives are all positives of the global batch, then all hard negatives.
-    Returns: the mean loss in nats, and the share of anchors whose own positive scores highest.
+    Returns: the mean loss in nats, and `accuracy`, the share of anchors whose own positive has the
+        highest score.
     Relations: without negatives, SimCSE's supervised loss on pairs. One direction only.
     Source: Jiang et al. 2024, section 3.3; temperature and direction as in the released code.
     """
@@ -36,17 +50,46 @@ def contrastive_loss(
     lse_B, best_B = _log_sum_exp(unit_BD, constrain(unit_AD, "BD"))
     loss_B = lse_B - (unit_BD * own_BD).sum(1)
     correct_B = best_B == jnp.arange(len(best_B))
-    return loss_B.mean(), correct_B.astype(jnp.float32).mean()
+    return loss_B.mean(), {"accuracy": correct_B.astype(jnp.float32).mean()}
+
+
+class Loss(NamedTuple):
+    """A loss by what it needs.
+
+    Attributes:
+        columns: texts that every row must hold.
+        optional: texts that are used where the rows hold them.
+        function: `(vectors of the columns, in this order) -> (loss, other metrics by name)`.
+    """
+
+    columns: tuple[str, ...]
+    optional: tuple[str, ...]
+    function: LossFunction
+
+
+LOSSES: Final = {"infonce": Loss(("sent0", "sent1"), ("hard_neg",), infonce)}
+
+
+def find_loss(name: str) -> Loss:
+    """Return a loss by name.
+
+    Raises: UserError with the names there are, and the nearest one.
+    """
+    if name not in LOSSES:
+        raise UserError(
+            f"--loss {name} is unknown{nearest(name, LOSSES)}: choose one of {listed(LOSSES)}"
+        )
+    return LOSSES[name]
 
 
 @jax.custom_vjp
 def _log_sum_exp(
     x_BD: Float[Array, "B D"], y_AD: Float[Array, "A D"]
 ) -> tuple[Float[Array, "B"], Int[Array, "B"]]:
-    """Log-sum-exp of `x_b · y_a` over a, and the a that scores highest (the first of equal ones).
+    """Return log-sum-exp of `x_b · y_a` over a, and the a of the highest score (the first of ties).
 
-    Anchors stay on their devices. Alternatives come in strided blocks, each gathered from the
-    devices along data when its turn comes and cut over model; the sum runs along with its maximum.
+    Anchors stay on their devices. Alternatives come in strided blocks; each block is gathered over
+    data when it is needed and sharded over model. The sum is kept relative to a running maximum.
     """
     (lse_B, best_B), _ = _forward(x_BD, y_AD)
     return lse_B, best_B
@@ -75,14 +118,14 @@ def _forward(x_BD: jax.Array, y_AD: jax.Array) -> tuple[tuple, tuple]:
     return (lse_B, best_B), (x_BD, y_AD, lse_B)
 
 
-def _backward(kept: tuple, cotangents: tuple) -> tuple[jax.Array, jax.Array]:
-    x_BD, y_AD, lse_B = kept
+def _backward(saved: tuple, cotangents: tuple) -> tuple[jax.Array, jax.Array]:
+    x_BD, y_AD, lse_B = saved
     weight_B, _ = cotangents
 
     def add(dx_BD: jax.Array, y_aD: jax.Array) -> tuple[jax.Array, jax.Array]:
         p_Ba = jnp.exp(_scores(x_BD, y_aD) - lse_B[:, None]) * weight_B[:, None]
         dx_BD = dx_BD + dot("BA,AD->BD", p_Ba, y_aD)
-        # Summed over the anchors of all devices and given back to those the alternatives came from.
+        # Sum over the anchors of all devices, back on the devices that hold the alternatives.
         return constrain(dx_BD, "BD"), constrain(dot("BA,BD->AD", p_Ba, x_BD), "BD")
 
     blocks = _blocks(len(x_BD), len(y_AD))
@@ -99,7 +142,7 @@ def _scores(x_BD: jax.Array, y_aD: jax.Array) -> jax.Array:
 
 
 def _blocks(B: int, A: int) -> int:
-    """Into how many blocks alternatives are cut: as few as keep a device's scores in bounds."""
+    """Return the number of blocks of alternatives: as few as bound the scores on a device."""
     mesh = jax.sharding.get_abstract_mesh()
     data, devices = (1, 1) if mesh.empty else (mesh.shape["data"], mesh.size)
     fewest = -(-B * A // (_BLOCK * devices))
@@ -108,7 +151,7 @@ def _blocks(B: int, A: int) -> int:
 
 
 def _cut(y_AD: jax.Array, blocks: int) -> jax.Array:
-    """Strided blocks, which leave every alternative on its device until it is wanted."""
+    """Split into strided blocks, so that every alternative stays on its device until it is used."""
     A, D = y_AD.shape
     return jnp.swapaxes(y_AD.reshape(A // blocks, blocks, D), 0, 1)
 

@@ -1,4 +1,4 @@
-"""Which rematerialization a step needs to fit its device, by what the compiler sets aside."""
+"""The rematerialization that a step needs to fit its device, by what the compiler allocates."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ class Fit(NamedTuple):
 
     Attributes:
         remat: the fastest that fits, or the smallest where none does.
-        needs: bytes that each one tried needs a device.
+        program: the step, compiled with it.
+        needs: bytes of a device that each one tried needs.
         memory: bytes of a device that may be filled.
     """
 
     remat: Remat
+    program: Any
     needs: dict[str, int]
     memory: int
 
@@ -34,35 +36,43 @@ class Fit(NamedTuple):
         tried = ", ".join(f"{remat} {need / 1e9:.2f} GB" for remat, need in self.needs.items())
         line = f"memory: a step needs {tried} of a device's {self.memory / 1e9:.2f} GB"
         line += f": --remat {self.remat}"
-        if self.needs[self.remat] > self.memory:
+        if self.needs.get(self.remat, 0) > self.memory:
             line += "; it does not fit: more --chunks, a larger --mesh or --dtype bfloat16 help"
         return line
 
 
-def choose_remat(learner: TrainStep, arguments: tuple, memory: int) -> Fit:
-    """Compile a step with each rematerialization until one fits; that one is not compiled again.
+def choose_remat(train_step: TrainStep, arguments: tuple, memory: int) -> Fit:
+    """Compile a step with each rematerialization until one fits.
 
     Args:
-        arguments: of `learner.step`, or placeholders of them.
+        arguments: arguments of `train_step.step`, or placeholders of them.
         memory: bytes of a device that may be filled.
     """
     needs: dict[str, int] = {}
+    programs: dict[str, Any] = {}
     for remat in ORDER:
-        needs[remat] = step_bytes(dataclasses.replace(learner, remat=remat), arguments)
+        programs[remat] = compiled(train_step, remat, arguments)
+        needs[remat] = program_bytes(programs[remat], arguments)
         if needs[remat] <= memory:
             break
-    # Every process runs the same program, whatever its own device could hold.
-    places = Channel("memory").exchange(ORDER.index(remat))
-    return Fit(ORDER[max(places)], needs, memory)
+    # Every process runs the same program: the one that fits the smallest device.
+    chosen = ORDER[max(Channel("memory").exchange(ORDER.index(remat)))]
+    program = programs.get(chosen) or compiled(train_step, chosen, arguments)
+    return Fit(chosen, program, needs, memory)
 
 
-def step_bytes(learner: TrainStep, arguments: tuple) -> int:
-    """Bytes of a device that a step needs: weights, batch, state, its copy that is being saved, and
-    all that is computed.
+def compiled(train_step: TrainStep, remat: Remat, arguments: tuple) -> Any:
+    """Compile a step with a rematerialization; the program refuses arguments of another shape."""
+    return dataclasses.replace(train_step, remat=remat).step.lower(*arguments).compile()
+
+
+def program_bytes(program: Any, arguments: tuple) -> int:
+    """Return the bytes of a device that a step needs: weights, batch, state, the copy of the state
+    that is being saved, and all that is computed.
     """
     state = jax.tree.leaves(arguments[0])
     copy = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in state)
-    analysis: Any = learner.step.lower(*arguments).compile().memory_analysis()
+    analysis = program.memory_analysis()
     return (
         analysis.argument_size_in_bytes
         + analysis.output_size_in_bytes
@@ -73,7 +83,7 @@ def step_bytes(learner: TrainStep, arguments: tuple) -> int:
 
 
 def device_memory() -> int:
-    """Bytes of a local device that a run may fill; simulated devices share the machine's."""
+    """Return the bytes of a device that a run may fill; simulated devices share the machine's."""
     devices = jax.local_devices()
     limit = (devices[0].memory_stats() or {}).get("bytes_limit")
     if limit is None:

@@ -30,6 +30,14 @@ WRONG = [
     ({"eval_every": 0}, "--eval-every 0 must be 1 or more"),
     ({"save_every": 0}, "--save-every 0 must be 1 or more"),
     ({"keep": 0}, "--keep 0 must be 1 or more"),
+    ({"seed": -1}, "--seed -1 must be from 0 to 4294967295"),
+    ({"seed": 10**20}, "--seed 100000000000000000000 must be from 0 to 4294967295"),
+    ({"epochs": float("inf")}, "--epochs inf must be above 0 and finite"),
+    ({"alpha": float("inf")}, "--alpha inf must be above 0 and finite"),
+    (
+        {"loss": "infonse"},
+        "--loss infonse is unknown (did you mean infonce?): choose one of infonce",
+    ),
     ({"patience": 0}, "--patience 0 must be 1 or more"),
     ({"save_minutes": 0.0}, "--save-minutes 0.0 must be above 0"),
     ({"final_eval": True}, "--final-eval needs --dev, the folder of the STS tasks"),
@@ -99,7 +107,7 @@ def test_every_flag_reaches_its_field():
         "--model M --adapter A --template none --data d.csv --skip-bad --dev D --output O --resume "
         "--json J --mesh 4x2 --dtype bfloat16 --full --rank 8 --alpha 32 --dropout 0 "
         "--base-dropout 0.2 --batch 16 --chunks 2 --remat dots --cut 20 --epochs 3 --steps 7 "
-        "--quantize nf4 "
+        "--quantize nf4 --loss other "
         "--lr 1e-4 --warmup-steps 10 --seed 1 --eval-every 5 --save-every 6 --keep 3 "
         "--patience 4 --final-eval --save-minutes 9.5 "
         "--coordinator h:1 --processes 2 --process 1"

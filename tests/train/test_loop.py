@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -23,8 +24,12 @@ from prompteol_jax.models import build
 from train import contrastive, loop
 from train import trainable as learning
 from train.config import STOPPED, TrainConfig
-from train.data.triplets import COLUMNS
+from train.data.read import read_data
+from train.data.triplets import COLUMNS, Triplet
+from train.resolve import resolve
 from train.run.checkpoints import Checkpoints
+from train.run.folder import RunFolder
+from train.save_policy import SavePolicy
 
 TEXTS = ["A man is washing a car.", "", "The doctor reads (a book)!"]
 FIELDS = ["dev_before", "dev_after", "dev_last", "best_step", "steps", "loss", "seconds"]
@@ -147,10 +152,14 @@ def test_the_adapter_is_loaded_by_its_run_and_by_peft_with_the_same_outputs(whol
     oracle.assert_close(vectors, reference.vectors)
 
 
+def settings(adapter, dropout=0.0):
+    config = TrainConfig(adapter=adapter, dropout=dropout, batch=2)
+    return resolve(config, make_mesh((1, 1)), [Triplet("a", "b", "c")] * 2).model
+
+
 def test_a_run_starts_from_the_adapter_it_is_given(whole):
-    config = TrainConfig(adapter=str(whole.folder), dropout=0.3, rank=8, dtype="float32")
     mesh = make_mesh((1, 1))
-    trainable = learning.make_trainable(config, mesh)
+    trainable = learning.make_trainable(settings(str(whole.folder), dropout=0.3), mesh)
     decoder = trainable.decoder(trainable.start)
     again = peft.load_adapter(
         trainable.pretrained.decoder,
@@ -174,7 +183,7 @@ def test_refuses_an_adapter_that_is_none_before_any_weight_is_read(tmp_path, mon
         (str(tmp_path), "peft_type = 'IA3', supported: 'LORA'; r is missing"),
     ):
         with pytest.raises((FileNotFoundError, ValueError), match=message):
-            learning.make_trainable(TrainConfig(adapter=adapter, dtype="float32"), mesh)
+            learning.make_trainable(settings(adapter), mesh)
 
 
 def csv_file(path, *columns):
@@ -209,8 +218,8 @@ def test_the_best_weights_are_kept_and_later_ties_win(tmp_path, monkeypatch):
     seen = []
     export = learning.Trainable.export
 
-    def spied(self, trainable, run, base):
-        folder = export(self, trainable, run, base)
+    def spied(self, trainable, run):
+        folder = export(self, trainable, run)
         seen.append(weights(run))
         return folder
 
@@ -268,7 +277,7 @@ def test_a_run_without_enough_rows_leaves_nothing_behind(tmp_path):
 
 
 def test_development_pairs_come_from_a_folder(tmp_path, data):
-    _, dev = contrastive.read_data(TrainConfig(dev=data / "senteval"))
+    dev = read_data(TrainConfig(dev=data / "senteval")).dev
     assert isinstance(dev, Pairs)
     assert len(dev) == 1500
 
@@ -288,6 +297,40 @@ def test_sigterm_saves_and_ends_with_a_status_of_its_own(whole, tmp_path):
     assert weights(run) == weights(whole.folder)
 
 
+def compiled_programs(caplog):
+    """Names of the programs that were compiled, in their order."""
+    found = (re.match(r"Compiling (?:jit\()?(\w+)", r.getMessage()) for r in caplog.records)
+    return [match[1] for match in found if match]
+
+
+@pytest.mark.parametrize("kind", ["demo", "real"])
+def test_a_run_compiles_its_step_once_and_nothing_after_its_first_score(
+    kind, tmp_path, caplog, request
+):
+    flags = dict(output=tmp_path / "run", rank=2, eval_every=4, save_every=3)
+    if kind == "demo":
+        flags |= dict(batch=128, mesh="4x2", steps=9)
+    else:
+        rows = (request.getfixturevalue("data") / "nli" / "nli_triplets.csv").read_text()
+        file = tmp_path / "rows.csv"
+        file.write_text("".join(rows.splitlines(keepends=True)[:641]))
+        flags |= dict(data=str(file), batch=32, epochs=0.6)
+    seen = []
+    policy = SavePolicy.decide
+
+    def decide(self, step, *signals, **due):
+        seen.append(len(compiled_programs(caplog)))
+        return policy(self, step, *signals, **due)
+
+    with pytest.MonkeyPatch.context() as patch, jax.log_compiles(), caplog.at_level("WARNING"):
+        patch.setattr(SavePolicy, "decide", decide)
+        contrastive.run(TrainConfig(**flags))
+    programs = compiled_programs(caplog)
+    assert programs.count("_step") == 1
+    # The first score of a step exports weights, which lays some out for a file.
+    assert programs[seen[5] :] == []
+
+
 def test_minutes_make_more_saves(tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(Checkpoints, "save", lambda self, step, *_: saved.append(step))
@@ -303,8 +346,8 @@ def test_minutes_make_more_saves(tmp_path, monkeypatch):
 )
 def test_a_run_goes_on_from_the_same_bits_on_another_mesh(tmp_path, before, after):
     """And its next ten losses are those of the first mesh, to rounding."""
-    data = csv_file(tmp_path / "rows.csv", "sent0", "sent1", "hard_neg")
-    flags = dict(data=data, batch=8, rank=4, steps=14, save_every=4, keep=9, eval_every=99)
+    rows = csv_file(tmp_path / "rows.csv", "sent0", "sent1", "hard_neg")
+    flags = dict(data=rows, batch=8, rank=4, steps=14, save_every=4, keep=9, eval_every=99)
     first, moved = (
         TrainConfig(**flags, output=tmp_path / name, mesh=mesh, resume=name == "moved")
         for name, mesh in (("first", before), ("moved", after))
@@ -315,11 +358,11 @@ def test_a_run_goes_on_from_the_same_bits_on_another_mesh(tmp_path, before, afte
         shutil.rmtree(later)
     states = []
     for config in (first, moved):
-        triplets, dev = contrastive.read_data(config)
-        config = dataclasses.replace(config, resume=True)
-        course = loop.make_run(config, make_mesh(parse_mesh(config.mesh)), triplets, dev)
-        like = course.learner.init(course.trainable.start)
-        step, state, _ = course.checkpoints.restore(like, step=4)
+        config, data = dataclasses.replace(config, resume=True), read_data(config)
+        resolved = resolve(config, make_mesh(parse_mesh(config.mesh)), data.rows)
+        run = loop.Run(resolved, RunFolder.at(config.output), data)
+        like = run.train_step.init(run.trainable.start)
+        step, state, _ = run.checkpoints.restore(like, step=4)
         assert int(state.step) == step == 4
         states.append(jax.tree.map(np.asarray, jax.tree.leaves(state)))
     for ours, theirs in zip(*states, strict=True):
@@ -372,9 +415,10 @@ def test_the_final_evaluation_is_that_of_the_exported_weights(tmp_path, data):
     config = TrainConfig(
         output=run, batch=8, steps=2, rank=4, eval_every=1, dev=dev, final_eval=True
     )
-    tasks = tuple(task for task in contrastive.read_final_tasks(config) if task.name == "STS16")
+    read = read_data(config)
+    read = read._replace(tasks=[task for task in read.tasks if task.name == "STS16"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contrastive, "read_final_tasks", lambda _: tasks)
+        patch.setattr("train.data.read.read_data", lambda _: read)
         patch.setattr(loop, "development_score", lambda *_, **__: 1.0)
         result = contrastive.run(config)
     options = sts.StsOptions(model="tiny", adapter=str(run), data=dev, tasks=("STS16",))

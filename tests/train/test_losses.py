@@ -11,12 +11,12 @@ import pytest
 from prompteol_jax import axes
 from prompteol_jax.mesh import make_mesh
 from train import losses as loss
-from train.losses import contrastive_loss
+from train.losses import infonce
 
 B, D = 24, 16
 BLOCKS = {"one": 2**24, "some": 2 * B * B // 3, "many": 1}
-GRADIENTS = jax.value_and_grad(contrastive_loss, argnums=(0, 1, 2), has_aux=True)
-PAIR_GRADIENTS = jax.value_and_grad(contrastive_loss, argnums=(0, 1), has_aux=True)
+GRADIENTS = jax.value_and_grad(infonce, argnums=(0, 1, 2), has_aux=True)
+PAIR_GRADIENTS = jax.value_and_grad(infonce, argnums=(0, 1), has_aux=True)
 
 
 def vectors(roles, seed=0):
@@ -51,30 +51,30 @@ def reference(roles, temperature=0.05):
 def test_loss_and_gradients_are_those_of_the_formula(roles, block, monkeypatch):
     monkeypatch.setattr(loss, "_BLOCK", block)
     z = vectors(roles)
-    (value, accuracy), gradients = (PAIR_GRADIENTS if roles == 2 else GRADIENTS)(*z)
+    (value, metrics), gradients = (PAIR_GRADIENTS if roles == 2 else GRADIENTS)(*z)
     expected, share, expected_gradients = reference(z)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     assert 0 < share < 1
-    np.testing.assert_allclose(accuracy, share, rtol=1e-6)
+    np.testing.assert_allclose(metrics["accuracy"], share, rtol=1e-6)
     for ours, theirs in zip(gradients, expected_gradients, strict=True):
         assert np.linalg.norm(ours - theirs) <= 1e-5 * np.linalg.norm(theirs)
 
 
 def test_temperature_divides_the_cosines():
     z = vectors(3)
-    value, _ = contrastive_loss(*map(jnp.asarray, z), temperature=1.0)
+    value, _ = infonce(*map(jnp.asarray, z), temperature=1.0)
     np.testing.assert_allclose(value, reference(z, temperature=1.0)[0], rtol=1e-5)
 
 
 def test_lengths_of_vectors_do_not_matter():
     z = vectors(3)
-    losses = [contrastive_loss(*(jnp.asarray(x) * scale for x in z)) for scale in (1, 7)]
+    losses = [infonce(*(jnp.asarray(x) * scale for x in z)) for scale in (1, 7)]
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 def test_indistinct_sentences_cost_the_logarithm_of_the_alternatives():
     same = jnp.ones((B, D))
-    value, _ = contrastive_loss(same, same, same)
+    value, _ = infonce(same, same, same)
     np.testing.assert_allclose(value, np.log(2 * B), rtol=1e-6)
 
 
@@ -108,9 +108,9 @@ def check_reference(B, D, mesh):
     mesh = make_mesh(mesh)
     spread = [jax.device_put(x, axes.sharding("BD", x.shape, mesh)) for x in z]
     with jax.set_mesh(mesh):
-        (value, accuracy), ours = jax.jit(GRADIENTS)(*spread)
+        (value, metrics), ours = jax.jit(GRADIENTS)(*spread)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    np.testing.assert_allclose(accuracy, share, atol=1e-6)
+    np.testing.assert_allclose(metrics["accuracy"], share, atol=1e-6)
     for found, wanted in zip(ours, gradients, strict=True):
         assert np.linalg.norm(found - wanted) <= 1e-5 * np.linalg.norm(wanted)
 
@@ -131,7 +131,7 @@ def test_a_batch_of_4096_is_that_of_float64(mesh, monkeypatch):
 def test_equal_scores_count_for_the_first(monkeypatch):
     monkeypatch.setattr(loss, "_BLOCK", 6 * B)
     same = jnp.ones((B, D))
-    assert contrastive_loss(same, same, same)[1] == np.float32(1 / B)
+    assert infonce(same, same, same)[1]["accuracy"] == np.float32(1 / B)
 
 
 def largest_score_matrix(B, mesh):

@@ -1,4 +1,4 @@
-"""Laws of the pulse: the first SIGTERM is noticed, the second ends; minutes run from a save."""
+"""Laws of the agreement: the first SIGTERM is noticed, the second ends; minutes run from a save."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from train import preemption
-from train.preemption import Decision, StopAgreement
+from train.preemption import Signals, StopAgreement
 
 
 @pytest.fixture
@@ -20,19 +20,19 @@ def clock(monkeypatch):
 
 def test_a_quiet_run_goes_on():
     with StopAgreement(None) as quiet:
-        assert [quiet.beat(writing=False) for _ in range(3)] == [Decision(False, False, False)] * 3
+        assert [quiet.agree(writing=False) for _ in range(3)] == [Signals(False, False, False)] * 3
 
 
 def test_a_save_is_due_when_its_minutes_are_over(clock):
     timed = StopAgreement(0.5)
     clock[0] += 29
-    assert timed.beat(writing=False) == Decision(False, False, False)
+    assert timed.agree(writing=False) == Signals(False, False, False)
     clock[0] += 1
-    assert timed.beat(writing=False) == Decision(False, True, False)
+    assert timed.agree(writing=False) == Signals(False, True, False)
     timed.saved()
-    assert timed.beat(writing=False) == Decision(False, False, False)
+    assert timed.agree(writing=False) == Signals(False, False, False)
     clock[0] += 31
-    assert timed.beat(writing=False) == Decision(False, True, False)
+    assert timed.agree(writing=False) == Signals(False, True, False)
 
 
 def test_sigterm_is_noticed_and_the_former_handler_comes_back():
@@ -40,7 +40,7 @@ def test_sigterm_is_noticed_and_the_former_handler_comes_back():
     with StopAgreement(None) as told:
         assert signal.getsignal(signal.SIGTERM) != former
         os.kill(os.getpid(), signal.SIGTERM)
-        assert told.beat(writing=False) == Decision(True, False, False)
+        assert told.agree(writing=False) == Signals(True, False, False)
         assert signal.getsignal(signal.SIGTERM) == former
     assert signal.getsignal(signal.SIGTERM) == former
 
@@ -51,7 +51,7 @@ def test_a_second_sigterm_ends_the_process():
         "from train.preemption import StopAgreement\n"
         "with StopAgreement(None) as told:\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    assert told.beat(writing=False).stop\n"
+        "    assert told.agree(writing=False).stop\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
@@ -63,4 +63,4 @@ def test_what_one_process_is_told_all_of_them_do(monkeypatch, clock):
     timed = StopAgreement(1.0)
     clock[0] += 61
     monkeypatch.setattr(timed._channel, "exchange", lambda _: [[False] * 3, [True] * 3])
-    assert timed.beat(writing=False) == Decision(True, False, True)
+    assert timed.agree(writing=False) == Signals(True, False, True)

@@ -20,8 +20,13 @@ from prompteol_jax.pretrained.load import load_pretrained
 from prompteol_jax.text.prompt import Prompt
 from prompteol_jax.text.template import PROMPTEOL
 from train import step
+from train.data.batch_shape import choose_batch_shape
 from train.data.collate import Collator
-from train.step import TrainStep, make_optimizer, state_places
+from train.data.sentences import Sentences
+from train.data.triplets import Batches
+from train.losses import infonce
+from train.optimizer import Schedule, make_optimizer
+from train.step import TrainStep, state_shardings
 
 NAMES = ("opt-tiny", "opt-350m-tiny", "llama-gqa-tiny", "tinystories-656k")
 STEPS = 10
@@ -51,30 +56,39 @@ def model_on(folder, mesh, *, full=False, dropout=0.0, base_dropout=0.0):
     return pretrained, build.fill(decoder, leaves)
 
 
-def learner_of(
-    folder, mesh, *, chunks=1, remat="none", full=False, stochastic=False, warmup=0, **dropout
+def step_of(
+    folder, mesh, nli, *, chunks=1, remat="none", full=False, stochastic=False, warmup=0, **dropout
 ):
-    """A learner with the weights that train and those that do not, and its assembler."""
+    """A step with the weights that train and those that do not, and the triplets on the mesh."""
     pretrained, decoder = model_on(folder, mesh, full=full, **dropout)
     graph, start, frozen = nnx.split(decoder, nn.Weight if full else nn.Lora, ...)
-    optimizer, _ = make_optimizer(5e-4, warmup + 2 * STEPS, warmup)
-    places = state_places(optimizer, start, pretrained.mesh)
-    shards = pretrained.mesh.shape["data"]
-    learner = TrainStep(graph, optimizer, places, shards, chunks, remat, stochastic)
+    optimizer = make_optimizer(Schedule(5e-4, warmup + 2 * STEPS, warmup))
+    train_step = TrainStep(
+        graph=graph,
+        optimizer=optimizer,
+        shardings=state_shardings(optimizer, start, pretrained.mesh),
+        loss_function=infonce,
+        shards=pretrained.mesh.shape["data"],
+        chunks=chunks,
+        remat=remat,
+        stochastic=stochastic,
+    )
     prompt = Prompt(PROMPTEOL, pretrained.tokenizer, max_tokens=pretrained.config.P)
+    sentences = Sentences(prompt, 32, ("sent0", "sent1", "hard_neg"))
     share = distributed.Share.of(pretrained.mesh)
-    return learner, start, frozen, Collator(prompt, share, distributed.Channel("b"), 32, chunks)
+    batches = Batches(nli, batch=len(nli), epochs=1.0, seed=0)
+    shape = choose_batch_shape(batches, sentences, share, chunks)
+    return train_step, start, frozen, Collator(sentences, share, shape)(nli)
 
 
 def our_gradients(folder, nli, out, *, full):
     """Loss, and the gradient of every tensor under its name in a file."""
-    learner, start, frozen, assemble = learner_of(folder, "1x1", full=full)
-    batch, prefix_C, _ = assemble(nli)
+    train_step, start, frozen, (batch, prefix_C, *_) = step_of(folder, "1x1", nli, full=full)
     assert len(prefix_C) > 3
-    evaluate = jax.jit(jax.value_and_grad(learner.loss, has_aux=True))
+    evaluate = jax.jit(jax.value_and_grad(train_step.loss, has_aux=True))
     (loss, _), grads = evaluate(start, frozen, batch, prefix_C, None)
     config = model_on(folder, "1x1", full=full)[0].config
-    decoder = nnx.merge(learner.graph, grads, frozen)
+    decoder = nnx.merge(train_step.graph, grads, frozen)
     if full:
         build.save_decoder(out, config, decoder, dtype="float32")
         return float(loss), load_file(out / "model.safetensors")
@@ -82,18 +96,12 @@ def our_gradients(folder, nli, out, *, full):
     return float(loss), load_file(out / "adapter_model.safetensors")
 
 
-def torch_gradients(folder, nli, adapter):
-    """The same from torch and, for an adapter, peft; left-padded as in the released code."""
-    import torch
+def torch_inputs(folder, nli):
+    """The prompts of triplets, anchors first, left-padded as in the released code."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token_id, tokenizer.padding_side = 0, "left"
-    # Both are in evaluation mode: no dropout.
-    model = oracle.load(folder) if adapter is None else oracle.load_adapted(folder, adapter)
-    for name, weight in model.named_parameters():
-        weight.requires_grad = adapter is None or "lora_" in name
-    model.zero_grad()
 
     def cut(text):
         ids = tokenizer(text, truncation=True, max_length=32, add_special_tokens=False)
@@ -102,11 +110,27 @@ def torch_gradients(folder, nli, adapter):
     prompts = [oracle.EOL.format(cut(triplet[role])) for role in range(3) for triplet in nli]
     inputs = tokenizer(prompts, return_tensors="pt", padding=True)
     inputs.pop("token_type_ids", None)
+    return inputs
+
+
+def torch_loss(model, inputs, n):
+    """The loss of n triplets in torch."""
+    import torch
+
     states = model(**inputs, output_hidden_states=True).hidden_states[-1][:, -1]
     z = torch.nn.functional.normalize(states, dim=-1)
-    n = len(nli)
     scores = z[:n] @ z[n:].T / 0.05
-    loss = torch.nn.functional.cross_entropy(scores, torch.arange(n))
+    return torch.nn.functional.cross_entropy(scores, torch.arange(n))
+
+
+def torch_gradients(folder, nli, adapter):
+    """Loss and gradients from torch and, for an adapter, peft."""
+    # Both are in evaluation mode: no dropout.
+    model = oracle.load(folder) if adapter is None else oracle.load_adapted(folder, adapter)
+    for name, weight in model.named_parameters():
+        weight.requires_grad = adapter is None or "lora_" in name
+    model.zero_grad()
+    loss = torch_loss(model, torch_inputs(folder, nli), len(nli))
     loss.backward()
     grads = {
         name.replace(".default.", "."): weight.grad.numpy()
@@ -138,41 +162,17 @@ def test_loss_and_gradients_are_those_of_torch(name, full, checkpoint, nli, tmp_
         assert error <= 1e-4 * max(np.linalg.norm(theirs), 1e-3 * largest), tensor
 
 
-def test_the_optimizer_is_torchs_adamw_behind_a_clip():
-    import torch
-
-    rng = np.random.default_rng(0)
-    start = rng.standard_normal((4, 3)).astype(np.float32)
-    grads = [rng.standard_normal((4, 3)).astype(np.float32) * s for s in (3, 0.1, 1e-6, 10, 0)]
-    weight = torch.nn.Parameter(torch.tensor(start))
-    adamw = torch.optim.AdamW([weight], lr=0.01, betas=(0.9, 0.999), eps=1e-8, weight_decay=0)
-    linear = torch.optim.lr_scheduler.LambdaLR(adamw, lambda n: n / 2 if n < 2 else (5 - n) / 3)
-    optimizer, schedule = make_optimizer(0.01, 5, 2)
-    ours, state = jnp.asarray(start), optimizer.init(jnp.asarray(start))
-    for n, grad in enumerate(grads):
-        np.testing.assert_allclose(schedule(n), linear.get_last_lr()[0], rtol=1e-6)
-        weight.grad = torch.tensor(grad)
-        torch.nn.utils.clip_grad_norm_([weight], 1.0)
-        adamw.step()
-        linear.step()
-        updates, state = optimizer.update(jnp.asarray(grad), state, ours)
-        ours = ours + updates
-        np.testing.assert_allclose(ours, weight.detach().numpy(), rtol=1e-5, atol=1e-7)
-    assert schedule(5) == 0
-
-
 def losses(folder, nli, mesh="1x1", **how):
     """The losses of ten steps."""
-    learner, start, frozen, assemble = learner_of(folder, mesh, **how)
-    state = learner.init(jax.tree.map(jnp.copy, start))
-    batch, prefix_C, _ = assemble(nli)
+    train_step, start, frozen, (batch, prefix_C, *_) = step_of(folder, mesh, nli, **how)
+    state = train_step.init(jax.tree.map(jnp.copy, start))
     found = []
-    with jax.set_mesh(assemble.share.mesh):
+    with jax.set_mesh(make_mesh(parse_mesh(mesh))):
         for _ in range(STEPS):
-            state, metrics = learner.step(state, frozen, batch, prefix_C, jax.random.key(1))
+            state, metrics = train_step.step(state, frozen, batch, prefix_C, jax.random.key(1))
             found.append(float(metrics["loss"]))
     assert int(state.step) == STEPS
-    assert learner.step._cache_size() == 1
+    assert train_step.step._cache_size() == 1
     return found
 
 
@@ -235,17 +235,16 @@ def test_ten_steps_without_dropout_are_the_same_on_every_mesh(name, mesh, checkp
 def test_dropout_of_a_sentence_is_the_same_in_any_row(checkpoint, nli):
     vectors = []
     for mesh, chunks in (("1x1", 1), ("1x1", 4), ("8x1", 1), ("4x2", 2)):
-        learner, start, frozen, assemble = learner_of(
-            checkpoint("opt-tiny"), mesh, chunks=chunks, **DROPOUT
+        train_step, start, frozen, (batch, prefix_C, *_) = step_of(
+            checkpoint("opt-tiny"), mesh, nli, chunks=chunks, **DROPOUT
         )
-        batch, prefix_C, _ = assemble(nli)
-        decoder = nnx.merge(learner.graph, start, frozen)
+        decoder = nnx.merge(train_step.graph, start, frozen)
 
         @jax.jit
-        def embed(decoder, batch, key, learner=learner, prefix_C=prefix_C):
-            return learner.embed(decoder, batch, jnp.asarray(prefix_C), key)
+        def embed(decoder, batch, key, train_step=train_step, prefix_C=prefix_C):
+            return train_step.embed(decoder, batch, jnp.asarray(prefix_C), key)
 
-        with jax.set_mesh(assemble.share.mesh):
+        with jax.set_mesh(make_mesh(parse_mesh(mesh))):
             z = [np.asarray(embed(decoder, batch, jax.random.key(seed))) for seed in (0, 1)]
         z = [one[np.argsort(batch.number_B)] for one in z]
         assert np.abs(z[0] - z[1]).max() > 0.1
@@ -254,14 +253,34 @@ def test_dropout_of_a_sentence_is_the_same_in_any_row(checkpoint, nli):
         np.testing.assert_allclose(found, vectors[0], atol=1e-5)
 
 
+@pytest.mark.slow
+def test_the_loss_under_opts_dropout_is_that_of_transformers(checkpoint, nli):
+    """Over 600 masks each, within two standard errors."""
+    import torch
+
+    folder, triplets, masks = checkpoint("opt-tiny"), nli[:8], 600
+    train_step, start, frozen, (batch, prefix_C, *_) = step_of(
+        folder, "1x1", triplets, full=True, base_dropout=0.1, stochastic=True
+    )
+    evaluate = jax.jit(lambda key: train_step.loss(start, frozen, batch, prefix_C, key)[0])
+    ours = np.array([evaluate(jax.random.key(n)) for n in range(masks)])
+    model, inputs = oracle.load(folder).train(), torch_inputs(folder, triplets)
+    assert (model.config.dropout, model.config.attention_dropout) == (0.1, 0.0)
+    with torch.no_grad():
+        theirs = np.array([torch_loss(model.model, inputs, 8).item() for _ in range(masks)])
+    error = np.hypot(*(losses.std() / masks**0.5 for losses in (ours, theirs)))
+    assert abs(ours.mean() - theirs.mean()) <= 2 * error, (ours.mean(), theirs.mean(), error)
+
+
 @pytest.mark.parametrize("name", ["opt-tiny", "llama-gqa-tiny"])
 def test_a_prefix_at_the_head_of_every_row_is_the_prefix(name, checkpoint, nli, monkeypatch):
     found = []
     for at_head in (False, True):
         monkeypatch.setattr(step, "at_head", lambda C, platform, chosen=at_head: chosen)
-        learner, start, frozen, assemble = learner_of(checkpoint(name), "1x1", **DROPOUT)
-        batch, prefix_C, _ = assemble(nli)
-        evaluate = jax.jit(jax.value_and_grad(learner.loss, has_aux=True))
+        train_step, start, frozen, (batch, prefix_C, *_) = step_of(
+            checkpoint(name), "1x1", nli, **DROPOUT
+        )
+        evaluate = jax.jit(jax.value_and_grad(train_step.loss, has_aux=True))
         (loss, _), grads = evaluate(start, frozen, batch, prefix_C, jax.random.key(0))
         found.append((loss, grads))
     (loss, grads), (at_head_loss, at_head_grads) = found
@@ -280,22 +299,21 @@ def products(text):
 def test_no_gradient_of_a_frozen_weight_is_computed(checkpoint, nli):
     found = []
     for full in (False, True):
-        learner, start, frozen, assemble = learner_of(
-            checkpoint("tinystories-656k"), "1x1", full=full
+        train_step, start, frozen, (batch, prefix_C, *_) = step_of(
+            checkpoint("tinystories-656k"), "1x1", nli, full=full
         )
-        batch, prefix_C, _ = assemble(nli)
-        evaluate = jax.jit(jax.grad(learner.loss, has_aux=True))
+        evaluate = jax.jit(jax.grad(train_step.loss, has_aux=True))
         text = evaluate.lower(start, frozen, batch, prefix_C, None).compile().as_text()
-        last = build.leaves(nnx.merge(learner.graph, start, frozen).last)
+        last = build.leaves(nnx.merge(train_step.graph, start, frozen).last)
         weights = {tuple(sorted(x.shape)) for path, x in last.items() if path.endswith(".w")}
         found.append(weights & products(text))
     assert found[0] == set()
     assert found[1] != set()
 
 
-def test_moments_lie_where_their_weights_do(checkpoint):
-    learner, start, _, _ = learner_of(checkpoint("llama-gqa-tiny"), "4x2")
-    state = learner.init(start)
+def test_moments_lie_where_their_weights_do(checkpoint, nli):
+    train_step, start, *_ = step_of(checkpoint("llama-gqa-tiny"), "4x2", nli)
+    state = train_step.init(start)
     weights = jax.tree.leaves(state.trainable)
     assert any(not leaf.sharding.is_fully_replicated for leaf in weights)
     moments = [x for x in jax.tree.leaves(state.optimizer) if x.ndim]

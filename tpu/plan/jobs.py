@@ -29,8 +29,10 @@ from prompteol_jax.models.decoder import Decoder, KVCache, Rows
 from prompteol_jax.ops.scan import Remat
 from prompteol_jax.quant import formats as quant
 from tpu.lengths import Lengths
-from train.data.collate import balanced, row_shape, rows_of_shard
-from train.step import Batch, TrainStep, abstract_batch, make_optimizer, state_places
+from train.data.batch_shape import balanced, row_shapes
+from train.losses import LOSSES
+from train.optimizer import Schedule, make_optimizer
+from train.step import Batch, TrainStep, abstract_batch, state_shardings
 
 _DTYPE: Final = jnp.bfloat16
 
@@ -141,10 +143,17 @@ class Train:
         model = build.abstract_decoder(self.config, mesh, dtype=_DTYPE, quantize=self.quantize)
         model = adapters.attach(model, self.config, lora, mesh)
         graph, start, frozen = nnx.split(model, nn.Lora, ...)
-        optimizer, _ = make_optimizer(5e-4, 1000, 100)
-        places = state_places(optimizer, start, mesh)
-        shards = mesh.shape["data"]
-        learner = TrainStep(graph, optimizer, places, shards, self.chunks, self.remat, True)
+        optimizer = make_optimizer(Schedule(5e-4, 1000, 100))
+        learner = TrainStep(
+            graph=graph,
+            optimizer=optimizer,
+            shardings=state_shardings(optimizer, start, mesh),
+            loss_function=LOSSES["infonce"].function,
+            shards=mesh.shape["data"],
+            chunks=self.chunks,
+            remat=self.remat,
+            stochastic=True,
+        )
         lengths = self.lengths.draw(3 * self.batch)
         batch = self._batch(mesh, lengths)
         prefix_C = _whole(mesh, (self.C,), jnp.int32)
@@ -156,7 +165,7 @@ class Train:
 
     def _batch(self, mesh: Mesh, lengths: list[int]) -> Batch:
         """As many rows as a typical batch fills, the fullest shard along data deciding for all."""
-        shape, shards = row_shape(max(self.lengths.counts), self.C, mesh), mesh.shape["data"]
+        shape, shards = row_shapes(max(self.lengths.counts), self.C, mesh)[0], mesh.shape["data"]
         share = Share.of(mesh)
         rows = 0
         for lengths_B3 in np.array(lengths).reshape(share.count, -1, 3):
@@ -164,6 +173,17 @@ class Train:
                 rows = max(rows, len(packing.bins(lengths_B3[own].ravel().tolist(), *shape)))
         rows = rows_of_shard(rows, shards, self.chunks)
         return abstract_batch(mesh, rows * shards, shape, self.batch)
+
+
+def rows_of_shard(rows: int, shards: int, chunks: int) -> int:
+    """Rows of a shard where a typical batch fills so many: the fullest of a run has a few more.
+
+    A multiple of chunks, up to an 8th more; a small batch up to 3 more.
+    """
+    unit = chunks
+    while unit * shards < 4 or 16 * unit <= rows:
+        unit *= 2
+    return -(-rows // unit) * unit
 
 
 def linear_weights(config: models.Config) -> int:

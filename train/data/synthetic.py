@@ -13,6 +13,8 @@ Hence no two content words of a development sentence meet in any training senten
 seeds, although every one of them occurs there.
 """
 
+from __future__ import annotations
+
 import itertools
 import math
 import random
@@ -98,7 +100,7 @@ DEV_PAIRS: Final = 1_000
 
 
 def synthetic_triplets(seed: int, n: int) -> list[Triplet]:
-    """Writes sentences, each with an entailment in other words and a contradiction in its own.
+    """Write sentences, each with an entailment in other words and a contradiction in its own.
 
     The entailment may leave a concept out; the contradiction replaces one or two.
     """
@@ -107,7 +109,7 @@ def synthetic_triplets(seed: int, n: int) -> list[Triplet]:
 
 
 def synthetic_dev(seed: int, n: int) -> Pairs:
-    """Writes pairs with the share of meaning they have in common, from 0 to 5.
+    """Write pairs with the share of meaning they have in common, from 0 to 5.
 
     Meaning is shared mostly in other words, and frames are shared whatever the meaning, so that
     counting common words says little.
@@ -171,7 +173,7 @@ def _other(rng: random.Random, word: Word) -> Word:
 
 
 def _reworded(rng: random.Random, words: Sequence[Word]) -> list[Word]:
-    """Says the same, or one concept less, in as many other words as the colors allow."""
+    """Say the same, or one concept less, in as many other words as the colors allow."""
     kept = list(words)
     if len(kept) == len(_SLOTS) and rng.random() < 0.5:
         kept.remove(rng.choice([word for word in kept if word.slot != "action"]))

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training rows: triplets read from csv and jsonl files, and their order over a run's steps."""
 
+from __future__ import annotations
+
 import csv
 import functools
 import io
@@ -55,7 +57,7 @@ _Cells = Iterator[tuple[int, dict[str, Any] | _Bad]]
 
 
 def read_triplets(path: Path, *, skip_bad: bool = False) -> Rows:
-    """Reads triplets from a .csv with a header or a .jsonl or .json file of one object a line.
+    """Read triplets from a .csv with a header or a .jsonl or .json file of one object a line.
 
     The columns are sent0, sent1 and hard_neg; the last may be left out, for all rows together.
     Blank lines are no rows.
@@ -213,14 +215,13 @@ def _report(path: Path, bad: list[_Bad]) -> str:
 class Batches:
     """The rows of every step: a pure function of the rows, the seed and the step.
 
-    Each epoch is a permutation of its own, cut into whole batches; the rows that do not fill a last
+    Each epoch is its own permutation, divided into whole batches; the rows that do not fill a last
     one are left out, others each epoch. Processes hold contiguous slices of one global batch, which
-    is the same however many they are. Any step can be read at any time: the position of a stream
-    is its step.
+    is the same for any number of them. Any step can be read at any time.
 
     Args:
         rows: anything with a length and integer indices; only the rows of this process are read.
-        batch: rows of the global batch.
+        batch: number of rows of the global batch.
         epochs: passes over the rows; a fraction ends inside an epoch, after a whole step.
     Raises: UserError if no batch can be formed, naming everything that is wrong.
     """
@@ -239,26 +240,31 @@ class Batches:
         self.steps_per_epoch, self.left_out = divmod(len(rows), batch)
         # Rounded first, so that epochs = steps / steps_per_epoch gives back exactly these steps.
         self._steps = max(1, math.ceil(round(epochs * self.steps_per_epoch, 6)))
-        self._rows, self._batch, self._seed = rows, batch, seed
+        self.rows, self._batch, self._seed = rows, batch, seed
         share = batch // process_count
         self._slice = slice(process_index * share, (process_index + 1) * share)
 
     def __len__(self) -> int:
-        """Returns the steps of all epochs."""
+        """Return the number of steps of all epochs."""
         return self._steps
 
     def __getitem__(self, step: int) -> list[Triplet]:
-        """Returns this process's rows of the step's global batch; steps count from 0."""
-        return [self._rows[row] for row in self._numbers(step)[self._slice]]
+        """Return this process's rows of the step's global batch; steps count from 0."""
+        return [self.rows[row] for row in self.numbers(step)]
+
+    def numbers(self, step: int) -> list[int]:
+        """Return the numbers of this process's rows of the step's global batch."""
+        return self._numbers(step)[self._slice]
 
     def whole(self, step: int) -> list[Triplet]:
-        """Returns all rows of the step's global batch."""
-        return [self._rows[row] for row in self._numbers(step)]
+        """Return all rows of the step's global batch."""
+        return [self.rows[row] for row in self._numbers(step)]
 
-    def places(self, step: int) -> tuple[str, list[int]]:
-        """Returns where the step's global batch comes from: `line` of a file from 1, or `row` from
-        0, and the numbers."""
-        lines = getattr(self._rows, "lines", None)
+    def origin(self, step: int) -> tuple[str, list[int]]:
+        """Return where the step's global batch comes from: `line` of a file, from 1, or `row`, from
+        0, and the numbers.
+        """
+        lines = getattr(self.rows, "lines", None)
         numbers = self._numbers(step)
         return ("row", numbers) if lines is None else ("line", [lines[row] for row in numbers])
 
@@ -272,7 +278,7 @@ class Batches:
         import grain  # imports slowly
 
         # Row numbers are shuffled, not rows, so that a process reads no row of another.
-        numbers = grain.MapDataset.range(len(self._rows)).seed(self._seed).shuffle()
+        numbers = grain.MapDataset.range(len(self.rows)).seed(self._seed).shuffle()
         return numbers.batch(self._batch, drop_remainder=True).repeat()
 
 

@@ -10,10 +10,12 @@ next. Several processes wait until it is copied off them: orbax compares their p
 of devices, which must not cross those of steps.
 """
 
+from __future__ import annotations
+
 import functools
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final
 
@@ -25,14 +27,18 @@ from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from prompteol_jax import distributed, runtime
-from prompteol_jax.errors import NotFound, UserError
+from prompteol_jax.errors import NotFound, UserError, listed
 from prompteol_jax.storage import manifest, paths
 from train.run import step_folders
 
-_LISTED: Final = 20  # items of a list shown in an error
+_CAUSES: Final = (OSError, UserError, ValueError)  # of a save that failed; others are our bugs
 _UNSTORABLE: Final = ("uint2", "uint4")  # types orbax 0.12 cannot write
 
 _log = logging.getLogger(__name__)
+
+
+class NotSaved(UserError, RuntimeError):
+    """A checkpoint that could not be written, as on a full disk."""
 
 
 class Checkpoints:
@@ -61,24 +67,24 @@ class Checkpoints:
             step_folders.recover(self._folder)
 
     def prepare(self, state: PyTree) -> None:
-        """Compiles what `save` runs on such a state, so that the first one takes no longer."""
+        """Compile what `save` runs on such a state, so that the first one takes no longer."""
         jax.block_until_ready(_copied(_named_leaves(state)))
 
     def busy(self) -> bool:
-        """Says whether a save is still running, so that the next one would wait for it."""
+        """Say whether a save is still running, so that the next one would wait for it."""
         return self._pending is not None and not self._pending.done()
 
     def save(self, step: int, state: PyTree, meta: Mapping[str, Any]) -> None:
-        """Saves `state` and `meta` as `step`; returns once the arrays are copied.
+        """Save `state` and `meta` as `step`; return once the arrays are copied.
 
         Waits for a save that is still running. Committing a step replaces the one of the same
-        number and deletes later ones, which belong to a course that the run has left.
+        number and deletes later ones, which belong to steps that the run has gone back behind.
 
         Args:
             state: jax arrays; they may be donated as soon as this returns.
             meta: what JSON can hold, without NaN and infinities.
-        Raises: UserError if `state` or `meta` cannot be saved; RuntimeError if the save before
-            this one failed in the background.
+        Raises: UserError if `state` or `meta` cannot be saved; NotSaved if the save before this
+            one failed in the background.
         """
         self.wait()
         if step < 0:
@@ -95,11 +101,11 @@ class Checkpoints:
         self._pending = self._thread.submit(self._commit, finish, staging, content)
 
     def steps(self) -> list[int]:
-        """Lists the committed steps, oldest first; `restore` verifies their files."""
+        """List the committed steps, oldest first; `restore` verifies their files."""
         return step_folders.committed(self._folder)
 
     def restore(self, like: PyTree, step: int | None = None) -> tuple[int, PyTree, dict[str, Any]]:
-        """Restores `(step, state, meta)`, of the newest undamaged step unless one is asked for.
+        """Restore `(step, state, meta)`, of the newest undamaged step unless one is asked for.
 
         Args:
             like: arrays or `jax.ShapeDtypeStruct`s of the structure, shapes and types that were
@@ -120,24 +126,24 @@ class Checkpoints:
         return chosen, jax.tree.unflatten(jax.tree.structure(like), arrays), content["meta"]
 
     def wait(self) -> None:
-        """Waits for a save that is still running.
+        """Wait for a save that is still running.
 
-        Raises: RuntimeError if it failed; earlier steps are untouched then.
+        Raises: NotSaved if it failed; earlier steps are untouched then.
         """
         pending, self._pending = self._pending, None
         if pending is None:
             return
         try:
             pending.result()
-        except Exception as error:
-            raise RuntimeError(
+        except _CAUSES as error:
+            raise NotSaved(
                 f"The last checkpoint could not be written to {self._folder}: {_reason(error)}. "
-                f"Complete steps: {_listed(self.steps())}. Free space or mend the folder, "
+                f"Complete steps: {listed(self.steps())}. Free space or mend the folder, "
                 "then resume."
             ) from error
 
     def close(self) -> None:
-        """Waits for a save that is still running and ends the background thread."""
+        """Wait for a save that is still running and end the background thread."""
         try:
             self.wait()
         finally:
@@ -148,22 +154,22 @@ class Checkpoints:
         if not present or (step is not None and step not in present):
             wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
             raise NotFound(
-                f"No complete {wanted} in {self._folder}; complete steps: {_listed(present)}."
+                f"No complete {wanted} in {self._folder}; complete steps: {listed(present)}."
             )
         damaged = []
         for candidate in reversed(present) if step is None else [step]:
             problems = manifest.damage(self._folder / str(candidate))
             if not problems:
                 return candidate
-            damaged.append(f"step {candidate}: {_listed(problems)}")
+            damaged.append(f"step {candidate}: {listed(problems)}")
             _log.warning("Damaged checkpoint in %s, %s", self._folder, damaged[-1])
         raise UserError(
             f"Damaged checkpoint in {self._folder}, {'; '.join(damaged)}. "
-            f"Steps there: {_listed(present)}. Restore another step or delete the damaged ones."
+            f"Steps there: {listed(present)}. Restore another step or delete the damaged ones."
         )
 
     def _begin(self, staging: Any, leaves: Mapping[str, Any]) -> Callable[[], object]:
-        # Returns what waits for the end, when the arrays are on the host.
+        # Returns a function that waits for the files; the arrays are on the host by now.
         if distributed.is_primary():
             step_folders.sweep(self._folder, staging)
         context = ocp.Context()
@@ -218,7 +224,7 @@ def _check_savable(leaves: Mapping[str, Any]) -> None:
     if bad:
         raise UserError(
             f"A checkpoint holds jax arrays of any type but {', '.join(_UNSTORABLE)}: "
-            f"{_listed(bad)}. Convert them first."
+            f"{listed(bad)}. Convert them first."
         )
     if not _with_elements(leaves):
         raise UserError("The state to save has no elements; a checkpoint needs at least one.")
@@ -234,7 +240,7 @@ def _check_same(step: int, saved: Mapping[str, str], wanted: Mapping[str, str]) 
     ]
     if misfits:
         raise UserError(
-            f"Checkpoint {step} is not of this run: {_listed(misfits)}. "
+            f"Checkpoint {step} is not of this run: {listed(misfits)}. "
             "Resume with the settings it was saved with, or use another folder."
         )
 
@@ -258,7 +264,7 @@ def _empty(target: jax.ShapeDtypeStruct) -> jax.Array:
 
 
 def _agree(choose: Callable[[], int]) -> int:
-    """Lets process 0 choose the step for all processes."""
+    """Let process 0 choose the step for all processes."""
     if jax.process_count() == 1:
         return choose()
     chosen, failure = -1, None
@@ -276,8 +282,3 @@ def _agree(choose: Callable[[], int]) -> int:
 def _reason(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def _listed(items: Sequence[Any]) -> str:
-    shown = ", ".join(map(str, items[:_LISTED])) or "none"
-    return shown + (f" and {len(items) - _LISTED} more" if len(items) > _LISTED else "")

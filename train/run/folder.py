@@ -1,4 +1,4 @@
-"""The folder of a run: its config, and what may continue it.
+"""The folder of a run: one process writes there, and only the same run is continued there.
 
 A run in a bucket has a folder here too, in the user's cache, where lines are appended and pages
 made. `publish` brings the bucket up to date, before each checkpoint there is committed and at the
@@ -7,17 +7,19 @@ end; a run that is resumed takes from the bucket what it goes on writing.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from prompteol_jax import distributed
 from prompteol_jax.errors import AlreadyExists, NotFound, UserError
-from prompteol_jax.storage import atomic, paths
+from prompteol_jax.storage import atomic, lease, paths, same_work
 from train.config import FREE_ON_RESUME, TrainConfig
 from train.run.checkpoints import Checkpoints
 
@@ -33,17 +35,20 @@ class RunFolder:
     """RUN/, with config.json, metrics.jsonl, dev.jsonl, checkpoints/, adapter/ and report.html.
 
     Attributes:
-        home: where the run lies; path: where its files are written, `home` unless that is a bucket.
+        home: folder of the run for the user.
+        path: folder where its files are written, `home` unless that is a bucket.
+        lease: what keeps other processes out; None where another process of this run holds it.
     """
 
     home: Any
     path: Path
+    lease: lease.Lease | None = None
     _published: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     _publishing: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
     @classmethod
     def at(cls, home: Any) -> RunFolder:
-        """The folder of a run that lies there."""
+        """Return the folder of a run, without any look at it."""
         if not paths.is_bucket(home):
             return cls(home, home)
         from prompteol_jax.runtime import cache_folder
@@ -52,83 +57,63 @@ class RunFolder:
         return cls(home, cache_folder() / "runs" / name)
 
     @classmethod
-    def find(cls, config: TrainConfig) -> RunFolder:
-        """The folder of a new run, or that of one to be resumed; nothing is written yet.
+    @contextlib.contextmanager
+    def claim(cls, flags: TrainConfig) -> Iterator[RunFolder]:
+        """Hold the folder of a new run, or that of one to be resumed; `begin` writes into it.
 
         A run that is to be resumed but never began is a new one, so that one command is enough for
-        a job that may be started again.
+        a job that may be started again. The first process of several holds the folder for all.
 
-        Raises: AlreadyExists where a new run would write over another; NotFound where
-            what is there lacks its config; ValueError that lists every flag that differs on resume.
+        Raises: UserError in every process where another run writes there, or for every flag that
+            differs on resume; AlreadyExists where a new run would write over another; NotFound
+            where what is there lacks its config.
         """
-        folder = cls.at(paths.as_path(config.output or _fresh(config)))
-        paths.check_bucket(folder.home)
-        if config.resume:
-            folder._check_same(_fields(config))
-        elif (folder.home / CONFIG).exists():
-            raise AlreadyExists(
-                f"{folder.home} holds a run already: continue it with --resume, or choose another "
-                "--output"
-            )
-        return folder
+        channel = distributed.Channel("run folder")
+        with contextlib.ExitStack() as stack:
+            found, problem = None, None
+            if distributed.is_primary():
+                try:
+                    found = stack.enter_context(_held(cls, flags))
+                except UserError as error:
+                    problem = error
+            said = [str(found.home) if found else "", str(problem) if problem else ""]
+            home, message = channel.exchange(said)[0]
+            if message:
+                raise problem or UserError(message)
+            yield found or cls.at(paths.as_path(home))
 
-    def begin(self, config: TrainConfig) -> None:
-        """Make the folder and write the run's config, once every process has looked at it."""
-        distributed.wait_for_all("run folder")
+    def begin(self, flags: TrainConfig) -> None:
+        """Write the run's config."""
         if distributed.is_primary():
             self._take_over()
-            self.path.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(_fields(config), indent=2) + "\n"
+            text = json.dumps(_fields(flags), indent=2) + "\n"
             (self.path / CONFIG).write_text(text, encoding="utf-8")
             (self.path / DEV).touch()  # stays empty without development pairs
             self.publish()
 
     def checkpoints(self, keep: int) -> Checkpoints:
-        """The run's checkpoints, of which the newest are kept."""
+        """Return the run's checkpoints, of which the newest are kept."""
         return Checkpoints(self.home / "checkpoints", keep=keep, beforehand=self.publish)
 
     def publish(self) -> None:
-        """Copy what has changed since the last time to where the run lies, the exported step first:
-        a bucket never holds weights that it does not know of."""
+        """Upload changed files, the record of the exported step first, so that the bucket never has
+        weights without a record.
+
+        Raises: UserError where another process took the folder over.
+        """
+        if self.lease is not None:
+            self.lease.check()
         if self.home == self.path or not distributed.is_primary():
             return
         with self._publishing:
             names = [n for n in paths.files(self.path) if not n.endswith((".new", ".part"))]
+            names = [n for n in names if not n.startswith(lease.NAME)]
             for name in sorted(names, key=lambda name: (name != BEST, name)):
                 facts = (self.path / name).stat()
                 state = (facts.st_size, facts.st_mtime_ns)
                 if self._published.get(name) != state:
                     paths.upload(self.path / name, self.home / name)
                     self._published[name] = state
-
-    def _take_over(self) -> None:
-        """Begin with what the bucket holds of this run, whatever is here of an earlier one."""
-        if self.home == self.path:
-            return
-        paths.remove(self.path)
-        self.path.mkdir(parents=True)
-        for name in (METRICS, DEV, BEST):
-            if (self.home / name).exists():
-                (self.path / name).write_bytes((self.home / name).read_bytes())
-
-    def _check_same(self, fields: dict[str, Any]) -> None:
-        path = self.home / CONFIG
-        if not path.exists():
-            strange = [n for n in (METRICS, "checkpoints") if (self.home / n).exists()]
-            if strange:
-                raise NotFound(
-                    f"{self.home} holds {' and '.join(strange)} but no {CONFIG}: the run cannot be "
-                    "told from others; put its file back, or choose another --output"
-                )
-            return
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        differ = [
-            f"--{name.replace('_', '-')} was {saved.get(name)!r}, is {fields[name]!r}"
-            for name in fields
-            if name not in FREE_ON_RESUME and saved.get(name) != fields[name]
-        ]
-        if differ:
-            raise UserError(f"{self.home} cannot be resumed with other flags: {'; '.join(differ)}")
 
     def append(self, name: str, record: dict[str, Any]) -> None:
         """Add a line to one of the run's jsonl files."""
@@ -137,41 +122,99 @@ class RunFolder:
                 file.write(json.dumps(record) + "\n")
 
     def begin_export(self, step: int) -> None:
-        """Note the step whose weights are about to be written, before any of them is."""
+        """Record the step whose weights are about to be written, before any of them is."""
         if distributed.is_primary():
             line = json.dumps({"step": step}) + "\n"
             atomic.write_whole(self.path / BEST, lambda file: file.write(line.encode()))
 
     def exported(self) -> int:
-        """The step whose weights were last exported, perhaps not completely; 0 for none."""
+        """Return the step whose weights were last exported, perhaps in part; 0 for none."""
         path = self.path / BEST
         return json.loads(path.read_text(encoding="utf-8"))["step"] if path.exists() else 0
 
     def forget(self, after: int) -> None:
-        """Drop what the jsonl files say of steps behind the one that is resumed."""
+        """Drop what the jsonl files say of steps after the one that is resumed."""
         if not distributed.is_primary():
             return
         for path in (self.path / name for name in (METRICS, DEV, NOT_FINITE)):
             if path.exists():
                 _truncate(path, after)
 
+    def _take_over(self) -> None:
+        """Begin with what the bucket holds of this run, whatever an earlier one left here."""
+        if self.home == self.path:
+            return
+        for path in self.path.iterdir():
+            if not path.name.startswith(lease.NAME):
+                paths.remove(path) if path.is_dir() else path.unlink()
+        for name in (METRICS, DEV, BEST):
+            if (self.home / name).exists():
+                (self.path / name).write_bytes((self.home / name).read_bytes())
+
+
+@contextlib.contextmanager
+def _held(kind: type[RunFolder], flags: TrainConfig) -> Iterator[RunFolder]:
+    """Make a run's folder, hold it and check that the run may write there."""
+    folder = kind.at(paths.as_path(flags.output) if flags.output else _fresh(flags))
+    paths.check_bucket(folder.home)
+    is_new = flags.output is None or not folder.path.exists()
+    folder.path.mkdir(parents=True, exist_ok=True)
+    try:
+        with lease.held(folder.path, "a training run") as held:
+            if flags.resume:
+                _check_same(folder.home, flags)
+            elif (folder.home / CONFIG).exists():
+                raise AlreadyExists(
+                    f"{folder.home} holds a run already: continue it with --resume, or choose "
+                    "another --output"
+                )
+            yield dataclasses.replace(folder, lease=held)
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):  # a run that was begun is not empty
+                folder.path.rmdir()
+
+
+def _check_same(home: Any, flags: TrainConfig) -> None:
+    if not (home / CONFIG).exists():
+        strange = [name for name in (METRICS, "checkpoints") if (home / name).exists()]
+        if strange:
+            raise NotFound(
+                f"{home} holds {' and '.join(strange)} but no {CONFIG}, so its run is unknown; "
+                "put that file back, or choose another --output"
+            )
+        return
+    same_work.check_same(
+        home,
+        json.loads((home / CONFIG).read_text(encoding="utf-8")),
+        _fields(flags),
+        ignore=FREE_ON_RESUME,
+        label=lambda name: f"--{name.replace('_', '-')}",
+        advice="Resume it with the flags it was begun with, or choose another --output",
+    )
+
+
+def _fresh(flags: TrainConfig) -> Path:
+    """Make runs/MODEL-DATA, with the first number that is free where that exists."""
+    name = f"{Path(flags.model).name}-{Path(flags.data).stem}"
+    for folder in itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2))):
+        path = Path("runs") / folder
+        path.parent.mkdir(exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()  # atomic: of two runs one makes it
+            return path
+    raise AssertionError("numbers do not end")
+
+
+def _fields(flags: TrainConfig) -> dict[str, Any]:
+    fields = dataclasses.asdict(flags)
+    return {k: str(paths.as_path(v)) if isinstance(v, Path) else v for k, v in fields.items()}
+
 
 def _truncate(path: Path, after: int) -> None:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     # A line that a kill broke off has no end.
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= after]
+    left = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= after]
     part = path.with_name(f"{path.name}.part")
-    part.write_text("".join(kept), encoding="utf-8")
+    part.write_text("".join(left), encoding="utf-8")
     part.replace(path)
-
-
-def _fields(config: TrainConfig) -> dict[str, Any]:
-    fields = dataclasses.asdict(config)
-    return {k: str(paths.as_path(v)) if isinstance(v, Path) else v for k, v in fields.items()}
-
-
-def _fresh(config: TrainConfig) -> Path:
-    """runs/MODEL-DATA, with the first number that is free where that exists."""
-    name = f"{Path(config.model).name}-{Path(config.data).stem}"
-    names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
-    return next(path for n in names if not (path := Path("runs") / n).exists())

@@ -1,4 +1,6 @@
-"""The page of a training run: what became of loss and development score, and how fast."""
+"""The page of a training run: loss and development scores over its steps, and its speed."""
+
+from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
-from eval.shared import html as report
+from eval.shared import html
 from prompteol_jax.errors import NotFound, UserError
 
 if TYPE_CHECKING:
@@ -34,10 +36,11 @@ _CURVES: Final = (
     _Curve("lr", "Learning rate", False, False),
     _Curve("sentences_per_s", "Sentences a second", False, False),
 )
+_NO_CURVE: Final = {"step", "step_s", "padding"}
 
 
 def write_run_report(run: Path) -> Path:
-    """Writes RUN/report.html from the run's config.json, metrics.jsonl and dev.jsonl.
+    """Write RUN/report.html from the run's config.json, metrics.jsonl and dev.jsonl.
 
     Raises: NotFound naming those of the three that are not there; UserError naming the
         line that is not a record.
@@ -52,13 +55,13 @@ def write_run_report(run: Path) -> Path:
     metrics = _read_records(run / "metrics.jsonl")
     scores = _read_records(run / "dev.jsonl")
     sections = [
-        ("Curves", report.grid(_panels(metrics, scores))),
-        ("Development scores", report.table(("step", "Spearman"), _score_rows(scores))),
-        ("Settings", report.table(("setting", "value"), _setting_rows(config))),
+        ("Curves", html.grid(_panels(metrics, scores))),
+        ("Development scores", html.table(("step", "Spearman"), _score_rows(scores))),
+        ("Settings", html.table(("setting", "value"), _setting_rows(config))),
     ]
     title = f"Training run: {config.get('model', run.name)}"
     page = run / "report.html"
-    report.write_page(page, title, _summary(metrics, scores), sections)
+    html.write_page(page, title, _summary(metrics, scores), sections)
     return page
 
 
@@ -97,16 +100,23 @@ def _summary(
 def _panels(metrics: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, Any]]) -> list[str]:
     panels = []
     if scores:
-        panels.append(report.figure(_draw_scores(scores), "Development Spearman × 100"))
-    for curve in _CURVES:
+        panels.append(html.figure(_draw_scores(scores), "Development Spearman × 100"))
+    for curve in _curves(metrics):
         points = [(r["step"], r[curve.column]) for r in metrics if r.get(curve.column) is not None]
         if points:
             steps, values = np.array(points, np.float64).T
-            panels.append(report.figure(_draw_curve(curve, steps, values), curve.title))
+            panels.append(html.figure(_draw_curve(curve, steps, values), curve.title))
     return panels
 
 
-def _draw_scores(scores: Sequence[Mapping[str, Any]]) -> "Figure":
+def _curves(metrics: Sequence[Mapping[str, Any]]) -> list[_Curve]:
+    """Return the known curves, then those of metrics that only this run's loss has."""
+    known = _NO_CURVE | {curve.column for curve in _CURVES}
+    others = dict.fromkeys(name for record in metrics for name in record if name not in known)
+    return [*_CURVES, *(_Curve(name, name, noisy=True, decades=False) for name in others)]
+
+
+def _draw_scores(scores: Sequence[Mapping[str, Any]]) -> Figure:
     drawing, axes = _empty_drawing()
     steps = [record["step"] for record in scores]
     values = [record["dev"] for record in scores]
@@ -126,7 +136,7 @@ def _draw_scores(scores: Sequence[Mapping[str, Any]]) -> "Figure":
 
 def _draw_curve(
     curve: _Curve, steps: Float64[np.ndarray, " n"], values: Float64[np.ndarray, " n"]
-) -> "Figure":
+) -> Figure:
     drawing, axes = _empty_drawing()
     steps, values = _binned(steps), _binned(values)
     axes.plot(steps, values, color=_RAW, linewidth=1.2, alpha=0.4 if curve.noisy else 1)
@@ -139,7 +149,7 @@ def _draw_curve(
     return drawing
 
 
-def _empty_drawing() -> "tuple[Figure, Axes]":
+def _empty_drawing() -> tuple[Figure, Axes]:
     from matplotlib import figure
 
     drawing = figure.Figure(figsize=(3.2, 2.6), layout="constrained")
@@ -157,7 +167,7 @@ def _binned(values: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " bins"]:
 
 
 def _smoothed(values: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
-    """Averages each value with its neighbors, a twentieth of the curve to either side."""
+    """Average each value with its neighbors, a twentieth of the curve on either side."""
     reach = max(1, len(values) // 20)
     return np.array([values[max(0, i - reach) : i + reach + 1].mean() for i in range(len(values))])
 

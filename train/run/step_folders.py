@@ -9,6 +9,8 @@ A bucket cannot rename. There a step is written under its number, and it is its 
 object to be written and the first to be deleted, that makes a step of it.
 """
 
+from __future__ import annotations
+
 import shutil
 from typing import Any, Final
 
@@ -20,13 +22,13 @@ _DELETED: Final = ".deleted"
 
 
 def committed(folder: Any) -> list[int]:
-    """Lists the steps in a folder, oldest first."""
+    """List the steps in a folder, oldest first."""
     found = [p.parent.name for p in folder.glob(f"*/{manifest.NAME}")]
     return sorted(int(name) for name in found if name.isdecimal() and str(int(name)) == name)
 
 
 def staging(folder: Any, step: int, attempt: int) -> Any:
-    """Names the folder in which a step is written before it is published.
+    """Name the folder in which a step is written before it is published.
 
     Each attempt has its own: threads of a failed save may go on writing for a while.
     """
@@ -36,9 +38,9 @@ def staging(folder: Any, step: int, attempt: int) -> Any:
 
 
 def publish(staged: Any, folder: Any, step: int, *, keep: int) -> None:
-    """Makes the sealed folder `staged` the step, in place of a former one, and drops old steps.
+    """Make the sealed folder `staged` the step, in place of a former one, and drop old steps.
 
-    The `keep` newest stay. Steps later than this one belong to a course that was left: they go.
+    The `keep` newest stay. Steps later than this one were left behind by a resumed run: they go.
     """
     final, former = folder / str(step), folder / f"{step}{_REPLACED}"
     if staged != final:
@@ -65,7 +67,7 @@ def _delete(path: Any) -> None:
 
 
 def recover(folder: Any) -> None:
-    """Brings back a step whose replacement was cut short between its two renames."""
+    """Bring back a step whose replacement was cut short between its two renames."""
     if paths.is_bucket(folder):
         return
     for former in folder.glob(f"*{_REPLACED}"):
@@ -75,7 +77,7 @@ def recover(folder: Any) -> None:
 
 
 def sweep(folder: Any, staged: Any) -> None:
-    """Makes room for `staged` and deletes what killed runs left; no save may be running."""
+    """Make room for `staged` and delete what killed runs left; no save may be running."""
     if paths.is_bucket(folder):
         started = {name.split("/")[0] for name in paths.files(folder)}
         for name in started - ({str(s) for s in committed(folder)} - {staged.name}):

@@ -57,11 +57,11 @@ def test_a_row_is_known_by_the_line_it_begins_at(write):
     rows = read_triplets(write(content), skip_bad=True).triplets
     assert rows.lines == [2, 6]
     batches = Batches(rows, batch=2, epochs=1.0, seed=0, process_index=1, process_count=2)
-    unit, lines = batches.places(0)
+    unit, lines = batches.origin(0)
     assert (unit, sorted(lines)) == ("line", [2, 6])
     assert batches.whole(0) == [rows[rows.lines.index(line)] for line in lines]
     assert batches[0] == batches.whole(0)[1:]
-    assert Batches(list(rows), batch=1, epochs=2.0, seed=0).places(3)[0] == "row"
+    assert Batches(list(rows), batch=1, epochs=2.0, seed=0).origin(3)[0] == "row"
 
 
 @pytest.mark.parametrize(

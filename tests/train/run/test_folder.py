@@ -1,19 +1,30 @@
 """Laws of a run's folder: no run writes over another, none is resumed as something else."""
 
+import contextlib
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 
+from prompteol_jax.errors import UserError
 from train.config import TrainConfig
 from train.run.folder import RunFolder
 
 
-def begun(path, **flags):
+@contextlib.contextmanager
+def claimed(path, **flags):
+    """A run that has begun, as long as it is held."""
     config = TrainConfig(output=path, **flags)
-    folder = RunFolder.find(config)
-    folder.begin(config)
-    return folder
+    with RunFolder.claim(config) as folder:
+        folder.begin(config)
+        yield folder
+
+
+def begun(path, **flags):
+    with claimed(path, **flags) as folder:
+        return folder
 
 
 def test_a_new_run_writes_its_flags(tmp_path):
@@ -25,61 +36,97 @@ def test_a_new_run_writes_its_flags(tmp_path):
     assert set(fields) == {field.name for field in dataclasses.fields(TrainConfig)}
 
 
-def test_looking_for_a_folder_writes_nothing(tmp_path):
-    RunFolder.find(TrainConfig(output=tmp_path / "run"))
+def test_a_run_that_does_not_begin_leaves_nothing(tmp_path):
+    with RunFolder.claim(TrainConfig(output=tmp_path / "run")):
+        assert (tmp_path / "run").is_dir()
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    with RunFolder.claim(TrainConfig(output=tmp_path / "mine")):
+        pass
+    assert [*tmp_path.iterdir()] == [tmp_path / "mine"]
 
 
 def test_a_run_without_a_folder_gets_a_new_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("tiny-synthetic", "tiny-synthetic-2", "tiny-synthetic-3"):
-        config = TrainConfig()
-        folder = RunFolder.find(config)
-        assert str(folder.path) == f"runs/{name}"
-        folder.begin(config)
+    with contextlib.ExitStack() as together:  # started together: none has written its flags yet
+        names = [str(together.enter_context(RunFolder.claim(TrainConfig())).path) for _ in range(3)]
+    assert names == [f"runs/tiny-synthetic{end}" for end in ("", "-2", "-3")]
     config = TrainConfig(model="facebook/opt-125m", data="some/nli.csv")
-    assert str(RunFolder.find(config).path) == "runs/opt-125m-nli"
+    with RunFolder.claim(config) as folder:
+        assert str(folder.path) == "runs/opt-125m-nli"
 
 
 def test_refuses_to_write_over_a_run(tmp_path):
     begun(tmp_path)
-    with pytest.raises(FileExistsError, match="holds a run already: continue it with --resume, or"):
-        RunFolder.find(TrainConfig(output=tmp_path))
+    with (
+        pytest.raises(FileExistsError, match="holds a run already: continue it with --resume, or"),
+        RunFolder.claim(TrainConfig(output=tmp_path)),
+    ):
+        pass
+
+
+_WRITER = """
+import sys
+from pathlib import Path
+from prompteol_jax.errors import UserError
+from train.config import TrainConfig
+from train.run.folder import RunFolder
+
+config = TrainConfig(output=Path(sys.argv[1]))
+with RunFolder.claim(config) as folder:
+    folder.begin(config)
+    print("holding", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_that_another_process_writes_is_refused_by_its_name(tmp_path):
+    command = [sys.executable, "-c", _WRITER, str(tmp_path)]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, **pipes) as other:
+        assert other.stdout.readline() == "holding\n"
+        message = rf"another run is writing to .*: a training run, process {other.pid} on "
+        for resume in (True, False):
+            with (
+                pytest.raises(UserError, match=message),
+                RunFolder.claim(TrainConfig(output=tmp_path, resume=resume)),
+            ):
+                pass
+        other.kill()
+    # What a killed run held is free.
+    with claimed(tmp_path, resume=True):
+        pass
 
 
 @pytest.mark.parametrize("there", [None, "run", "run/adapter"])
 def test_resuming_what_never_began_is_a_new_run(tmp_path, there):
     if there:
         (tmp_path / there).mkdir(parents=True)
-    config = TrainConfig(output=tmp_path / "run", resume=True)
-    RunFolder.find(config).begin(config)
+    begun(tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "config.json").exists()
 
 
 def test_refuses_to_resume_a_run_without_its_flags(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "metrics.jsonl").touch()
-    message = "holds metrics.jsonl and checkpoints but no config.json: .*choose another --output"
+    message = "holds metrics.jsonl and checkpoints but no config.json, .*choose another --output"
     with pytest.raises(FileNotFoundError, match=message):
-        RunFolder.find(TrainConfig(output=tmp_path, resume=True))
+        begun(tmp_path, resume=True)
 
 
 def test_refuses_to_resume_with_other_flags_naming_all_of_them(tmp_path):
     begun(tmp_path)
-    other = TrainConfig(output=tmp_path, resume=True, lr=1e-3, warmup_steps=7)
     message = (
-        r"cannot be resumed with other flags: --lr was 0.0005, is 0.001; "
-        r"--warmup-steps was None, is 7$"
+        r"belongs to another run: --lr was 0.0005 and is now 0.001; "
+        r"--warmup-steps was None and is now 7\. Resume it with the flags"
     )
-    with pytest.raises(ValueError, match=message):
-        RunFolder.find(other)
+    with pytest.raises(UserError, match=message):
+        begun(tmp_path, resume=True, lr=1e-3, warmup_steps=7)
 
 
 def test_a_run_moves_to_another_mesh(tmp_path):
     begun(tmp_path, mesh="4x2")
-    config = TrainConfig(output=tmp_path, resume=True, mesh="2x1", keep=5, json=tmp_path / "j")
-    folder = RunFolder.find(config)
-    folder.begin(config)
+    begun(tmp_path, resume=True, mesh="2x1", keep=5, json=tmp_path / "j")
     assert json.loads((tmp_path / "config.json").read_text())["mesh"] == "2x1"
 
 

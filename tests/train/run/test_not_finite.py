@@ -5,7 +5,6 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from train.config import TrainConfig
 from train.data.triplets import Batches, Triplet
 from train.run.folder import RunFolder
 from train.run.not_finite import not_finite
@@ -26,8 +25,8 @@ def test_rows_whose_vectors_are_not_finite_are_named(tmp_path, bad, said):
     batches = Batches(ROWS, batch=30, epochs=1.0, seed=0)
     finite_B = jnp.array([n not in bad for n in range(30)])
     metrics = {"loss": jnp.float32("nan"), "grad_norm": jnp.float32(1), "finite_B": finite_B}
-    folder = RunFolder.find(TrainConfig(output=tmp_path))
-    error = not_finite(folder, batches, "d", 1, metrics)
+    folder = RunFolder.at(tmp_path)
+    error = not_finite(folder, batches, "d", 2, metrics)
     numbers = [int(triplet.sent0) for triplet in batches[1]]
     named = [numbers[n] for n in bad or range(30)][:20]
     assert said.format(", ".join(map(str, named))) in str(error)

@@ -51,6 +51,13 @@ def test_the_page_holds_what_was_measured(tmp_path):
     assert page.count("<svg") == 6
 
 
+def test_a_metric_of_another_loss_has_its_curve(tmp_path):
+    metrics = [{**record, "margin": 0.1} for record in METRICS]
+    page = write_run_report(write_run(tmp_path, metrics=metrics)).read_text()
+    assert page.count("<svg") == 7
+    assert "margin" in page
+
+
 def test_the_page_needs_nothing_else(tmp_path):
     page = write_run_report(write_run(tmp_path)).read_text()
     assert not re.search(r"<script|<link|<img|@import|(src|href)=\"(?!#)", page)

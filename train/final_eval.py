@@ -1,0 +1,34 @@
+"""`--final-eval`: the best weights of a run, scored on all STS tasks as `eval.sts` does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from eval.shared import results
+from eval.sts import command as sts
+from eval.sts import report
+from eval.sts.tasks import Task
+from prompteol_jax import distributed
+from prompteol_jax.embedder import Embedder
+from train.config import TrainConfig
+from train.run.folder import RunFolder
+
+
+def final_scores(
+    flags: TrainConfig, embedder: Embedder, tasks: Sequence[Task], folder: RunFolder
+) -> dict[str, float]:
+    """Score an embedder on the tasks, write RUN/sts.json, and return the scores and the average."""
+    options = sts.StsOptions(
+        model=flags.model,
+        adapter=None if flags.full else str(folder.home),
+        template=flags.template,
+        mesh=flags.mesh,
+        dtype=flags.dtype,
+        data=flags.dev,
+        json=folder.path / "sts.json",
+    )
+    result, _ = sts.score(embedder, tasks, options)
+    if distributed.is_primary():
+        report.print_scores(result)
+        results.write(options.json, result)
+    return {**result["scores"], "average": result["average"]}
