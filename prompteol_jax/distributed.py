@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
+from prompteol_jax import processes as peers
 from prompteol_jax import runtime
 from prompteol_jax.errors import UserError
 from prompteol_jax.mesh import make_mesh, parse_mesh
@@ -17,25 +19,42 @@ from prompteol_jax.mesh import make_mesh, parse_mesh
 _PATIENCE_MS: Final = 3_600_000  # the others may compile, or write a large file
 
 
-def initialize(coordinator: str | None, processes: int | None, process: int | None) -> None:
-    """Join the other processes of a run; without an address nothing is joined.
+def initialize(
+    coordinator: str | None,
+    processes: int | None = None,
+    process: int | None = None,
+    *,
+    seconds: float = 300.0,
+) -> None:
+    """Join the other processes of a run; without a coordinator this process stays alone.
+
+    From then on they end together: see `processes.watch`.
 
     Args:
         coordinator: HOST:PORT of process 0, or `auto` where the cluster tells every process.
-    Raises: UserError where an address comes without the number of processes or this one's own, or
-        these without an address.
+        processes: number of processes, and `process` that of this one; for HOST:PORT only.
+        seconds: longest time to wait for the others.
+    Raises: UserError where these do not fit together, and where it names the processes that did not
+        come in time.
     """
-    if coordinator in (None, "auto"):
-        if processes is not None or process is not None:
-            raise UserError("--processes and --process need --coordinator HOST:PORT beside them")
-        if coordinator == "auto":
-            jax.distributed.initialize()
+    wrong = peers.problems(coordinator, processes, process)
+    if wrong:
+        raise UserError("; ".join(wrong))
+    if coordinator is None:
         return
-    if processes is None or process is None or not 0 <= process < processes:
-        raise UserError(
-            f"--coordinator {coordinator} needs --processes N and --process I (0 to N-1) beside it"
-        )
-    jax.distributed.initialize(coordinator, processes, process)
+    known = {}
+    if coordinator != "auto":
+        peers.meet(coordinator, processes, process, seconds)
+        known = dict(coordinator_address=coordinator, num_processes=processes, process_id=process)
+    try:
+        jax.distributed.initialize(**known, initialization_timeout=max(1, int(seconds)))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--coordinator {coordinator}: could not join: {reason}") from error
+    if jax.process_count() > 1:
+        host = _jax_state().coordinator_address.rpartition(":")[0].strip("[]")
+        exchange = Channel("watch").exchange
+        peers.watch(jax.process_index(), jax.process_count(), host, exchange)
 
 
 class Part(NamedTuple):
@@ -55,19 +74,19 @@ class Part(NamedTuple):
             wait_for_all(name)
 
 
-def work_apart(
-    mesh: str, coordinator: str | None, processes: int | None, process: int | None
-) -> Part:
+def work_apart(mesh: str, processes: int | None, join: Callable[[], None] | None) -> Part:
     """Join the other processes, and take this one's share of the `data` axis of their mesh.
 
+    Args:
+        processes: number of processes, where it is known before they join.
+        join: call of `initialize`; None for a process alone.
     Raises: UserError as `initialize`, and where the processes cannot share that axis.
     """
-    data, model = parse_mesh(mesh)
-    if coordinator is not None:
-        runtime.simulate_devices(data * model // (processes or 1))
-    initialize(coordinator, processes, process)
-    if coordinator is None:
+    if join is None:
         return Part()
+    data, model = parse_mesh(mesh)
+    runtime.simulate_devices(data * model // (processes or 1))
+    join()
     together = jax.process_count()
     if data % together:
         raise UserError(
@@ -151,6 +170,13 @@ class Share:
         return jax.make_array_from_callback(whole, place, part)
 
 
+def _jax_state() -> Any:
+    """Return jax's record of its processes, which has no public name: address and shared store."""
+    from jax._src.distributed import global_state
+
+    return global_state
+
+
 class Channel:
     """A conversation of all processes, from host to host: no device waits for it or takes part.
 
@@ -165,10 +191,7 @@ class Channel:
         """What every process says in this turn, in their order; anything that JSON can hold."""
         if jax.process_count() == 1:
             return [value]
-        # jax has no public name for the store of keys and values that its processes share.
-        from jax._src.distributed import global_state
-
-        store, me = global_state.client, jax.process_index()
+        store, me = _jax_state().client, jax.process_index()
         name = f"prompteol/{self._topic}/{{}}/{{}}"
         store.key_value_set(name.format(self._turn, me), json.dumps(value))
         told = [

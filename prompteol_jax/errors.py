@@ -21,6 +21,10 @@ class AlreadyExists(UserError, FileExistsError):
     """A file or folder that is there and would be lost."""
 
 
+class CannotWrite(UserError, OSError):
+    """A file or folder that cannot be written: a full disk, a read-only folder."""
+
+
 class IsAFolder(UserError, IsADirectoryError):
     """A folder where a file is wanted."""
 

@@ -30,8 +30,8 @@ from eval.sts import tasks as sts_tasks
 from eval.transfer import command as transfer
 from eval.transfer import tasks as transfer_tasks
 from prompteol_jax.errors import UserError
-from prompteol_jax.pretrained.provenance import file_sha256
 from prompteol_jax.storage import paths, same_work
+from prompteol_jax.storage.fingerprint import file_sha256
 
 BAND: Final = 0.3  # points by which ours may differ from a published figure
 RowOptions = sts.StsOptions | transfer.TransferOptions

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
+from prompteol_jax import processes
+from prompteol_jax.cli.options import check
 from prompteol_jax.errors import UserError
 
 Options = TypeVar("Options")
@@ -37,6 +41,7 @@ def run_one_of(
             args=argv,
             config=(tyro.conf.FlagCreatePairsOff,),
         )
+        check(options)
         next(run for kind, run in commands.values() if type(options) is kind)(options)
 
     run_command(program, run, argv)
@@ -48,6 +53,8 @@ def run_command(program: str, run: Callable[[Options], object], options: Options
     PROMPTEOL_TRACEBACK=1 in the environment lets such an error through, for a report of a bug.
     """
     try:
+        if dataclasses.is_dataclass(options):
+            check(options)
         run(options)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -56,9 +63,17 @@ def run_command(program: str, run: Callable[[Options], object], options: Options
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         sys.stderr.write(f"{program}: interrupted\n")
+        processes.fail(f"{program}: interrupted", 130)
         raise SystemExit(130) from None
     except USER_ERRORS as error:
         if os.environ.get("PROMPTEOL_TRACEBACK") == "1":
             raise
-        sys.stderr.write(f"{program}: error: {str(error) or type(error).__name__}\n")
+        line = f"{program}: error: {str(error) or type(error).__name__}"
+        sys.stderr.write(f"{line}\n")
+        processes.fail(line, 2)
         raise SystemExit(2) from None
+    except Exception as error:  # a bug of ours
+        if processes.joined():
+            traceback.print_exc()
+            processes.fail(f"{program}: {type(error).__name__}: {error}", 1)
+        raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import os
 import sys
@@ -12,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from prompteol_jax.cli.options import ModelOptions
+from prompteol_jax.cli.options import DistributedOptions, ModelOptions, flag
 from prompteol_jax.errors import UserError
 from prompteol_jax.progress import progress_bar
 from prompteol_jax.storage import corpus, merge_shards, paths, shards
@@ -24,14 +23,14 @@ if TYPE_CHECKING:
     from prompteol_jax.embedder import Embedder
 
 JOINS: Final = {".npy": merge_shards.join_npy, ".parquet": merge_shards.join_parquet}
-_SAMPLE: Final = 1 << 20  # bytes at either end of a file of weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EncodeOptions(ModelOptions):
-    """Encodes every text of a file to a float32 vector, in bfloat16 unless told otherwise.
+class EncodeOptions(DistributedOptions, ModelOptions):
+    """Encodes every text of a file to a float32 vector, in bfloat16 by default.
 
     Repeat a command that was interrupted and it goes on where it stopped, also on another mesh.
+    Several processes encode shards of their own.
     """
 
     input: Path
@@ -46,28 +45,25 @@ class EncodeOptions(ModelOptions):
     """Scale every vector to length one."""
     overwrite: bool = False
     """Replace an output that exists, and parts of a run with other settings."""
-    shard_rows: int = 16384
+    shard_rows: int = flag(16384, at_least=1)
     """Texts of a shard; a kill can cost two shards, and about so many are held in memory."""
-    coordinator: str | None = None
-    """HOST:PORT of process 0 of several, or `auto` on a TPU pod; each encodes shards of its own."""
-    processes: int | None = None
-    """How many processes there are; together they have the devices of --mesh."""
-    process: int | None = None
-    """Which of them this is, from 0."""
+
+    def problems(self) -> list[str]:
+        """List what does not fit: processes, and an output that cannot be written or would lose
+        something."""
+        return super().problems() + _output_problems(self, Output.parse(self.output))
 
 
 def encode_corpus(options: EncodeOptions) -> None:
     """Encode a corpus; every wrong input is refused before the model is loaded."""
-    output = paths.as_path(options.output)
-    parts = _check_output(options, output)
-    spool = None if paths.is_bucket(output) else output.parent
-    with corpus.opened(options.input, spool=spool) as texts:
+    output = Output.parse(options.output)
+    with corpus.opened(options.input, spool=output.spool) as texts:
         settings = _settings(options)
         chunks = corpus.survey(texts, options.shard_rows)
         closing = [f"{texts.invalid} with invalid UTF-8"] if texts.invalid else []
         part = _part(options)
         with shards.opened(
-            parts,
+            output.parts,
             settings,
             chunks,
             overwrite=options.overwrite,
@@ -75,22 +71,117 @@ def encode_corpus(options: EncodeOptions) -> None:
             processes=part.processes,
         ) as vectors:
             closing += _finish(options, texts, vectors, part)
-            if parts != output and part.process == 0:
-                JOINS[output.suffix.lower()](vectors, output)
+            if output.kind == "file" and part.process == 0:
+                JOINS[output.path.suffix.lower()](vectors, output.path)
                 vectors.remove()
         if part.process > 0:
-            vectors.wait_for_first(removed=parts != output)
+            vectors.wait_for_first(removed=output.kind == "file")
     if part.process == 0:
         shape = f"float32 [{vectors.rows}, {vectors.width}]"
-        sys.stderr.write(f"{output}: {shape}; {', '.join(closing)}\n")
+        sys.stderr.write(f"{output.path}: {shape}; {', '.join(closing)}\n")
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """Where vectors go.
+
+    Attributes:
+        path: file or folder, here or in a bucket.
+        kind: `file`, which shards are joined into; `folder` of shards; `unknown`.
+    """
+
+    path: Any
+    kind: Literal["file", "folder", "unknown"]
+
+    @classmethod
+    def parse(cls, given: Path) -> Output:
+        """Find out what an output is: an existing folder, or a file by its suffix.
+
+        Raises: NotFound, Unreachable where its bucket is not there.
+        """
+        path = paths.as_path(given)
+        paths.check_bucket(path)
+        if path.is_dir() or not path.suffix:
+            return cls(path, "folder")
+        return cls(path, "file" if path.suffix.lower() in JOINS else "unknown")
+
+    @property
+    def parts(self) -> Any:
+        """Folder of the shards: the output itself, or a folder next to the file."""
+        is_file = self.kind == "file"
+        return self.path.with_name(f"{self.path.name}.parts") if is_file else self.path
+
+    @property
+    def spool(self) -> Path | None:
+        """Folder for a temporary copy of standard input; None for the system's."""
+        if paths.is_bucket(self.path):
+            return None
+        return self.path if self.path.is_dir() else self.path.parent
+
+    def unwritable(self) -> str | None:
+        """Return why nothing can be written there, as far as it can be known before."""
+        if paths.is_bucket(self.path):
+            return None
+        folder = self.spool
+        if not folder.is_dir():
+            return f"the folder {folder} of --output does not exist; make it first"
+        if not os.access(folder, os.W_OK | os.X_OK):
+            return f"the folder {folder} of --output cannot be written to"
+        return None
+
+
+def _output_problems(options: EncodeOptions, output: Output) -> list[str]:
+    path = output.path
+    begun = options.overwrite or (output.parts / shards.MANIFEST).exists()
+    unwritable = output.unwritable()
+    conditions = (
+        (unwritable is not None, unwritable),
+        (
+            path == corpus.STDIN,
+            "--output - is no file; vectors are not written to standard output",
+        ),
+        (
+            output.kind == "unknown",
+            f"--output {path} has the unknown suffix {path.suffix!r}; give {', '.join(JOINS)}, "
+            "or a folder, which has none unless it exists",
+        ),
+        (_same(path, paths.as_path(options.input)), f"--output {path} is the input"),
+        (
+            output.kind == "folder" and path.is_file(),
+            f"--output {path} is a file; a name without a suffix means a folder",
+        ),
+        (
+            output.kind == "file" and path.is_file() and not begun,
+            f"--output {path} exists; --overwrite replaces it",
+        ),
+        (
+            options.coordinator is not None and options.input == corpus.STDIN,
+            "--input - reaches one process only; give a file that all of them can read",
+        ),
+    )
+    return [message for is_wrong, message in conditions if is_wrong]
+
+
+def _same(output: Any, given: Any) -> bool:
+    if paths.is_bucket(output) or paths.is_bucket(given):
+        return output == given
+    return output.exists() and given.exists() and output.samefile(given)
+
+
+def _settings(options: EncodeOptions) -> Mapping[str, Any]:
+    """Return what decides the vectors; mesh and batch tokens change their rounding only."""
+    from prompteol_jax import mesh
+
+    mesh.parse_mesh(options.mesh)
+    own = {name: getattr(options, name) for name in ("clean", "normalize", "shard_rows")}
+    return options.work("bfloat16") | own
 
 
 def _part(options: EncodeOptions) -> distributed.Part:
     from prompteol_jax import distributed
 
-    return distributed.work_apart(
-        options.mesh, options.coordinator, options.processes, options.process
-    )
+    join = options.join if options.coordinator else None
+    return distributed.work_apart(options.mesh, options.processes, join)
 
 
 def _finish(
@@ -107,100 +198,15 @@ def _finish(
     embedder = options.load("bfloat16", part.mesh)
     vectors.begin(embedder.width)
     part.wait("the run has begun")
-    said += _encode_share(options, embedder, texts, vectors, part)
+    try:
+        said += _encode_share(options, embedder, texts, vectors, part)
+    except KeyboardInterrupt:
+        kept = f"{len(vectors.chunks) - len(vectors.missing)} of {len(vectors.chunks)} shards"
+        sys.stderr.write(f"{kept} are kept in {vectors.folder}; repeat the command to go on\n")
+        raise
     if part.processes > 1 and part.process == 0:
         vectors.gather()
     return said
-
-
-def _fingerprint(folder: Path) -> str:
-    """SHA-256 over names, sizes and both ends of the files that decide what a model computes.
-
-    A fine-tuned copy differs from its base in every tensor, hence at the ends of its files.
-    """
-    content = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix not in (".safetensors", ".bin", ".json", ".model", ".txt"):
-            continue
-        size = path.stat().st_size
-        content.update(f"{path.name}:{size}:".encode())
-        with path.open("rb") as file:
-            content.update(file.read(_SAMPLE))
-            file.seek(max(0, size - _SAMPLE))
-            content.update(file.read(_SAMPLE))
-    return content.hexdigest()
-
-
-def _check_output(options: EncodeOptions, output: Any) -> Any:
-    """Return the folder of shards: the output itself, or a neighbor of the file asked for."""
-    problems = []
-    if options.shard_rows < 1:
-        problems.append(f"--shard-rows {options.shard_rows}; it takes 1 or more")
-    if not paths.is_bucket(output):  # which has no folders that could be missing
-        problems += _unwritable(output.parent)
-    paths.check_bucket(output)
-    is_file = output.suffix.lower() in JOINS and not output.is_dir()
-    if output == corpus.STDIN:
-        problems.append("--output - is no file; vectors are not written to standard output")
-    elif not is_file and output.suffix and not output.is_dir():
-        problems.append(
-            f"--output {output} has the unknown suffix {output.suffix!r}; give {', '.join(JOINS)}, "
-            "or a folder, which has none unless it exists"
-        )
-    parts = output.with_name(f"{output.name}.parts") if is_file else output
-    if _same(output, paths.as_path(options.input)):
-        problems.append(f"--output {output} is the input")
-    elif output.is_file() and not (is_file or output.suffix):
-        problems.append(f"--output {output} is a file; a name without a suffix means a folder")
-    elif output.is_file() and not (options.overwrite or (parts / shards.MANIFEST).exists()):
-        problems.append(f"--output {output} exists; --overwrite replaces it")
-    if options.coordinator is not None and options.input == corpus.STDIN:
-        problems.append("--input - reaches one process only; give a file that all of them can read")
-    if problems:
-        raise UserError("; ".join(problems))
-    return parts
-
-
-def _unwritable(parent: Path) -> list[str]:
-    if not parent.is_dir():
-        return [f"the folder {parent} of --output does not exist; make it first"]
-    if not os.access(parent, os.W_OK):
-        return [f"the folder {parent} of --output cannot be written to"]
-    return []
-
-
-def _same(output: Any, given: Any) -> bool:
-    if paths.is_bucket(output) or paths.is_bucket(given):
-        return output == given
-    return output.exists() and given.exists() and output.samefile(given)
-
-
-def _settings(options: EncodeOptions) -> Mapping[str, Any]:
-    """Whatever decides the vectors; mesh and batch tokens change their rounding alone."""
-    from prompteol_jax.mesh import parse_mesh
-    from prompteol_jax.pretrained import source
-    from prompteol_jax.pretrained.load import find_adapter
-    from prompteol_jax.text.template import read_template
-
-    parse_mesh(options.mesh)
-    template = read_template(options.template)
-    adapter = find_adapter(options.adapter) if options.adapter else None
-    found = source.resolve(options.model)
-    return {
-        "model": options.model,
-        "weights": _fingerprint(found.folder) if found.folder else found.name,
-        "adapter": _fingerprint(adapter) if adapter else None,
-        "template": template.name,
-        "prompt": f"{template.head}{{}}{template.suffix}",
-        "dtype": options.dtype or "bfloat16",
-        "quantize": options.quantize,
-        "layer": options.layer,
-        "pooling": options.pooling,
-        "max_tokens": options.max_tokens,
-        "clean": options.clean,
-        "normalize": options.normalize,
-        "shard_rows": options.shard_rows,
-    }
 
 
 def _encode_share(

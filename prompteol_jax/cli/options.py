@@ -1,14 +1,106 @@
-"""The flags that every command shares, from one dataclass."""
+"""Flags that commands share: dataclasses to inherit from, and one check of every flag's range."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Literal
+import math
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from prompteol_jax import processes
+from prompteol_jax.errors import UserError
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from prompteol_jax.embedder import Embedder
+
+# Flags that change how fast vectors are computed, and of the vectors only their rounding.
+_NOT_DECISIVE: Final = ("mesh", "batch_tokens", "plan")
+
+
+def flag(
+    default: Any,
+    *,
+    at_least: int | float | None = None,
+    above: int | float | None = None,
+    at_most: int | float | None = None,
+    below: int | float | None = None,
+    why: str = "",
+) -> Any:
+    """Return a field of options with a range, which `check` holds its value to.
+
+    Args:
+        why: reason for the range, added to the error.
+    """
+    bounds = {"at least": at_least, "above": above, "at most": at_most, "below": below}
+    given = {word: bound for word, bound in bounds.items() if bound is not None}
+    return dataclasses.field(default=default, metadata={"bounds": given, "why": why})
+
+
+def check(options: Any) -> None:
+    """Refuse options that cannot work, all problems in one error.
+
+    Ranges are those of the fields. Other conditions come from a method `problems` of the options,
+    which returns a list of messages.
+
+    Raises: UserError.
+    """
+    found = [text for field in dataclasses.fields(options) for text in _misfit(options, field)]
+    found += options.problems() if hasattr(options, "problems") else []
+    if found:
+        raise UserError("; ".join(found))
+
+
+def spelled(name: str) -> str:
+    """Return how a field is written on a command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _misfit(options: Any, field: dataclasses.Field) -> list[str]:
+    value = getattr(options, field.name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return []
+    bounds = field.metadata.get("bounds", {})
+    fits = math.isfinite(value) and all(
+        {
+            "at least": value >= bound,
+            "above": value > bound,
+            "at most": value <= bound,
+            "below": value < bound,
+        }[word]
+        for word, bound in bounds.items()
+    )
+    if fits:
+        return []
+    allowed = " and ".join(f"{word} {bound}" for word, bound in bounds.items()) or "finite"
+    why = f": {field.metadata['why']}" if field.metadata.get("why") else ""
+    return [f"{spelled(field.name)} {value} must be {allowed}{why}"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistributedOptions:
+    """Several processes that work on one task."""
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0 of several, or `auto` on a TPU pod."""
+    processes: int | None = flag(None, at_least=1)
+    """Number of processes; together they have the devices of --mesh."""
+    process: int | None = flag(None, at_least=0)
+    """Number of this process, from 0."""
+    wait_minutes: float = flag(5.0, above=0, at_most=10_000)
+    """Minutes to wait at the start for the other processes, before an error names the missing."""
+
+    def problems(self) -> list[str]:
+        """List what does not fit between these flags."""
+        return processes.problems(self.coordinator, self.processes, self.process)
+
+    def join(self) -> None:
+        """Join the other processes; see `distributed.initialize` for errors."""
+        from prompteol_jax import distributed
+
+        distributed.initialize(
+            self.coordinator, self.processes, self.process, seconds=60 * self.wait_minutes
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +123,7 @@ class ModelOptions:
     """Take hidden_states[LAYER], negative from the end; by default the last, after its norm."""
     pooling: Literal["last", "mean"] = "last"
     """The last token's state, or the mean over all tokens of the prompt."""
-    batch_tokens: int | None = None
+    batch_tokens: int | None = flag(None, at_least=1)
     """Tokens computed at once over all devices; chosen for the device by default."""
     plan: Literal["fixed", "fitted", "packed"] = "fixed"
     """How sentences form batches: in fixed buckets of lengths, in buckets fitted to the texts, or
@@ -60,3 +152,33 @@ class ModelOptions:
             plan=self.plan,
             max_tokens=self.max_tokens,
         )
+
+    def work(self, default_dtype: str) -> dict[str, Any]:
+        """Describe everything in these flags that decides a vector, for `same_work`.
+
+        Files count by their content: `weights` and `adapter` hold the SHA-256 of each file,
+        `prompt` the template's text. `model` and `template` only name them. `vectors` is a number
+        that rises when the project itself computes other vectors.
+
+        Raises: UserError, NotFound where the model, adapter or template cannot be found.
+        """
+        from prompteol_jax.pretrained import provenance, source
+        from prompteol_jax.pretrained.load import find_adapter
+        from prompteol_jax.text.template import read_template
+
+        template = read_template(self.template)
+        adapter = find_adapter(self.adapter) if self.adapter else None
+        found = source.resolve(self.model)
+        flags = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(ModelOptions)
+            if field.name not in _NOT_DECISIVE
+        }
+        return flags | {
+            "weights": provenance.model_files(found.folder) if found.folder else found.name,
+            "adapter": provenance.adapter_files(adapter) if adapter else None,
+            "template": template.name,
+            "prompt": f"{template.head}{{}}{template.suffix}",
+            "dtype": self.dtype or default_dtype,
+            "vectors": provenance.VECTORS,
+        }

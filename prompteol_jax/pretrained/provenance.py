@@ -5,11 +5,9 @@ Two results with equal records were computed by the same code from the same byte
 
 from __future__ import annotations
 
-import hashlib
 import math
 import platform
 from collections.abc import Sequence
-from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +18,7 @@ from prompteol_jax.lora import peft
 from prompteol_jax.models import build
 from prompteol_jax.pretrained import hub
 from prompteol_jax.pretrained.load import TOKENIZER_FILES
+from prompteol_jax.storage.fingerprint import files_sha256
 from prompteol_jax.weights.folder import weight_files
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from prompteol_jax.text.prompt import Prompt
 
 PACKAGES: Final = ("prompteol-jax", "jax", "jaxlib", "flax", "transformers", "tokenizers", "numpy")
+VECTORS: Final = 1  # a number to raise with each change that moves vectors beyond rounding
 EXAMPLE: Final = "A cat sleeps."
 
 
@@ -67,17 +67,15 @@ def versions(more: Sequence[str] = ()) -> dict[str, str]:
     return {"python": platform.python_version(), **installed}
 
 
-def file_sha256(path: Path) -> str:
-    """Return a file's SHA-256; a file that has not changed is read once a process."""
-    real = path.resolve()
-    stat = real.stat()
-    return _sha256(real, stat.st_size, stat.st_mtime_ns)
+def model_files(folder: Path) -> dict[str, str]:
+    """Return the SHA-256, by name, of the files in a folder that decide what its model computes."""
+    names = ("config.json", *TOKENIZER_FILES)
+    return files_sha256([*(folder / name for name in names), *weight_files(folder)])
 
 
-@lru_cache(maxsize=1024)
-def _sha256(path: Path, _size: int, _mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def adapter_files(folder: Path) -> dict[str, str]:
+    """Return the SHA-256, by name, of the files of an adapter."""
+    return files_sha256(folder / name for name in ("adapter_config.json", *peft.ADAPTER_FILES))
 
 
 def _model(source: Pretrained) -> dict[str, Any]:
@@ -89,25 +87,19 @@ def _model(source: Pretrained) -> dict[str, Any]:
     }
     if source.folder is None:
         return fields | {"folder": None, "revision": None, "files": {}}
-    side = [source.folder / name for name in ("config.json", *TOKENIZER_FILES)]
     return fields | {
         "folder": str(source.folder),
         "revision": hub.weights_revision(source.folder),
-        "files": _digests([*side, *weight_files(source.folder)]),
+        "files": model_files(source.folder),
     }
 
 
 def _adapter(folder: Path) -> dict[str, Any]:
-    names = ("adapter_config.json", *peft.ADAPTER_FILES)
     return {
         "folder": str(folder),
         "revision": hub.weights_revision(folder),
-        "files": _digests([folder / name for name in names]),
+        "files": adapter_files(folder),
     }
-
-
-def _digests(paths: Sequence[Path]) -> dict[str, str]:
-    return {path.name: file_sha256(path) for path in paths if path.is_file()}
 
 
 def _template(prompt: Prompt) -> dict[str, Any]:

@@ -1,17 +1,20 @@
-"""Files that survive a kill and a loss of power, and are known again by their content.
+"""Files that survive a kill and a loss of power, and are recognized by their content.
 
-They may lie in a bucket (`paths`), where an object is durable once it is there.
+They may be in a bucket (`paths`), where an object is durable once it is there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import secrets
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from prompteol_jax.errors import CannotWrite, UserError
 from prompteol_jax.storage import paths
 
 
@@ -27,29 +30,47 @@ def sync(path: Any) -> None:
 
 
 def write_whole(path: Any, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file that is seen complete or not at all; until then it is `PATH.new`.
+    """Write a file that is seen complete or not at all; until then it is `PATH.XXXXXXXX.new`.
 
-    What goes to a bucket is kept in a temporary file until then: a stream to it that an error
+    What goes to a bucket is written to a temporary file first: a stream to the bucket that an error
     breaks off would leave half an object.
 
-    Raises: OSError if the disk refuses; what stood there before still does.
+    Raises: CannotWrite if the disk refuses; what was there before stays, and nothing else does.
     """
-    if paths.is_bucket(path):
-        with tempfile.NamedTemporaryFile() as file:
-            write(file)
-            file.flush()
-            paths.upload(Path(file.name), path)
-        return
-    new = path.with_name(f"{path.name}.new")
-    with new.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-    sync(path.parent)
+    with explained(path):
+        if paths.is_bucket(path):
+            with tempfile.NamedTemporaryFile() as file:
+                write(file)
+                file.flush()
+                paths.upload(Path(file.name), path)
+            return
+        new = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
+        try:
+            with new.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
+        sync(path.parent)
+
+
+@contextlib.contextmanager
+def explained(path: Any) -> Iterator[None]:
+    """Name the path in an error of the disk, such as a full one, which names none.
+
+    Raises: CannotWrite.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise CannotWrite(f"{path} could not be written: {error.strerror or error}") from error
 
 
 def sha256(path: Any) -> str:
-    """Hexadecimal digest of a file's content."""
+    """Return the hexadecimal digest of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,12 +1,14 @@
-"""JSON objects of files that others may have written: one reader, one error."""
+"""JSON objects in files: one reader, one error, one writer."""
 
 from __future__ import annotations
 
 import collections
 import json
+from collections.abc import Mapping
 from typing import Any, Final
 
 from prompteol_jax.errors import UserError
+from prompteol_jax.storage import atomic
 
 LIMIT: Final = 2**24  # bytes; nested objects can take 24 times their text in memory
 _KINDS: Final = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
@@ -23,6 +25,15 @@ def read_object(path: Any) -> dict[str, Any]:
     if len(content) > LIMIT:
         raise UserError(f"{path} is longer than {LIMIT} bytes, the most that is read")
     return parse_object(content, path)
+
+
+def write_object(path: Any, content: Mapping[str, Any]) -> None:
+    """Write a file that holds one JSON object, whole or not at all.
+
+    Raises: CannotWrite if the disk refuses; what was there before stays.
+    """
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    atomic.write_whole(path, lambda file: file.write(text.encode()))
 
 
 def parse_object(content: bytes | str, source: object) -> dict[str, Any]:

@@ -61,7 +61,9 @@ class Lease:
             raise UserError(f"{self._path.parent} was taken over by {_name(self._lost)}; end here")
 
     def release(self) -> None:
-        """Give the folder up; nothing is said where it is gone already."""
+        """Give the folder up; a second call does nothing."""
+        if self._ended.is_set():
+            return
         self._ended.set()
         self._beats.join()
         if self._lost is None:

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from prompteol_jax.errors import UserError
-from prompteol_jax.storage import atomic, paths
-from prompteol_jax.storage.json_files import parse_object
+from prompteol_jax.storage import atomic, json_files, paths
 
 NAME: Final = "manifest.json"
 
@@ -23,11 +22,10 @@ NAME: Final = "manifest.json"
 def write(path: Any, content: Mapping[str, Any]) -> None:
     """Write a manifest, atomically, with the SHA-256 of its content in the field `sha256`.
 
-    Raises: OSError if the disk refuses; the manifest that was there before stays.
+    Raises: CannotWrite if the disk refuses; the manifest that was there before stays.
     """
     body = {name: value for name, value in content.items() if name != "sha256"}
-    text = json.dumps({**body, "sha256": _digest(body)}, indent=1, ensure_ascii=False) + "\n"
-    atomic.write_whole(path, lambda file: file.write(text.encode()))
+    json_files.write_object(path, {**body, "sha256": _digest(body)})
 
 
 def read(path: Any) -> dict[str, Any]:
@@ -35,7 +33,7 @@ def read(path: Any) -> dict[str, Any]:
 
     Raises: FileNotFoundError if there is none; UserError if it is not what was written.
     """
-    body = parse_object(path.read_bytes(), path)
+    body = json_files.read_object(path)
     if body.pop("sha256", None) != _digest(body):
         raise UserError(f"{path} is not what was written: its checksum differs")
     return body

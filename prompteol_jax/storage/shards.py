@@ -1,22 +1,21 @@
-"""Vectors as a folder of shards that survives a kill, and the one file they are joined into.
+"""Vectors as a folder of shards that survives a kill.
 
 The manifest says what the vectors are made of and which shards are done. A shard is written whole
-and then entered in the manifest with its SHA-256. Whatever the manifest does not hold is encoded
-again, so no row is lost and none stands twice.
+and then entered in the manifest with its SHA-256. A shard that the manifest does not hold is
+encoded again, so no row is lost and none occurs twice.
 
-The folder may lie in a bucket; there nothing holds another run off, so start one at a time.
+One run writes into a folder at a time (`lease`). In a bucket nothing refuses a second run: start
+one at a time.
 
-Of several processes each writes its share of the shards and a manifest of its own, which the first
-one takes into its own in the end, or at the start of the next run; that may have more or fewer.
+Each of several processes writes its share of the shards and a manifest of its own. The first one
+merges these into its own at the end, or at the start of the next run, which may have more or fewer
+processes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
-import json
-import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,14 +24,16 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float32
 
-from prompteol_jax.errors import AlreadyExists, UserError
-from prompteol_jax.storage import atomic, paths
+from prompteol_jax.errors import AlreadyExists, UserError, listed
+from prompteol_jax.storage import atomic, json_files, lease, paths, same_work
 from prompteol_jax.storage.corpus import Chunk
 
 MANIFEST: Final = "manifest.json"
-_OURS: Final = re.compile(r"(manifest(\.\d+)?\.json|shard-\d{5,}\.npy|joined)(\.new)?")
+_OURS: Final = re.compile(r"(manifest(\.\d+)?\.json|shard-\d{5,}\.npy|joined)(\.[0-9a-f]{8}\.new)?")
+_LEASE: Final = re.compile(rf"{re.escape(lease.NAME)}(\.[0-9a-f]+)?")
 _POLL: Final = 0.5  # seconds between two looks for what other processes did
-_INFORMATIVE: Final = ("model", "template")  # names of what other settings hold
+_NAMES: Final = ("model", "template")  # settings that only name what others hold
+_ADVICE: Final = "Repeat that run's settings, give another output, or replace it with --overwrite"
 
 
 @dataclasses.dataclass
@@ -40,13 +41,14 @@ class Shards:
     """A run's shards; `opened` makes one.
 
     Attributes:
-        settings: whatever decides the vectors, by name.
+        settings: values that decide the vectors, by name.
         chunks: the texts of each shard.
         sha256: of each finished shard's file, None for those still missing.
         width: numbers in a vector; None before `begin`.
         damaged: shards that were found missing or changed and are missing now.
         process: which of the processes of this run this is.
-        share: numbers of the shards that were missing and are this process's to write.
+        share: numbers of the missing shards that this process writes.
+        held: right to write into the folder; None in a bucket and in other processes.
     """
 
     folder: Any
@@ -57,6 +59,7 @@ class Shards:
     damaged: int = 0
     process: int = 0
     share: Sequence[int] = ()
+    held: lease.Lease | None = None
 
     @property
     def rows(self) -> int:
@@ -69,7 +72,7 @@ class Shards:
         return [number for number, digest in enumerate(self.sha256) if digest is None]
 
     def begin(self, width: int) -> None:
-        """Put a new run in the place of what the folder held before; a resumed one goes on.
+        """Replace what the folder held before by a new run; continue a resumed one.
 
         Raises: UserError if vectors of another width are there.
         """
@@ -118,8 +121,10 @@ class Shards:
     def write(self, number: int, vectors: Float32[np.ndarray, "n D"]) -> None:
         """Write one shard and enter it in the manifest.
 
-        Raises: OSError if the disk refuses; what was written before stays good.
+        Raises: CannotWrite if the disk refuses; what was written before stays good.
         """
+        if self.held is not None:
+            self.held.check()
         expected = (self.chunks[number].rows, self.width)
         if vectors.shape != expected:
             raise UserError(f"shard {number} needs {expected} numbers, got {vectors.shape}")
@@ -136,6 +141,8 @@ class Shards:
     def remove(self) -> None:
         """Remove the shards and their folder."""
         self._clear()
+        if self.held is not None:
+            self.held.release()
         if not paths.is_bucket(self.folder):
             self.folder.rmdir()
 
@@ -156,9 +163,8 @@ class Shards:
             "width": self.width,
             "shards": shards,
         }
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         name = f"manifest.{self.process}.json" if self.process else MANIFEST
-        atomic.write_whole(self.folder / name, lambda file: file.write(text.encode()))
+        json_files.write_object(self.folder / name, content)
 
 
 @contextlib.contextmanager
@@ -171,7 +177,7 @@ def opened(
     process: int = 0,
     processes: int = 1,
 ) -> Iterator[Shards]:
-    """Find what a folder holds of a run, or start one there; no other run writes there meanwhile.
+    """Find what a folder holds of a run, or start one there; refuse other runs meanwhile.
 
     Args:
         overwrite: vectors of other settings or texts may be replaced.
@@ -179,36 +185,41 @@ def opened(
     Raises: UserError naming each setting that differs, or that another run writes there;
         FileExistsError where the folder holds files of others.
     """
-    with _held(folder, is_first=process == 0):
-        foreign = [name for name in paths.files(folder) if not _OURS.fullmatch(name)]
+    with _held(folder, is_first=process == 0) as held:
+        foreign = [name for name in paths.files(folder) if not _is_ours(name)]
         if foreign:
             raise AlreadyExists(
-                f"folder {folder} holds other files ({', '.join(foreign[:5])}); "
+                f"folder {folder} holds other files ({listed(foreign, 5)}); "
                 "give a new folder or an empty one"
             )
         found = _resumed(folder, settings, chunks, overwrite=overwrite)
         share = found.missing[process::processes]
-        yield dataclasses.replace(found, process=process, share=share)
+        yield dataclasses.replace(found, process=process, share=share, held=held)
 
 
 @contextlib.contextmanager
-def _held(folder: Any, *, is_first: bool) -> Iterator[None]:
-    """Make the folder, hold it for the first process, and remove it if nothing came into it."""
+def _held(folder: Any, *, is_first: bool) -> Iterator[lease.Lease | None]:
+    """Make the folder, hold it in the first process, and remove it if nothing came into it."""
     if paths.is_bucket(folder):
-        yield
+        yield None
         return
     is_new = not folder.exists()
-    folder.mkdir(exist_ok=True)
-    lock = os.open(folder, os.O_RDONLY)
+    with atomic.explained(folder):
+        folder.mkdir(exist_ok=True)
+    if not is_first:
+        yield None
+        return
     try:
-        if is_first:
-            _take(lock, folder)
-        yield
+        with lease.held(folder, "prompteol encode") as held:
+            yield held
     finally:
-        os.close(lock)
-        if is_new and is_first:
+        if is_new:
             with contextlib.suppress(OSError):  # it holds something, or is gone already
                 folder.rmdir()
+
+
+def _is_ours(name: str) -> bool:
+    return bool(_OURS.fullmatch(name) or _LEASE.fullmatch(name))
 
 
 def shard_name(number: int) -> str:
@@ -223,41 +234,31 @@ def _resumed(
     if not (folder / MANIFEST).exists():
         return fresh
     try:
-        found = json.loads((folder / MANIFEST).read_bytes())
+        found = json_files.read_object(folder / MANIFEST)
         there = [Chunk(shard["rows"], shard["input_sha256"]) for shard in found["shards"]]
-        problems = _differences(found["settings"], settings) + _other_texts(there, chunks)
+        problems = same_work.differences(found["settings"], settings, ignore=_NAMES)
+        problems += _other_texts(there, chunks)
         entered = _entered(folder)
         width = int(found["width"])
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         problems = [f"its {MANIFEST} is damaged ({error})"]
     if problems and overwrite:
         return fresh
     if problems:
-        raise UserError(
-            f"{folder} belongs to another run: {'; '.join(problems)}. "
-            "Repeat that run's settings, give another output, or replace it with --overwrite"
-        )
+        raise UserError(same_work.refusal(folder, problems, _ADVICE))
     intact = [_intact(folder / shard_name(n), digests) for n, digests in enumerate(entered)]
     damaged = sum(bool(a) and b is None for a, b in zip(entered, intact, strict=True))
     return Shards(folder, settings, chunks, intact, width, damaged)
 
 
 def _digests(manifest: Any) -> list[str | None]:
-    return [shard["sha256"] for shard in json.loads(manifest.read_bytes())["shards"]]
+    return [shard["sha256"] for shard in json_files.read_object(manifest)["shards"]]
 
 
 def _entered(folder: Any) -> list[set[str]]:
     """The digests that any process entered of each shard."""
     manifests = (folder / MANIFEST, *folder.glob("manifest.*.json"))
     return [set(copies) - {None} for copies in zip(*map(_digests, manifests), strict=True)]
-
-
-def _differences(found: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{name} was {found.get(name)!r} and is now {asked.get(name)!r}"
-        for name in {**found, **asked}
-        if name not in _INFORMATIVE and found.get(name) != asked.get(name)
-    ]
 
 
 def _other_texts(found: Sequence[Chunk], asked: Sequence[Chunk]) -> list[str]:
@@ -274,10 +275,3 @@ def _intact(path: Any, entered: set[str]) -> str | None:
     """The digest of a shard that is what some process entered."""
     digest = atomic.sha256(path) if entered and path.exists() else None
     return digest if digest in entered else None
-
-
-def _take(lock: int, folder: Any) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"another run is writing to {folder}; wait for it or end it") from None

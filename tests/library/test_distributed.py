@@ -184,7 +184,7 @@ def test_one_process_is_primary_and_waits_for_nobody():
 
 @pytest.mark.parametrize(("processes", "process"), [(None, None), (2, None), (None, 0)])
 def test_refuses_an_address_without_the_processes(processes, process):
-    message = r"--coordinator h:1 needs --processes N and --process I \(0 to N-1\) beside it"
+    message = r"--coordinator h:1 needs --processes N and --process I \(0 to N-1\)"
     with pytest.raises(ValueError, match=message):
         distributed.initialize("h:1", processes, process)
 

@@ -212,7 +212,7 @@ def test_other_weights_under_the_same_name_are_refused(data, texts, tmp_path, lo
         file.seek(-1, os.SEEK_END)
         file.write(b"\x01")
     line = refused(capsys, encode, texts, tmp_path / "v", "--model", str(model))
-    assert "weights was '" in line
+    assert "weights.model.safetensors was '" in line
 
 
 def test_texts_that_change_between_two_readings_are_refused(
@@ -242,7 +242,7 @@ def test_texts_that_change_between_two_readings_are_refused(
         ("texts.txt", "full", ["--overwrite"], "folder full holds other files (thesis.tex)"),
         ("texts.txt", "-", [], "--output - is no file"),
         ("a.parquet", "a.parquet", ["--overwrite"], "--output a.parquet is the input"),
-        ("texts.txt", "none/a", ["--shard-rows", "0"], "0; it takes 1 or more; the folder none"),
+        ("texts.txt", "none/a", ["--shard-rows", "0"], "0 must be at least 1; the folder none"),
         ("texts.txt", "a.npy", ["--template", "eo"], "eo"),
         ("texts.txt", "a.npy", ["--mesh", "4by2"], "4by2"),
         ("texts.txt", "a.npy", ["--model", "no/where/here"], "no/where/here"),

@@ -81,7 +81,7 @@ def test_a_damaged_shard_is_missing_again(folder, damage):
     ("settings", "chunks", "message"),
     [
         ({"dtype": "bfloat16"}, CHUNKS, r"dtype was 'float32' and is now 'bfloat16'\. Repeat"),
-        ({"layer": -2}, CHUNKS, "layer was None and is now -2"),
+        ({"layer": -2}, CHUNKS, r"layer was \(nothing\) and is now -2"),
         ({"prompt": "x", "dtype": "y"}, CHUNKS, r"prompt was '\{\}' .*'x'; dtype was .* 'y'"),
         ({}, CHUNKS[:2], "the input had 7 texts and has now 6"),
         (
@@ -92,7 +92,7 @@ def test_a_damaged_shard_is_missing_again(folder, damage):
         (
             {"shard_rows": 7},
             [Chunk(7, "d")],
-            r"run: shard_rows was None and is now 7\. Repeat",
+            r"run: shard_rows was \(nothing\) and is now 7\. Repeat",
         ),
     ],
 )
@@ -107,9 +107,9 @@ def test_another_run_is_refused_and_replaced_only_on_demand(folder, settings, ch
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     with opened(folder, {**SETTINGS, **settings}, chunks, overwrite=True) as run:
         assert run.missing == list(range(len(chunks)))
-        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+        assert before.items() <= {path.name: path.read_bytes() for path in folder.iterdir()}.items()
         run.begin(WIDTH)
-        assert [path.name for path in folder.iterdir()] == ["manifest.json"]
+        assert {path.name for path in folder.iterdir()} == {"manifest.json", "lease.json"}
 
 
 def test_names_of_the_same_model_and_template_may_differ(folder):
@@ -159,7 +159,7 @@ def test_refuses_vectors_of_another_shape(folder):
 def test_a_second_writer_is_refused(folder):
     with opened(folder) as run:
         run.begin(WIDTH)
-        refusal = "another run is writing to .*run; wait for it"
+        refusal = "another run is writing to .*run: prompteol encode, process .*; wait for it"
         with pytest.raises(ValueError, match=refusal), opened(folder):
             pass
         run.write(0, vectors(0))
