@@ -11,7 +11,7 @@ from eval.shared import bootstrap, charts, results, terminal
 from eval.shared import html as report
 from prompteol_jax.text.template import Template
 
-COLUMNS: Final = ("rank", "Spearman", "gain", "pairs", "candidate", "demonstrations")
+COLUMNS: Final = ("rank", "Spearman", "gain", "demonstrations", "candidate", "pairs")
 TEXTS: Final = ("candidate", "demonstrations")
 SHOWN: Final = 20  # first rows of the table of the page
 PRINTED: Final = 10
@@ -82,9 +82,9 @@ def rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
             str(line["rank"]),
             f"{line['score']:.2f}",
             f"{line['score'] - result['zero_shot']:+.2f}",
-            str(line["pairs"]),
-            line["name"],
             "  ".join(f"{d['text']} → {d['word']}" for d in line["demonstrations"]),
+            line["name"],
+            str(line["pairs"]),
         )
         for line in result["ranking"]
     ]

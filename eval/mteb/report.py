@@ -19,7 +19,7 @@ def print_scores(result: Mapping[str, Any]) -> None:
         COLUMNS,
         [_row(name, task) for name, task in result["detail"].items()],
         left=("task", "type"),
-        last=("average", "", f"{result['average']:.2f}"),
+        last=_average(result),
     )
 
 
@@ -29,10 +29,19 @@ def write_report(path: Path, result: Mapping[str, Any]) -> None:
     ranked = sorted(result["detail"].items(), key=lambda item: (item[1]["type"], item[0]))
     scores = {name: result["scores"][name] for name, _ in ranked}
     sections = [
-        ("Scores", report.table(COLUMNS, [_row(name, task) for name, task in ranked])),
+        (
+            "Scores",
+            report.table(
+                COLUMNS, [_row(name, task) for name, task in ranked], total=_average(result)
+            ),
+        ),
         ("Figure", report.figure(charts.bars(scores), "100 × main score")),
     ]
     report.write_page(path, results.page_title("MTEB", result), facts, sections)
+
+
+def _average(result: Mapping[str, Any]) -> tuple[str, ...]:
+    return "average", "", f"{result['average']:.2f}"
 
 
 def _row(name: str, task: Mapping[str, Any]) -> tuple[str, ...]:

@@ -248,6 +248,12 @@ def unlike(result: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def is_whole(result: Mapping[str, Any], table: str) -> bool:
+    """Return whether a result is of all tasks of a table, on the whole published data."""
+    lacking = (result.get("data") or {}).get("incomplete")
+    return set(result["scores"]) == set(tasks_of(table)) and not lacking
+
+
 def cells(result: Mapping[str, Any], row: Row | None, table: str) -> list[Cell]:
     """Return every score of a result, and its average, with what was published for it in a row.
 

@@ -22,10 +22,14 @@ def beside(result: Mapping[str, Any]) -> str:
         table, result["model"], result["template"], result.get("adapter"), result.get("quantize")
     )
     cells = published.cells(result, row, table)
+    if row is None:
+        return report.paragraph("For this model, template and adapter none found.") + _by_size(
+            result, table
+        )
     lines = []
     for cell in cells:
         known = cell.published is not None
-        derived = " (derived)" if cell.task == "average" and row and row.derived else ""
+        derived = " (derived)" if cell.task == "average" and row.derived else ""
         shown = f"{cell.published:.2f}{derived}" if known else "not compared"
         shown = shown if known or cell.why_not else "none found"
         lines.append(
@@ -35,17 +39,14 @@ def beside(result: Mapping[str, Any]) -> str:
     for cell in cells:
         if cell.why_not:
             content += report.paragraph(f"{cell.task} is not compared: {cell.why_not}.")
-    if row and row.source:
+    if row.source:
         content += report.paragraph(f"Source: {row.source}")
-    if all(not cell.why_not for cell in cells):
-        content += _by_size(result, table)
-    return content
+    return content + _by_size(result, table)
 
 
 def _by_size(result: Mapping[str, Any], table: str) -> str:
     parameters = (result.get("provenance") or {}).get("model", {}).get("parameters")
-    whole = set(result["scores"]) == set(published.tasks_of(table))
-    if not whole or not parameters or published.unlike(result):
+    if not parameters or not published.is_whole(result, table) or published.unlike(result):
         return ""
     caption = f"Average against parameters; published: OPT in table {table}"
     series = {
@@ -122,7 +123,7 @@ def write_page(path: Path, result: Mapping[str, Any]) -> None:
         if not row["reason"]
     ]
     if panels := _panels(result):
-        sections.append(("Figures", report.grid(panels)))
+        sections.append(("Figures", report.grid(panels, column_rem=24)))
     if missing := _missing(result["rows"]):
         sections.append(("Not available", report.table(("model", "reason"), missing)))
     sections.append(("Sources of the published figures", _sources(result["rows"])))

@@ -28,13 +28,17 @@ def scatter(gold: Float64[np.ndarray, " n"], cosines: Float64[np.ndarray, " n"])
     units = np.unique(unit)
     medians = [np.median(cosines[unit == value]) for value in units]
     axes.plot(units, medians, color=ORANGE, marker="o", markersize=4, linewidth=1.5)
+    # A few far away would leave the line flat.
+    low, high = np.quantile(cosines, (0.005, 1))
+    if high > low:
+        axes.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
     axes.set(xlabel="gold", ylabel="cosine", xlim=(-0.2, 5.2))
     return drawing
 
 
 def densities(groups: Mapping[str, Float64[np.ndarray, " _"]]) -> Figure:
     """Draw the densities of cosines of several groups over one another."""
-    drawing, axes = empty(4.6, 2.8)
+    drawing, axes = empty(4.2, 2.8)
     # A few far away would leave the rest a single bar.
     low = min(np.quantile(values, 0.002) for values in groups.values())
     high = max(values.max() for values in groups.values())
@@ -43,7 +47,7 @@ def densities(groups: Mapping[str, Float64[np.ndarray, " _"]]) -> Figure:
         axes.hist(values, edges, density=True, histtype="stepfilled", alpha=0.35, color=color)
         axes.hist(values, edges, density=True, histtype="step", color=color, label=name)
     axes.set(xlabel="cosine", ylabel="density")
-    axes.legend(frameon=False, fontsize="small")
+    axes.legend(frameon=False, fontsize=9)
     return drawing
 
 
@@ -64,7 +68,7 @@ def by_size(series: Mapping[str, Mapping[float, float]], ylabel: str = "average"
     Args:
         series: Averages by number of parameters, by the name of the series.
     """
-    drawing, axes = empty(4.6, 3.0)
+    drawing, axes = empty(4.2, 3.0)
     styles = ((GREY, "o", 4), (ORANGE, "D", 5), (GREEN, "s", 5), (BLUE, "^", 5))
     for (name, averages), (color, marker, size) in zip(series.items(), styles, strict=False):
         if averages:
@@ -74,13 +78,13 @@ def by_size(series: Mapping[str, Mapping[float, float]], ylabel: str = "average"
                 sizes, heights, color=color, marker=marker, markersize=size, linewidth=1, label=name
             )
     axes.set(xlabel="parameters", ylabel=ylabel, xscale="log")
-    axes.legend(frameon=False, fontsize="small")
+    axes.legend(frameon=False, fontsize=9)
     return drawing
 
 
 def bars(scores: Mapping[str, float]) -> Figure:
     """Draw one bar per name, the first on top."""
-    drawing, axes = empty(4.6, 0.6 + 0.3 * len(scores))
+    drawing, axes = empty(4.4, 0.6 + 0.3 * len(scores))
     names = list(scores)[::-1]
     axes.barh(names, [scores[name] for name in names], color=BLUE, height=0.6)
     axes.set_xlim(min(0, *scores.values()), 100)
@@ -101,7 +105,7 @@ def lines(
     """
     from matplotlib import ticker
 
-    drawing, axes = empty(5.0, 3.2)
+    drawing, axes = empty(4.4, 3.0)
     for name, values in series.items():
         if name == "average":
             axes.plot(x, values, color="#000000", linewidth=2, label=name)
@@ -110,7 +114,7 @@ def lines(
     axes.axvline(marked, color=GREY, linewidth=0.8, linestyle=":")
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.legend(frameon=False, fontsize="small")
+    axes.legend(frameon=False, fontsize=9)
     return drawing
 
 
@@ -120,15 +124,15 @@ def counts(
     """Draw how many values are where, and named vertical lines."""
     from matplotlib import ticker
 
-    drawing, axes = empty(5.0, 3.0)
+    drawing, axes = empty(4.4, 2.8)
     axes.hist(values, bins=min(_BINS, max(5, len(values) // 4)), color=BLUE)
     for (name, value), color, style in zip(
         marks.items(), (ORANGE, GREEN), ("-", "--"), strict=False
     ):
         axes.axvline(value, color=color, linewidth=1.5, linestyle=style, label=name)
+    axes.legend(frameon=False, fontsize=9, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
     axes.yaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.legend(frameon=False, fontsize="small")
     return drawing
 
 

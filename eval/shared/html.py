@@ -1,7 +1,8 @@
 """Reports as one self-contained HTML file: no script, no network, light and dark, narrow and wide.
 
-The pieces are strings of HTML: `table` and `figure` make them, `grid` sets several side by side
-and `write_page` writes them to a file under their headings.
+The pieces are strings of HTML: `table`, `figure` and `paragraph` make them, `grid` lays several out
+in rows, and `write_page` writes them to a file under their headings. The page also prints: no
+column is cut off, and no row or drawing is broken over two sheets.
 """
 
 from __future__ import annotations
@@ -39,25 +40,56 @@ dd { margin: 0; }
 p { margin: .6rem 0; color: var(--quiet); max-width: 44rem; }
 .table { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+tr, figure { break-inside: avoid; }
+h2 { break-after: avoid; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left;
   white-space: nowrap; }
 th { font-weight: 600; background: var(--band); }
 .number { text-align: right; }
-td.wrapped, td.long { white-space: pre-line; }
-.long { min-width: 16rem; }
-@media (max-width: 30rem) { table { font-size: .9rem; } th, td { padding: .3rem .4rem; } }
+td.wrapped, td.long { white-space: pre-line; overflow-wrap: anywhere; }
+td.wrapped { min-width: 8rem; }
+td.long { min-width: 16rem; }
+@media (max-width: 30rem) { table { font-size: .9rem; } th, td { padding: .3rem .4rem; }
+  td.long { min-width: 12rem; } }
 figure { margin: 0; }
+section > * + figure, figure + * { margin-top: .8rem; }
+tr.total td { font-weight: 600; border-bottom: 0; }
 figcaption { font-size: .9rem; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr));
-  gap: 1.2rem; }
+.grid { display: grid; gap: 1.2rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, var(--column)), 1fr)); }
 svg { display: block; width: 100%; height: auto; fill: currentColor; }
 svg * { stroke-linejoin: round; stroke-linecap: butt; }
 svg text { font-family: inherit !important; }
+@page { margin: 1.4cm; }
+@media print {
+  :root { color-scheme: light; --paper: #fff; --ink: #000; --quiet: #444; --line: #bbb;
+    --band: #eee; }
+  body { max-width: none; padding: 0; font-size: 10pt; }
+  .table { overflow: visible; }
+  table { width: 100%; font-size: 8pt; }
+  thead { display: table-header-group; }
+  th, td { white-space: normal; padding: .15rem .3rem; }
+  th:not(.long), td.number { overflow-wrap: normal; }
+  td.wrapped, td.long { min-width: 0; }
+  .grid { display: block; }
+  .grid > figure { display: inline-block; width: 31%; vertical-align: top; margin: 0 1% .6rem 0; }
+  .grid.wide > figure { width: 48%; }
+  section > figure { max-width: 12cm; }
+}
 """
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Renders a table that scrolls inside its own box; columns of numbers are right-aligned."""
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    total: Sequence[object] | None = None,
+) -> str:
+    """Render a table that scrolls in a box; columns of numbers are right-aligned.
+
+    Args:
+        total: Last row, in bold.
+    """
+    rows = [*rows, *([] if total is None else [total])]
     for row in rows:
         if len(row) != len(header):
             raise UserError(f"a row of {len(row)} cells under a header of {len(header)}: {row!r}")
@@ -67,13 +99,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         pieces = zip(marks, cells, strict=True)
         return "".join(f"<{tag}{mark}>{html.escape(str(cell))}</{tag}>" for mark, cell in pieces)
 
-    body = "".join(f"<tr>{line('td', row)}</tr>\n" for row in rows)
+    bold = len(rows) - 1 if total is not None else None
+    kinds = [' class="total"' if number == bold else "" for number in range(len(rows))]
+    body = "".join(
+        f"<tr{kind}>{line('td', row)}</tr>\n" for kind, row in zip(kinds, rows, strict=True)
+    )
     head = f"<thead><tr>{line('th', header)}</tr></thead>"
     return f'<div class="table"><table>{head}\n<tbody>\n{body}</tbody></table></div>'
 
 
 def figure(figure: "Figure", caption: str) -> str:
-    """Renders a matplotlib figure as inline SVG at its own width, narrower where the page is.
+    """Render a matplotlib figure as inline SVG at its own width, narrower where the page is.
 
     Black becomes the page's ink and white its paper. Draw clouds of points with
     `rasterized=True`, or thousands of paths make the page slow. The figure is left open.
@@ -94,15 +130,20 @@ def paragraph(sentence: str) -> str:
     return f"<p>{html.escape(sentence)}</p>"
 
 
-def grid(pieces: Sequence[str]) -> str:
-    """Sets pieces side by side, as many in a row as the page is wide."""
-    return f'<div class="grid">{"".join(pieces)}</div>'
+def grid(pieces: Sequence[str], *, column_rem: int = 15) -> str:
+    """Lay pieces out in rows, as many in a row as fit.
+
+    Args:
+        column_rem: Least width of a piece on a wide page, in the width of a letter m.
+    """
+    kind = "grid wide" if column_rem > 20 else "grid"
+    return f'<div class="{kind}" style="--column: {column_rem}rem">{"".join(pieces)}</div>'
 
 
 def write_page(
     path: str | Path, title: str, summary: Mapping[str, Any], sections: Sequence[tuple[str, str]]
 ) -> None:
-    """Writes a page: its title, a summary of names and values, and sections of heading and HTML.
+    """Write a page: its title, a summary of names and values, and sections of heading and HTML.
 
     Title, summary and headings are escaped; the HTML of a section is taken as it is.
     """
@@ -126,7 +167,7 @@ def write_page(
 
 
 def _mark(column: Sequence[object]) -> str:
-    """Returns the attribute that lays out a column: numbers right, long texts wrapped."""
+    """Return the attribute that lays out a column: numbers right, long texts wrapped."""
     if all(_is_number(cell) for cell in column):
         return ' class="number"'
     longest = max(len(str(cell)) for cell in column)
@@ -136,7 +177,7 @@ def _mark(column: Sequence[object]) -> str:
 
 
 def _is_number(cell: object) -> bool:
-    """Tells whether a cell reads as a number; an empty cell or a dash does not spoil a column."""
+    """Return whether a cell reads as a number; an empty cell or a dash does not spoil a column."""
     try:
         float(str(cell).replace(",", "").removesuffix("%"))
     except ValueError:
@@ -145,7 +186,7 @@ def _is_number(cell: object) -> bool:
 
 
 def _inline(svg: str, caption: str, width_px: int) -> str:
-    """Turns a stand-alone SVG file into an element that shares a page with others."""
+    """Turn a stand-alone SVG file into an element that shares a page with others."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     viewbox = re.search(r'viewBox="[^"]*"', svg)[0]

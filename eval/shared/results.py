@@ -84,11 +84,12 @@ def settings(result: Mapping[str, Any]) -> dict[str, str]:
         "adapter": str(result.get("adapter") or "none"),
         "template": str(result["template"]),
         "dtype": str(result["dtype"]),
-        "weights": str(result.get("quantize") or result["dtype"]),
         "layer": "last" if layer is None else str(layer),
         "pooling": str(result.get("pooling") or "last"),
         "sentences": "cleaned" if result.get("clean", True) else "as they are",
     }
+    if result.get("quantize"):
+        found["weights"] = str(result["quantize"])
     if data:
         found["split"] = str(data["split"])
     if strict:
@@ -106,7 +107,7 @@ def title(result: Mapping[str, Any]) -> str:
     """Return the heading of a table: model, template, dtype, and every unusual setting."""
     found = settings(result)
     usual = {
-        **{"adapter": "none", "layer": "last", "pooling": "last", "weights": found["dtype"]},
+        **{"adapter": "none", "layer": "last", "pooling": "last"},
         **{"sentences": "cleaned", "split": "test"},
     }
     words = {
@@ -156,6 +157,8 @@ def facts(result: Mapping[str, Any]) -> dict[str, str]:
         )
     if "seconds" in result:
         found["time"] = f"{result['seconds']:,.1f} s"
+        if result.get("from_cache"):
+            found["time"] += f", with {result['from_cache']:,} vectors of earlier runs"
     if "date" in result:
         found["made"] = f"{result['date']}, version {result['version']}"
     return found

@@ -57,7 +57,7 @@ class CachedEncoder:
     """An encoder that looks vectors up in a folder, and encodes and writes those that are missing.
 
     Attributes:
-        found: Number of texts of the last call whose vectors came from the folder.
+        found: Number of vectors that came from the folder.
     """
 
     def __init__(self, embedder: Any, folder: Path):
@@ -75,11 +75,12 @@ class CachedEncoder:
         digests = [_digest(text) for text in distinct]
         vectors = np.empty((len(distinct), self._embedder.width), np.float32)
         missing = self._look_up(digests, vectors)
-        self.found = len(distinct) - len(missing)
-        if self.found:
+        found = len(distinct) - len(missing)
+        self.found += found
+        if found:
             _log.warning(
-                "%d of %d vectors are from %s; --no-cache encodes all again",
-                *(self.found, len(distinct), self._folder),
+                "%d of %d vectors are of an earlier run, from %s; --no-cache encodes all again",
+                *(found, len(distinct), self._folder.parent),
             )
         # Texts of like length share their batches, so that chunks hardly add any padding.
         missing.sort(key=lambda row: len(distinct[row]))

@@ -77,6 +77,7 @@ def score(
         "strict_original": options.strict_original,
         "pairs": sum(map(len, chosen)),
         "seconds": seconds,
+        "from_cache": getattr(encoder, "found", 0),
         "data": describe_data(options.data, options.split, chosen),
         **results.record(embedder, options),
         "examples": shown,

@@ -71,10 +71,10 @@ def write_report(
         )
         for task in chosen
     ]
-    rows = [*score_rows(result), average_row(result)]
+    scores = report.table(COLUMNS, score_rows(result), total=average_row(result))
     clean = result["clean"]
     sections = [
-        ("Scores", report.table(COLUMNS, rows) + report.paragraph(SCORES_NOTE)),
+        ("Scores", scores + report.paragraph(SCORES_NOTE)),
         ("Published scores", reproduce_report.beside(result)),
         (
             "Gold similarity against cosine",

@@ -49,8 +49,9 @@ def run(options: TransferOptions) -> dict[str, Any]:
     chosen = read_transfer(options.data, options.tasks, folds=protocol.folds)
     embedder = options.load("float32")
     start = time.perf_counter()
+    encoder = options.cached(embedder)
     scored = transfer_scores.evaluate_transfer(
-        options.cached(embedder),
+        encoder,
         chosen,
         protocol=protocol,
         seed=options.seed,
@@ -65,6 +66,7 @@ def run(options: TransferOptions) -> dict[str, Any]:
         "clean": not options.raw,
         "protocol": dataclasses.asdict(protocol) | {"seed": options.seed},
         "seconds": seconds,
+        "from_cache": getattr(encoder, "found", 0),
         "data": describe_data(options.data, chosen),
         **results.record(embedder, options),
         "examples": examples,

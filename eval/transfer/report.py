@@ -40,9 +40,9 @@ def write_report(path: Path, result: Mapping[str, Any]) -> None:
         )
         for name, it in result["examples"].items()
     ]
-    rows = [*score_rows(result), average_row(result)]
+    accuracies = report.table(COLUMNS, score_rows(result), total=average_row(result))
     sections = [
-        ("Accuracies", report.table(COLUMNS, rows) + report.paragraph(NOTE)),
+        ("Accuracies", accuracies + report.paragraph(NOTE)),
         ("Published scores", reproduce_report.beside(result)),
         ("Confusions", report.paragraph(CONFUSION_NOTE) + report.grid(panels)),
     ]

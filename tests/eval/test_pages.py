@@ -17,6 +17,8 @@ from eval.transfer.tasks import SOURCES
 from prompteol_jax.text.template import TEMPLATES
 from train.run import report as train_report
 
+LONG = ("a word", "https://example.org/" + "a" * 300, "x" * 300)
+
 
 @pytest.fixture(scope="module")
 def chromium():
@@ -130,6 +132,15 @@ def test_pages_have_no_errors_and_fit_a_phone(
         (name, width) for name in pages for width in browser.WIDTHS
     }
     assert sum(one["images"] for one in found if one["page"] == "sts") > 0
+
+
+def test_one_long_word_leaves_every_column_in_view(chromium, tmp_path):
+    page = tmp_path / "long.html"
+    rows = [(f"{word} and more text that wraps, as sentences do", "5.00", "x") for word in LONG]
+    report.write_page(page, "long", {}, [("x", report.table(("pair", "gold", "task"), rows))])
+    problems, found = browser.faults(chromium, {"long": page.read_text()}, tmp_path)
+    assert problems == []
+    assert [one["scrolled"] for one in found if one["width"] == max(browser.WIDTHS)] == [0]
 
 
 def test_what_is_wrong_with_a_page_is_found(chromium, tmp_path):

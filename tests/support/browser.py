@@ -26,7 +26,9 @@ async function check(frame) {
   const lost = [];
   for (const source of [...images, ...drawn])
     if (!await loads(source)) lost.push(source.slice(0, 60));
-  return {page: frame.title, width: frame.clientWidth, wide, lost,
+  const boxes = [...page.querySelectorAll(".table")];
+  const scrolled = boxes.filter(box => box.scrollWidth > box.clientWidth).length;
+  return {page: frame.title, scrolled, width: frame.clientWidth, wide, lost,
           height: page.documentElement.scrollHeight, images: images.length + drawn.length};
 }
 addEventListener("load", async () => {
