@@ -2,12 +2,36 @@
 
 import pytest
 
-from tpu.chips import CHIPS, parse_topology, slices
+from tpu.chips import CHIPS, chip_of, parse_topology, slices
 
 
 @pytest.mark.parametrize("text", ["v5e:2x4", "v5p:2x2x1", "v6e:16x16", "v4:4x4x4"])
 def test_a_topology_is_read_and_written_alike(text):
     assert str(parse_topology(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("v5e:2x3", r"v5e:2x2, v5e:2x4, .*did you mean v5e:2x"),
+        ("v5e:4x2", r"there are v5e:1x1, .* \(did you mean v5e:2x4"),
+        ("v5p:2x2x3", r"v5p up to 16x16x24: .*did you mean v5p:2x2x"),
+        ("v5p:8x4x4", r"multiples of 4 in rising order"),
+        ("v5p:16x16x28", r"v5p up to 16x16x24"),
+        ("v5-e:2x4", r"v5e up to 16x16, .*did you mean v5e:2x4"),
+    ],
+)
+def test_a_wrong_slice_is_refused_with_those_of_its_chip_and_the_nearest(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_topology(text)
+
+
+def test_the_names_of_generations_are_their_own():
+    for field in ("name", "accelerator", "image"):
+        assert len({getattr(chip, field) for chip in CHIPS.values()}) == len(CHIPS)
+    for chip in CHIPS.values():
+        assert all(chip_of(kind) is chip for kind in chip.kinds)
+    assert chip_of("NVIDIA H200") is None
 
 
 @pytest.mark.parametrize("text", ["v5e", "v5e:8", "v5e:2x2x2", "v9:2x4", "v5e:16x32", "v5e:0x4"])

@@ -12,19 +12,10 @@ from typing import Any, Final
 import jax
 import jax.numpy as jnp
 
-from tpu.chips import CHIPS
+from tpu.chips import chip_of
 
 _SIDES: Final = {"cpu": (512, 1024, 2048), "other": (2048, 4096, 8192, 16384)}
 _SECONDS: Final = 0.3  # that a product is repeated for
-_KINDS: Final = {  # what a TPU calls itself, by chip
-    "TPU v4": "v4",
-    "TPU v5 lite": "v5e",
-    "TPU v5e": "v5e",
-    "TPU v5": "v5p",
-    "TPU v5p": "v5p",
-    "TPU v6 lite": "v6e",
-    "TPU v6e": "v6e",
-}
 _COMPILING: Final = (
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
     "/jax/core/compile/backend_compile_duration",
@@ -32,7 +23,7 @@ _COMPILING: Final = (
 
 
 def matrix_rate(dtype: str, devices: int) -> float:
-    """The best FLOP a second of square products in a dtype, over sizes, on so many devices.
+    """Return the best FLOP a second of square products in a dtype, over sizes, on so many devices.
 
     Simulated devices of a CPU share its cores, so there the rate is that of the machine.
     """
@@ -56,13 +47,13 @@ def matrix_rate(dtype: str, devices: int) -> float:
 
 
 def chip_peak(device: jax.Device) -> float | None:
-    """The maker's bfloat16 FLOP a second of a TPU; None for what the table does not hold."""
-    chip = CHIPS.get(_KINDS.get(device.device_kind, ""))
+    """Return the maker's bfloat16 FLOP a second of a TPU; None for another device."""
+    chip = chip_of(device.device_kind)
     return None if chip is None else chip.peak
 
 
 def peak_bytes() -> tuple[int, str]:
-    """The most memory held so far, and whose: of the fullest device, else of this process."""
+    """Return the peak of memory in bytes and whose it is: the fullest device, else this process."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     held = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
     if held and jax.devices()[0].platform != "cpu":
