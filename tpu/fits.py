@@ -1,4 +1,4 @@
-"""What fits where: the table of models and slices for one job.
+"""Make the table of which models fit which slices, for one job.
 
     python -m tpu.fits --job encode --models opt-1.3b,llama-7b --slices v5e:1x1,v5e:2x4
 
@@ -9,16 +9,20 @@ Every figure is compiler-estimated, as in `tpu.plan`; the table is Markdown.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from prompteol_jax.errors import UserError
+from tpu.chips import GIB, parse_topology
+
 PROGRAM: Final = "python -m tpu.fits"
 CHUNKS: Final = 16
-GIB: Final = 2**30
 HOUR_S: Final = 3600
 
 
@@ -37,7 +41,8 @@ class FitsOptions:
     remat: Literal["none", "dots", "full"] = "full"
     """Train: what the backward pass recomputes."""
     json: Path | None = None
-    """File that every plan is added to as soon as it is made; what it holds is not made again."""
+    """File that every plan is added to as soon as it is made; a plan that it holds, of the same
+    versions of this package, jax and libtpu, is not made again."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,15 +55,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(options: FitsOptions) -> list[dict[str, Any]]:
-    """Plan every cell and print the table."""
+    """Plan every cell, print the table and return its cells.
+
+    Raises: UserError for models and slices that are not known, before anything is compiled.
+    """
     from prompteol_jax import runtime
+    from prompteol_jax.storage.atomic import write_whole
+    from tpu.plan.command import find_config, problems
 
     runtime.run_on_cpu()
-    from tpu.chips import parse_topology
-
     names, slices = options.models.split(","), options.slices.split(",")
-    for name in slices:
-        parse_topology(name)  # refused before anything is compiled
+    if wrong := problems(parse_topology, slices) + problems(find_config, names):
+        raise UserError("; ".join(wrong))
     known = _read(options.json)
     for model in names:
         for slice_ in slices:
@@ -68,14 +76,14 @@ def run(options: FitsOptions) -> list[dict[str, Any]]:
             sys.stderr.write(f"{model} on {slice_}\n")
             known.append({"key": wanted, "plan": _planned(options, model, slice_)})
             if options.json is not None:
-                text = json.dumps(known, indent=1) + "\n"
-                options.json.write_text(text, encoding="utf-8")
+                text = (json.dumps(known, indent=1) + "\n").encode()
+                write_whole(options.json, lambda file, text=text: file.write(text))
     sys.stdout.write(table(options, known))
     return known
 
 
 def table(options: FitsOptions, cells: Sequence[dict[str, Any]]) -> str:
-    """The cells in Markdown: mesh, room left, rate and chip hours for a million sentences."""
+    """Return the cells in Markdown: mesh, rate, chip hours for a million sentences, room left."""
     names, slices = options.models.split(","), options.slices.split(",")
     plans = {tuple(cell["key"].values()): cell["plan"] for cell in cells}
     lines = [f"| {options.job} | {' | '.join(slices)} |", "| --- |" + " --- |" * len(slices)]
@@ -93,22 +101,30 @@ def _key(options: FitsOptions, model: str, slice_: str) -> dict[str, Any]:
         "slice": slice_,
         "quantize": options.quantize,
         "remat": remat,
+        "versions": _versions(),
     }
 
 
-def _planned(options: FitsOptions, model: str, slice_: str) -> dict[str, Any] | None:
-    """The plan of the first mesh that fits, or of the one that lacks least; None without a mesh.
+def _versions() -> str:
+    """Return the versions that decide what a plan says; without libtpu there are no plans."""
+    found = []
+    for package in ("prompteol-jax", "jax", "libtpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found.append(f"{package} {metadata.version(package)}")
+    return ", ".join(found)
 
-    It says, besides, in how many `chunks` a training batch is encoded.
+
+def _planned(options: FitsOptions, model: str, slice_: str) -> dict[str, Any] | None:
+    """Plan the first mesh that fits, else the one that lacks least; None where there is no mesh.
+
+    The plan also says in how many `chunks` a training batch is encoded.
     """
     from prompteol_jax.mesh import fitting_meshes
-    from tpu.chips import parse_topology
     from tpu.plan import command as plan
     from tpu.plan.planning import make_plan
 
-    asked = plan.PlanOptions(
-        model=model, job=options.job, quantize=options.quantize, remat=options.remat
-    )
+    recomputed = {"remat": options.remat} if options.job == "train" else {}
+    asked = plan.PlanOptions(model=model, job=options.job, quantize=options.quantize, **recomputed)
     topology, best = parse_topology(slice_), None
     for chunks in (1, CHUNKS) if options.job == "train" else (1,):
         job = plan.make_job(dataclasses.replace(asked, chunks=chunks))
@@ -138,7 +154,11 @@ def _cell(plan: dict[str, Any] | None) -> str:
 def _read(path: Path | None) -> list[dict[str, Any]]:
     if path is None or not path.exists():
         return []
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))
+        return [{"key": dict(cell["key"]), "plan": cell["plan"]} for cell in cells]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is no file of {PROGRAM} --json: {error}") from None
 
 
 if __name__ == "__main__":

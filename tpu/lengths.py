@@ -17,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final, Literal
 
-from prompteol_jax.errors import UserError
+from prompteol_jax.errors import UserError, listed, nearest
 
 STORED: Final = {"encode": "plan/lengths_sts_dev.json", "train": "plan/lengths_nli.json"}
 PROGRAM: Final = "python -m tpu.lengths"
@@ -28,7 +28,9 @@ class Lengths:
     """How many sentences have how many own ids.
 
     Attributes:
-        source: what was counted; prefix: ids that all prompts share, by template.
+        source: Name of what was counted.
+        prefix: Ids that all prompts share, by template.
+        counts: Sentences by number of own ids.
     """
 
     source: str
@@ -38,20 +40,33 @@ class Lengths:
     @property
     def mean(self) -> float:
         """Own ids of a sentence on average."""
-        return sum(n * count for n, count in self.counts.items()) / self.total
+        return self.tokens / self.total
+
+    @property
+    def tokens(self) -> int:
+        """Own ids of all sentences."""
+        return sum(n * count for n, count in self.counts.items())
 
     @property
     def total(self) -> int:
         """Sentences that were counted."""
         return sum(self.counts.values())
 
-    def upto(self, longest: int) -> Lengths:
-        """The same without longer sentences."""
-        kept = {length: count for length, count in self.counts.items() if length <= longest}
-        return dataclasses.replace(self, counts=kept)
+    def split(self, longest: int) -> tuple[Lengths, Lengths]:
+        """Return the sentences of up to `longest` ids, and the longer ones."""
+        short = {length: count for length, count in self.counts.items() if length <= longest}
+        long = {length: count for length, count in self.counts.items() if length > longest}
+        return dataclasses.replace(self, counts=short), dataclasses.replace(self, counts=long)
+
+    def cut(self, longest: int) -> Lengths:
+        """Return the same sentences, each cut to `longest` ids."""
+        counts: Counter[int] = Counter()
+        for length, count in self.counts.items():
+            counts[min(length, longest)] += count
+        return dataclasses.replace(self, counts=dict(counts))
 
     def draw(self, n: int) -> list[int]:
-        """Lengths of n sentences with the histogram's shares, in an order that is always the same.
+        """Return n lengths with the histogram's shares, in an order that is always the same.
 
         The shares are exact up to rounding, so that a short stream is not a lucky one.
         """
@@ -65,14 +80,15 @@ class Lengths:
         return drawn
 
     def shared(self, template: str) -> int:
-        """Ids of the prefix that all prompts of a template share.
+        """Return the number of ids of the prefix that all prompts of a template share.
 
         Raises: UserError for a template that was not counted.
         """
         if template not in self.prefix:
             raise UserError(
                 f"template {template!r} has no prefix length in {self.source}; there are "
-                f"{', '.join(sorted(self.prefix))}, or write a file with {PROGRAM}"
+                f"{listed(sorted(self.prefix))}{nearest(template, self.prefix)}; "
+                f"{PROGRAM} writes a file with those of your version"
             )
         return self.prefix[template]
 
@@ -91,11 +107,14 @@ def read_lengths(path: Path | None, job: Literal["encode", "train"]) -> Lengths:
     try:
         fields = json.loads(source.read_text(encoding="utf-8"))
         counts = {int(n): int(count) for n, count in fields["counts"].items()}
-        lengths = Lengths(str(fields["source"]), dict(fields["prefix"]), counts)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        prefix = {str(name): int(ids) for name, ids in fields["prefix"].items()}
+        lengths = Lengths(str(fields["source"]), prefix, counts)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{source} is no file of lengths; {PROGRAM} writes one: {error}") from None
     if not counts or min(counts) < 1 or min(counts.values()) < 1:
         raise UserError(f"{source}: lengths and their counts must be 1 or more")
+    if min(prefix.values(), default=0) < 0:
+        raise UserError(f"{source}: the ids of a prefix must be 0 or more")
     return lengths
 
 
@@ -116,10 +135,15 @@ class LengthsOptions:
 
 
 def count(options: LengthsOptions) -> Lengths:
-    """Count as asked, under template `eol`."""
+    """Count the own ids of sentences under template `eol`.
+
+    Raises: UserError where `cut` is below 1.
+    """
     from prompteol_jax.text.prompt import Prompt, load_tokenizer, stable_prefix
     from prompteol_jax.text.template import TEMPLATES, read_template
 
+    if options.cut is not None and options.cut < 1:
+        raise UserError(f"--cut {options.cut} must be 1 or more")
     texts = _texts(options)
     tokenizer = load_tokenizer(options.tokenizer, vocab_size=2**31)
     prompt = Prompt(read_template("eol"), tokenizer, max_tokens=2048)

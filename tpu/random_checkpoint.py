@@ -1,8 +1,8 @@
-"""A checkpoint of a published shape with random weights, drawn on the device, without torch.
+"""Write a checkpoint of a published shape with random weights, drawn on the device.
 
     python -m tpu.random_checkpoint opt-1.3b FOLDER --tokenizer OPT-TOKENIZER [--dtype bfloat16]
 
-It costs what the real one costs to run, and neither a download nor a license. Its vectors mean
+It runs at the cost of the real one, and needs no torch, download or license. Its vectors mean
 nothing.
 """
 
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from prompteol_jax.cli import commands
-from prompteol_jax.errors import UserError
+from prompteol_jax.errors import UserError, nearest
 from prompteol_jax.mesh import make_mesh
 from prompteol_jax.models import build
 from prompteol_jax.models.published import PUBLISHED, published
@@ -35,7 +35,10 @@ def write_random_checkpoint(name: str, folder: Path, tokenizer: Path, *, dtype: 
     """
     config = published(name)
     if config is None:
-        raise UserError(f"no published shape {name!r}; there are {', '.join(PUBLISHED)}")
+        raise UserError(
+            f"no published shape {name!r}; there are {', '.join(PUBLISHED)}"
+            f"{nearest(name, PUBLISHED)}"
+        )
     files = [tokenizer / file for file in TOKENIZER_FILES if (tokenizer / file).is_file()]
     if not files:
         raise UserError(f"{tokenizer} holds no tokenizer; give the folder of one that fits {name}")
@@ -51,7 +54,7 @@ def write_random_checkpoint(name: str, folder: Path, tokenizer: Path, *, dtype: 
 
 
 def _draw(path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    """A leaf: matrices normal, norm scales one, biases zero."""
+    """Draw a leaf: matrices normal, norm scales one, biases zero."""
     if path.endswith((".scale", ".b", ".bias")):
         fill = jnp.ones if path.endswith(".scale") else jnp.zeros
         return fill(leaf.shape, leaf.dtype)
@@ -63,7 +66,7 @@ def _draw(path: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
 
 @jax.jit(static_argnums=(1, 2))
 def _normal(keys: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """Draw layer after layer, so that no more than one is held twice."""
+    """Draw layer after layer, so that at most one layer is in memory twice."""
     return jax.lax.map(lambda key: DEVIATION * jax.random.normal(key, shape, dtype), keys)
 
 

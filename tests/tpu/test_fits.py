@@ -67,8 +67,22 @@ def test_what_the_file_holds_is_not_planned_again(planned, tmp_path, capsys):
     assert len(planned) == 8
 
 
-def test_a_slice_that_is_none_is_refused_before_anything_is_planned(planned, capsys):
+def test_wrong_names_are_refused_before_anything_is_planned(planned, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        fits.main(["--slices", "v5e:2x4,v5e:3"])
-    assert "'v5e:3' is not CHIP:AxB" in capsys.readouterr().err
+        fits.main(["--slices", "v5e:2x4,v5e:3", "--models", "opt-1.3b,opt-13"])
+    error = capsys.readouterr().err
+    assert "'v5e:3' is not CHIP:AxB" in error
+    assert "did you mean opt-13b?" in error
+    (tmp_path / "fits.json").write_text('[{"key": 3}]')
+    with pytest.raises(SystemExit):
+        fits.main([*FLAGS, "--json", str(tmp_path / "fits.json")])
+    assert "is no file of python -m tpu.fits --json" in capsys.readouterr().err
     assert not planned
+
+
+def test_a_plan_of_another_version_is_made_again(planned, tmp_path, monkeypatch):
+    file = tmp_path / "fits.json"
+    fits.main([*FLAGS, "--json", str(file)])
+    monkeypatch.setattr(fits, "_versions", lambda: "libtpu 1")
+    fits.main([*FLAGS, "--json", str(file)])
+    assert len(planned) == 8

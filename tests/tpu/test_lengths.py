@@ -33,7 +33,18 @@ def test_an_unknown_template_is_refused_with_those_that_are_known():
 
 
 @pytest.mark.parametrize(
-    "text", ["nothing", "{}", '{"source": "s", "prefix": {}, "counts": {"0": 1}}']
+    "text",
+    [
+        *(
+            "nothing",
+            "{}",
+            "[]",
+            "[" * 100_000,
+            '{"source": "s", "prefix": {}, "counts": {"0": 1}}',
+        ),
+        *('{"source": "s", "prefix": {"eol": "x"}, "counts": {"1": 1}}',),
+        *('{"source": "s", "prefix": {"eol": -1}, "counts": {"1": 1}}',),
+    ],
 )
 def test_another_file_is_refused(tmp_path, text):
     path = tmp_path / "lengths.json"

@@ -1,12 +1,12 @@
-"""Measured speed on the devices at hand, against torch on the same checkpoint and the same texts.
+"""Measure speed on this machine's CPU, GPUs or TPUs, against torch on the same checkpoint.
 
     python -m tpu.bench encode --model facebook/opt-1.3b --texts texts.txt --peer transformers
     python -m tpu.bench encode --model random:opt-6.7b --tokenizer OPT-TOKENIZER --texts texts.txt
     python -m tpu.bench train --model facebook/opt-125m --peer
 
-Ours and the peer, which is torch in a second process, take turns; every round has a new order of
-texts, and a ratio is the median over rounds. The table goes to standard output, everything to
-`--json FILE`.
+Ours and the peer, torch in a second process, take turns on the same texts; every round has a new
+order of texts, and a ratio is the median over rounds. The table goes to standard output,
+everything to `--json FILE`.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from prompteol_jax.cli.options import ModelOptions
 from prompteol_jax.errors import UserError
 
 PROGRAM: Final = "python -m tpu.bench"
-RANDOM: Final = "random:"  # before a published shape, in the place of a model's name
+RANDOM: Final = "random:"  # before the name of a published shape, in --model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncodeBench(ModelOptions):
-    """Measures encoding, in bfloat16 unless told otherwise.
+    """Measures encoding on this machine's CPU, GPUs or TPUs, in bfloat16 by default.
 
-    `--model random:opt-1.3b` makes a random checkpoint of that shape in place.
+    `--model random:opt-1.3b` makes a random checkpoint of that shape.
     """
 
     texts: Path | None = None
     """.txt, .jsonl, .csv or .parquet, as `prompteol encode` reads them; distinct ones are taken."""
     lengths: Path | None = None
-    """Without --texts: a file of `python -m tpu.lengths` that made-up texts follow; by default the
-    stored one of STS-B dev."""
+    """Lengths of made-up texts, without --texts: a file of `python -m tpu.lengths`, by default that
+    of STS-B dev."""
     n: int = 512
-    """Texts, from the first; fewer if there are no more."""
+    """Number of texts, from the first; fewer if there are no more."""
     clean: bool = False
     """Rewrite each text with the punctuation rules of the original's evaluation."""
     peer: tuple[Literal["transformers", "sentence-transformers"], ...] = ()
-    """Peers: `transformers` does what the released code does, `sentence-transformers` is it."""
+    """Peers: `transformers` as the released code uses it, or the package sentence-transformers."""
     peer_batch: int | None = None
     """Texts that a peer computes at once, instead of its own number: 16 and 32."""
     peer_python: Path = Path(sys.executable)
@@ -56,7 +56,7 @@ class EncodeBench(ModelOptions):
     rounds: int = 3
     """Timed runs of each."""
     planned: Path | None = None
-    """What `python -m tpu.plan --json` wrote of the same job, to be shown beside it."""
+    """Plan of the same job, from `python -m tpu.plan --json`, to show in the table."""
     json: Path | None = None
     """File for everything that was measured."""
     profile: Path | None = None
@@ -65,9 +65,10 @@ class EncodeBench(ModelOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainBench:
-    """Measures steps of `python -m train.contrastive`, against peft in torch with --peer.
+    """Measures steps of `python -m train.contrastive` on this machine's CPU, GPUs or TPUs.
 
-    A step counts with the assembling of its batch; the peer has the same sentences and dropouts.
+    A step includes the collation of its batch. With --peer peft in torch has the same sentences and
+    dropout rates.
     """
 
     model: str
@@ -79,9 +80,9 @@ class TrainBench:
     mesh: str = "1x1"
     """DATAxMODEL: devices along each axis; a CPU simulates what it lacks."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Of activations and frozen weights; float32 on a CPU, bfloat16 elsewhere by default."""
+    """Dtype of activations and frozen weights; float32 on a CPU, bfloat16 elsewhere by default."""
     quantize: Literal["nf4", "int8"] | None = None
-    """Keep the frozen linear layers so; the peer keeps them whole."""
+    """Kind of the frozen matrices of linear layers; the peer does not quantize them."""
     batch: int = 64
     """Triplets of a batch."""
     rank: int = 64
@@ -103,7 +104,7 @@ class TrainBench:
     rounds: int = 5
     """Timed steps of each, after two that compile."""
     planned: Path | None = None
-    """What `python -m tpu.plan --json` wrote of the same job, to be shown beside it."""
+    """Plan of the same job, from `python -m tpu.plan --json`, to show in the table."""
     json: Path | None = None
     """File for everything that was measured."""
     profile: Path | None = None
@@ -145,20 +146,24 @@ def _run(job: str, options: Any, measure: Callable[[Any], dict[str, Any]]) -> di
 
 
 def _check(options: Any) -> None:
-    """Refuse what cannot be measured, before any work."""
-    problems = []
-    if options.rounds < 1:
-        problems.append(f"--rounds {options.rounds} must be 1 or more")
-    if isinstance(options, EncodeBench) and options.n < 1:
-        problems.append(f"--n {options.n} must be 1 or more")
+    """Refuse what cannot be measured, before any work.
+
+    Raises: UserError that lists every problem.
+    """
+    problems = [
+        f"--{flag} {value} must be 1 or more"
+        for flag in ("rounds", "n", "peer-batch", "batch-tokens")
+        if (value := getattr(options, flag.replace("-", "_"), None)) is not None and value < 1
+    ]
     if options.model.startswith(RANDOM) and options.tokenizer is None:
-        problems.append(f"--model {options.model} needs --tokenizer FOLDER beside it")
+        problems.append(f"--model {options.model} needs --tokenizer FOLDER")
     if options.peer and options.model == "tiny":
         problems.append("tiny has no folder that a peer could read; give another --model")
-    if isinstance(options, EncodeBench) and options.peer and _is_ours_alone(options):
-        problems.append("a peer knows no --adapter, --layer or --pooling mean")
-    if isinstance(options, EncodeBench) and options.texts and options.lengths:
-        problems.append("--texts and --lengths exclude each other")
+    if isinstance(options, EncodeBench):
+        if options.peer and _is_ours_alone(options):
+            problems.append("a peer knows no --adapter, --layer or --pooling mean")
+        if options.texts and options.lengths:
+            problems.append("--texts and --lengths exclude each other")
     if options.json is not None and not options.json.parent.is_dir():
         problems.append(f"the folder of --json {options.json} does not exist")
     if problems:
@@ -233,5 +238,5 @@ def print_table(result: Mapping[str, Any]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    description = "Measured speed of encoding and training, against torch."
+    description = "Measures encoding and training on a CPU, GPUs or TPUs, against torch."
     run_one_of(PROGRAM, description, COMMANDS, argv)

@@ -22,7 +22,7 @@ from prompteol_jax.models import tiny
 from prompteol_jax.pretrained import provenance
 from prompteol_jax.storage import corpus
 from prompteol_jax.text.template import clean_sentence
-from tpu.bench import device as speed
+from tpu.bench import device
 from tpu.bench.peer_process import Peer
 from tpu.lengths import Lengths, read_lengths
 from tpu.plan.jobs import linear_weights
@@ -42,7 +42,7 @@ def measure(options: EncodeBench) -> dict[str, Any]:
         from them, and under `shown` what the table shows.
     """
     texts = None if options.texts is None else read_texts(options)
-    with speed.compile_seconds() as compiling, contextlib.ExitStack() as stack:
+    with device.compile_seconds() as compiling, contextlib.ExitStack() as stack:
         start = time.perf_counter()
         embedder = options.load("bfloat16")
         load_s = time.perf_counter() - start
@@ -57,7 +57,7 @@ def measure(options: EncodeBench) -> dict[str, Any]:
         embedder.use(embedder.pretrained.decoder)  # so that the prefix is computed anew
         with jax.profiler.trace(str(options.profile)):
             embedder.encode(texts)
-    peak, whose = speed.peak_bytes()
+    peak, whose = device.peak_bytes()
     others = [
         f"{kind} computes another model (least cosine with ours {cosine:.2f})"
         for kind, cosine in agreement.items()
@@ -163,8 +163,8 @@ def _ours(embedder: Embedder, seconds: list[float]) -> dict[str, Any]:
     weights = linear_weights(embedder.pretrained.config)
     useful = 2 * weights * report.tokens / middle
     mesh = embedder.mesh
-    peak = speed.matrix_rate(embedder.dtype, mesh.size)
-    chip = speed.chip_peak(mesh.devices.flat[0])
+    peak = device.matrix_rate(embedder.dtype, mesh.size)
+    chip = device.chip_peak(mesh.devices.flat[0])
     return {
         "seconds": seconds,
         "sentences_per_s": report.distinct / middle,

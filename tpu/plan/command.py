@@ -1,21 +1,22 @@
-"""What a job will need and how fast it should be on TPUs that are not there.
+"""Plan a job for TPUs that are not there: what it needs, how fast it should be.
 
     python -m tpu.plan --model opt-6.7b --topology v5e:2x4 --mesh auto --job encode
 
-The job's own functions are compiled for the named slice by libtpu (extra `tpu`), from the model's
-shape alone. Times are the compiler's estimates, with collectives and kernels charged as `cost`
-says: nothing here is a measurement.
+libtpu (extra `tpu`) compiles the job's functions for the named slice, from the model's shape alone.
+Times are the compiler's estimates, with collectives and kernels charged as `cost` says: nothing
+here is a measurement.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from prompteol_jax.errors import NotFound
+from prompteol_jax.errors import NotFound, UserError, nearest
+from tpu.chips import parse_topology
 
 if TYPE_CHECKING:
     from prompteol_jax import models
@@ -46,7 +47,7 @@ class PlanOptions:
     quantize: Literal["nf4", "int8"] | None = None
     """Kind of the linear layers' frozen matrices."""
     packed: bool = True
-    """Encode: several sentences a row; --no-packed for one a row in the fixed buckets."""
+    """Encode: several short sentences a row; --no-packed for one a row in fixed buckets."""
     batch_tokens: int | None = None
     """Encode: tokens computed at once over all devices; the device's own number by default."""
     batch: int = 256
@@ -60,6 +61,45 @@ class PlanOptions:
     plot: Path | None = None
     """File (.svg, .png) for the plot of --sweep."""
 
+    def check(self) -> None:
+        """Refuse flags that cannot be planned, or change nothing in this job, all of them at once.
+
+        Raises: UserError.
+        """
+        from prompteol_jax.mesh import parse_mesh
+
+        wrong = [
+            f"--{flag} {value} must be {allowed}"
+            for flag, value, allowed, least in (
+                ("batch", self.batch, "2 or more: every anchor needs negatives", 2),
+                ("chunks", self.chunks, "1 or more", 1),
+                ("batch-tokens", self.batch_tokens, "1 or more", 1),
+            )
+            if value is not None and value < least
+        ]
+        wrong += [f"--{flag} changes nothing in {job}: drop it" for flag, job in self._unused()]
+        wrong += problems(parse_topology, () if self.topology == AUTO else (self.topology,))
+        wrong += problems(parse_topology, self.slices())
+        wrong += problems(parse_mesh, () if self.mesh == AUTO else (self.mesh,))
+        if wrong:
+            raise UserError("; ".join(wrong))
+
+    def slices(self) -> list[str]:
+        """Return the slices of --sweep."""
+        return [] if self.sweep is None else self.sweep.split(",")
+
+    def _unused(self) -> Iterator[tuple[str, str]]:
+        """Yield the flags that were given and that the job does not read."""
+        other = {"encode": ("batch", "chunks", "remat"), "train": ("packed", "batch_tokens")}
+        jobs = [(name, f"--job {self.job}") for name in other[self.job]]
+        jobs += [
+            ("plot", "a plan without --sweep") if self.sweep is None else ("topology", "--sweep")
+        ]
+        for name, job in jobs:
+            field = next(f for f in dataclasses.fields(self) if f.name == name)
+            if getattr(self, name) != field.default:
+                yield name.replace("_", "-"), job
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
@@ -71,16 +111,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(options: PlanOptions) -> dict[str, Any]:
-    """Plan as asked, print the table, and return what `--json` gets."""
+    """Plan a job, print the table, and return what `--json` gets."""
     from prompteol_jax import runtime
 
     runtime.run_on_cpu()  # libtpu compiles; it must not look for a TPU to run on
-    from tpu.chips import parse_topology
     from tpu.plan import report, search
 
     job = make_job(options)
     if options.sweep is not None:
-        topologies = [parse_topology(name) for name in options.sweep.split(",")]
+        topologies = [parse_topology(name) for name in options.slices()]
         plans = search.sweep(options.model, job, topologies, options.mesh)
         report.print_sweep(plans)
         if options.plot is not None:
@@ -99,15 +138,17 @@ def run(options: PlanOptions) -> dict[str, Any]:
 
 
 def make_job(options: PlanOptions) -> Encode | Train:
-    """The job that the flags describe, on any slice.
+    """Return the job that the flags describe, on any slice.
 
-    Raises: UserError or NotFound for what does not fit, before anything is compiled.
+    Raises: UserError or NotFound for what cannot be planned, before anything is compiled.
     """
+    options.check()
     from tpu.lengths import read_lengths
     from tpu.plan.jobs import Encode, Train
 
     lengths = read_lengths(options.lengths, options.job)
     C, config = lengths.shared(options.template), find_config(options.model)
+    _check_room(options, config.P - C, max(lengths.counts))
     if options.job == "encode":
         return Encode(
             config=config,
@@ -128,8 +169,24 @@ def make_job(options: PlanOptions) -> Encode | Train:
     )
 
 
+def _check_room(options: PlanOptions, room: int, longest: int) -> None:
+    """Refuse what the positions of a model do not hold; encode cuts sentences, training does not.
+
+    Args:
+        room: Positions behind the shared prefix.
+        longest: Ids of the longest sentence.
+    """
+    if room < 1:
+        raise UserError(f"template {options.template!r} fills all positions of {options.model}")
+    if options.job == "train" and longest > room:
+        raise UserError(
+            f"--lengths has a sentence of {longest} ids, {options.model} takes {room} behind the "
+            "prefix: cut them, as training does, with `python -m tpu.lengths --cut N`"
+        )
+
+
 def find_config(model: str) -> models.Config:
-    """The shape of a model: published, or read from the `config.json` of a folder or hub name."""
+    """Return a model's shape: published, or read from `config.json` of a folder or hub name."""
     from prompteol_jax.models.published import PUBLISHED, published
     from prompteol_jax.pretrained import source
 
@@ -139,4 +196,16 @@ def find_config(model: str) -> models.Config:
     try:
         return source.resolve_config(model)
     except FileNotFoundError as error:
-        raise NotFound(f"{error} Shapes known by name: {', '.join(PUBLISHED)}.") from None
+        known = f"Shapes known by name: {', '.join(PUBLISHED)}{nearest(model, PUBLISHED)}."
+        raise NotFound(f"{error} {known}") from None
+
+
+def problems(read: Callable[[str], object], texts: Iterable[str]) -> list[str]:
+    """Return the errors of reading texts."""
+    found = []
+    for text in texts:
+        try:
+            read(text)
+        except UserError as error:
+            found.append(str(error))
+    return found

@@ -1,8 +1,9 @@
-"""Compile a job for TPUs that are not there, and read off what it needs and costs."""
+"""Compile a job for TPUs that are not there; read what it needs and costs."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import os
 import re
@@ -30,10 +31,11 @@ class Compiled:
     """One shape of a job on one device.
 
     Attributes:
-        argument_bytes: weights, adapter, optimizer, ids; temp_bytes: the most that is held beside
-            them and the results; needed_bytes: all of it.
-        flops: of all matrix products of the program, over the devices.
-        cost: None where the program does not fit, for then there is none.
+        argument_bytes: Bytes of weights, adapter, optimizer and ids.
+        temp_bytes: Peak of the bytes of temporaries.
+        needed_bytes: Bytes of arguments, temporaries, results and code.
+        flops: FLOP of all matrix products of the program, over the devices.
+        cost: Estimated cost; None where the program does not fit.
     """
 
     step: Step
@@ -47,7 +49,7 @@ class Compiled:
 
 
 def slice_mesh(topology: Topology, shape: tuple[int, int]) -> Mesh:
-    """A mesh over the described devices of a slice.
+    """Return a mesh over the described devices of a slice.
 
     Raises: UserError where libtpu is missing, does not know the topology, or describes the two
         cores of its chips one by one (v4), which share memory and run as one device.
@@ -55,8 +57,8 @@ def slice_mesh(topology: Topology, shape: tuple[int, int]) -> Mesh:
     devices = _devices(topology)
     if any(device.core_on_chip for device in devices):
         raise UserError(
-            f"topology {topology} is described core by core by libtpu, which no plan can be made "
-            "of; v5e, v5p and v6e can be planned"
+            f"topology {topology} is described core by core by libtpu: no plan can be made for it; "
+            "v5e, v5p and v6e can be planned"
         )
     return make_mesh(shape, devices)
 
@@ -74,15 +76,16 @@ def _devices(topology: Topology) -> Sequence[Any]:
             ).devices
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"topology {topology} cannot be described: {reason} This needs libtpu, in an "
-            'environment of its own: pip install "prompteol-jax[tpu]"'
-        ) from error
+        if importlib.util.find_spec("libtpu") is None:
+            reason = (
+                'this needs libtpu, in a separate environment: pip install "prompteol-jax[tpu]"'
+            )
+        raise UserError(f"topology {topology} cannot be described: {reason}") from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep libtpu's remarks on the missing TPU, written past Python, off standard error."""
+    """Hide libtpu's lines on the missing TPU, which it writes past Python to standard error."""
     kept = os.dup(2)
     sink = os.open(os.devnull, os.O_WRONLY)
     try:
@@ -100,7 +103,7 @@ def compile_job(job: Encode | Train, topology: Topology, mesh: Mesh) -> list[Com
 
 
 def compile_step(step: Step, topology: Topology, mesh: Mesh) -> Compiled:
-    """Compile one shape; one that does not fit is an answer too."""
+    """Compile one shape; for one that does not fit return the bytes that it needs."""
     start = time.perf_counter()
     held = sum(map(_shard_bytes, jax.tree.leaves(step.arguments)))
     if held > topology.chip.hbm_bytes:  # weights alone do not fit: nothing to compile
@@ -131,7 +134,7 @@ def _shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
 
 
 def _needed(message: str, label: str, held: int) -> int:
-    """Bytes that a program would have needed, from the compiler's refusal.
+    """Read the bytes that a program would have needed from the compiler's refusal.
 
     Raises: UserError where it refused for another reason.
     """

@@ -1,7 +1,7 @@
 """The optimized HLO text of a compiled program, as instructions in the order they are scheduled.
 
-Only what a plan needs is read: shapes, operands, called computations, the devices that a collective
-joins, and the compiler's own `estimated_cycles`.
+It reads what a plan needs: shapes, operands, called computations, the devices that a collective
+joins, and the compiler's `estimated_cycles`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from prompteol_jax.errors import UserError
@@ -23,7 +23,11 @@ BITS: Final = {
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """One array of a result. `fast`: it lies in the core's own memory, not in HBM."""
+    """One array of a result.
+
+    Attributes:
+        fast: Whether the array is in the core's own memory, not in HBM.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -40,9 +44,9 @@ class Instruction:
     """One scheduled instruction.
 
     Attributes:
-        cycles: the compiler's estimate; None where it makes none.
-        called: names of the computations it runs, by role: calls, body, condition, to_apply.
-        source: the operation of the traced program that it came from.
+        cycles: Cycles as the compiler estimates them; None where it does not.
+        called: Names of the computations that it runs, by role: calls, body, condition, to_apply.
+        source: Operation of the traced program that it came from.
     """
 
     name: str
@@ -74,7 +78,7 @@ class Program:
     entry: str
 
     def trips(self, loop: Instruction) -> int:
-        """How often the body of a while runs: its condition counts from 0 up to a constant.
+        """Return how often the body of a while runs: its condition counts from 0 up to a constant.
 
         Raises: UserError where the condition has another form.
         """
@@ -124,7 +128,7 @@ def _instruction(name: str, text: str) -> Instruction:
 
 
 def arrays(shape: str) -> tuple[Array, ...]:
-    """The arrays of a shape or a tuple of shapes."""
+    """Read the arrays of a shape or a tuple of shapes."""
     found = re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\](\{[^}]*\})?", shape)
     return tuple(
         Array(dtype, tuple(int(n) for n in dims.split(",") if n), "S(1)" in layout)
@@ -134,7 +138,7 @@ def arrays(shape: str) -> tuple[Array, ...]:
 
 
 def _closing(text: str, opening: int) -> int:
-    """The place of the parenthesis that closes the one at `opening`."""
+    """Return the position of the parenthesis that closes the one at `opening`."""
     depth = 0
     for match in re.compile(r"[()]").finditer(text, opening):
         depth += 1 if match[0] == "(" else -1
@@ -144,51 +148,60 @@ def _closing(text: str, opening: int) -> int:
 
 
 def groups(instruction: Instruction) -> list[list[int]]:
-    """The devices, by number in the mesh, that a collective joins; pairs for a permutation.
+    """Return the devices, by number in the mesh, that a collective joins; pairs for a permutation.
 
     Raises: UserError for a notation that is not understood.
     """
-    text = instruction.text
-    if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", text):
-        return _braces(pairs[1])
-    if listed := re.search(r"replica_groups=\{(\{.*?\})\}", text):
-        return _braces(listed[1])
-    if iota := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        return _iota(int(iota[2]), iota[3], iota[4])
-    named = re.search(
-        r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? "
-        r"\{(.*?)\}",
-        text,
-    )
-    if named is None:
-        raise UserError(f"{instruction.name}: its replica groups are not understood")
-    sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
+    for pattern, parse_groups in _NOTATIONS.items():
+        if found := re.search(pattern, instruction.text):
+            return parse_groups(found)
+    raise UserError(f"{instruction.name}: its replica groups are not understood")
+
+
+def _listed_groups(found: re.Match[str]) -> list[list[int]]:
+    """Read `{{0,2},{1,3}}`."""
+    listed = re.findall(r"\{([\d,]*)\}", found[1])
+    return [[int(n) for n in group.split(",") if n] for group in listed]
+
+
+def _iota_groups(found: re.Match[str]) -> list[list[int]]:
+    """Read `[4,2]<=[2,4]T(1,0)`: 4 groups of 2 out of 2 x 4 devices, their axes reordered."""
+    size, flat = int(found[1]), _transposed(_numbers(found[2]), found[3])
+    return [flat[at : at + size] for at in range(0, len(flat), size)]
+
+
+def _mesh_groups(found: re.Match[str]) -> list[list[int]]:
+    """Read `mesh['a'=4,'b'=2] {'b'}`: groups along the axes in braces, of devices in an order."""
+    sizes = dict(re.findall(r"'([^']+)'=(\d+)", found[1]))
     shape = [int(n) for n in sizes.values()]
-    devices = _transposed(
-        [int(n) for n in (named[2] or str(math.prod(shape))).split(",")], named[3]
-    )
-    joined = [list(sizes).index(axis) for axis in re.findall(r"'([^']+)'", named[4])]
+    devices = _transposed(_numbers(found[2] or str(math.prod(shape))), found[3])
+    joined = [list(sizes).index(axis) for axis in re.findall(r"'([^']+)'", found[4])]
     rest = [axis for axis in range(len(shape)) if axis not in joined]
     order = _transposed(shape, ",".join(map(str, rest + joined)))
     size = math.prod(shape[axis] for axis in joined)
-    flat = [devices[place] for place in order]
+    flat = [devices[position] for position in order]
     return [flat[at : at + size] for at in range(0, len(flat), size)]
 
 
-def _braces(text: str) -> list[list[int]]:
-    return [[int(n) for n in group.split(",") if n] for group in re.findall(r"\{([\d,]*)\}", text)]
-
-
-def _iota(size: int, dims: str, order: str | None) -> list[list[int]]:
-    flat = _transposed([int(n) for n in dims.split(",")], order)
-    return [flat[at : at + size] for at in range(0, len(flat), size)]
+def _numbers(text: str) -> list[int]:
+    return [int(n) for n in text.split(",")]
 
 
 def _transposed(shape: list[int], order: str | None) -> list[int]:
-    """The numbers 0, 1, ... laid out as `shape`, its axes reordered, and read row by row."""
-    axes = [int(n) for n in order.split(",")] if order else list(range(len(shape)))
+    """Lay the numbers 0, 1, ... out as `shape`, reorder its axes, and return them row by row."""
+    axes = _numbers(order) if order else list(range(len(shape)))
     strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    places = [0]
+    found = [0]
     for axis in axes:
-        places = [place + n * strides[axis] for place in places for n in range(shape[axis])]
-    return places
+        found = [number + n * strides[axis] for number in found for n in range(shape[axis])]
+    return found
+
+
+# The notations that XLA has for the devices of a collective, each with its reader.
+_NOTATIONS: Final[Mapping[str, Callable[[re.Match[str]], list[list[int]]]]] = {
+    r"source_target_pairs=\{(\{.*?\})\}": _listed_groups,
+    r"replica_groups=\{(\{.*?\})\}": _listed_groups,
+    r"replica_groups=\[\d+,(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?": _iota_groups,
+    r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? "
+    r"\{(.*?)\}": _mesh_groups,
+}

@@ -1,8 +1,7 @@
 """The programs that a job runs on a slice, described from shapes alone: nothing is loaded or drawn.
 
-They are the very functions that encode and train call: `runners.encode` in the shapes that its
-sentences are sorted into, and `TrainStep.step`. A job is a stream of steps; each of its shapes has
-a share in it.
+They are the functions that encode and train call: `runners.encode` in the shapes of its batches,
+and `TrainStep.step`. A job is a stream of steps; each of its shapes has a share in it.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,13 +34,18 @@ from train.optimizer import Schedule, make_optimizer
 from train.step import Batch, TrainStep, abstract_batch, state_shardings
 
 _DTYPE: Final = jnp.bfloat16
+# Share of a stream's tokens below which sentences that are too long to be packed are left out: the
+# programs of their buckets take longer to compile than they can change the plan.
+NEGLIGIBLE: Final = 0.01
 
 
 class Step(NamedTuple):
     """One shape that a job compiles: a jitted function and placeholders of its arguments.
 
     Attributes:
-        share: of the stream's steps; sentences, tokens: real ones in a step.
+        share: Share of the stream's steps.
+        sentences: Sentences of a step.
+        tokens: Real tokens of a step.
     """
 
     label: str
@@ -57,14 +61,31 @@ class Step(NamedTuple):
             return self.function.trace(*self.arguments)
 
 
+class Batches(NamedTuple):
+    """All batches of one shape that a stream fills.
+
+    Attributes:
+        rows: Placeholders of a batch.
+        count: Batches that the counted sentences fill.
+        sentences: Sentences of a batch.
+        tokens: Real tokens of a batch.
+    """
+
+    rows: Rows
+    count: float
+    sentences: float
+    tokens: float
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Encode:
     """Encoding a steady stream of sentences.
 
     Attributes:
-        C: ids of the shared prefix.
-        packed: sentences share rows; else each has its own row in the fixed buckets.
-        batch_tokens: tokens of a batch; None for the device's default.
+        C: Ids of the shared prefix.
+        packed: Whether short sentences share rows; all others have a row each, in fixed buckets.
+        batch_tokens: Tokens of a batch; None for the device's own number.
+        passes: Useful passes over the weights.
     """
 
     config: models.Config
@@ -73,22 +94,46 @@ class Encode:
     quantize: quant.Kind | None = None
     packed: bool = False
     batch_tokens: int | None = None
-    passes: int = 1  # useful passes over the weights
+    passes: int = 1
 
     def scaled(self, load: float, chips: int) -> Encode:
-        """The same job with as many times the tokens of a batch, which so many chips share."""
+        """Return the job with `load` times the tokens of a batch.
+
+        Args:
+            chips: Chips that share the device's own number of tokens each.
+        """
         own = self.batch_tokens or self._device_tokens * chips
-        return dataclasses.replace(self, batch_tokens=round(own * load))
+        return dataclasses.replace(self, batch_tokens=max(1, round(own * load)))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the plan says of sentences that it does not take as they are."""
+        notes = []
+        longer = self.lengths.split(self.config.P - self.C)[1].total
+        if longer:
+            notes.append(
+                f"{longer:,} of {self.lengths.total:,} sentences are cut to the model's "
+                f"{self.config.P} ids"
+            )
+        _, long = self._streams()
+        if self.packed and long.total and self._negligible(long):
+            notes.append(
+                f"{long.total:,} of {self.lengths.total:,} sentences are not planned: they have "
+                f"more than {batching.SHORT} ids, {long.tokens / self.lengths.tokens:.2%} of all ids"
+            )
+        return tuple(notes)
 
     def steps(self, mesh: Mesh) -> Iterator[Step]:
-        """The batches of the stream, on a mesh of described devices."""
+        """Yield the shapes of the stream's batches, on a mesh of described devices."""
         model = build.abstract_decoder(self.config, mesh, dtype=_DTYPE, quantize=self.quantize)
         cache = _cache(model, self.config, mesh, self.C)
-        batches = self._packed(mesh) if self.packed else self._bucketed(mesh)
-        for rows, share, sentences, tokens in batches:
+        shapes = list(self._batches(mesh))
+        batches = sum(shape.count for shape in shapes)
+        for rows, count, sentences, tokens in shapes:
             B, T = rows.ids_BT.shape
-            label = f"{B} rows of {T}"
-            yield Step(label, share, sentences, tokens, runners.encode, (model, rows, cache))
+            arguments = (model, rows, cache)
+            label, share = f"{B} rows of {T}", count / batches
+            yield Step(label, share, sentences, tokens, runners.encode, arguments)
 
     def _tokens(self, mesh: Mesh) -> int:
         return self.batch_tokens or self._device_tokens * mesh.shape["data"]
@@ -97,31 +142,50 @@ class Encode:
     def _device_tokens(self) -> int:
         return device_batch_tokens("tpu", self.config.D, quantized=self.quantize is not None)
 
-    def _packed(self, mesh: Mesh) -> Iterator[tuple[Rows, float, float, float]]:
-        """Full batches; the few sentences that are too long to share a row are left out."""
+    def _streams(self) -> tuple[Lengths, Lengths]:
+        """Return the sentences that share rows if `packed`, and the others."""
+        return self.lengths.cut(self.config.P - self.C).split(batching.SHORT)
+
+    def _negligible(self, long: Lengths) -> bool:
+        return long.tokens < NEGLIGIBLE * self.lengths.tokens
+
+    def _batches(self, mesh: Mesh) -> Iterator[Batches]:
+        """Yield the batches as the encoder forms them."""
+        short, long = self._streams()
+        if not self.packed:
+            yield from self._bucketed(mesh, self.lengths.cut(self.config.P - self.C))
+            return
+        if short.total:
+            yield self._packed(mesh, short)
+        if not self._negligible(long):
+            yield from self._bucketed(mesh, long)
+
+    def _packed(self, mesh: Mesh, short: Lengths) -> Batches:
         T, S = packing.row_shape(batching.SHORT)
-        short = self.lengths.upto(batching.SHORT)
         filled = len(packing.bins(short.draw(batching.WINDOW), T, S))
         B = packing.rows_of(T, self._tokens(mesh), mesh.shape["data"])
         sentences = B * batching.WINDOW / filled
-        yield _rows(mesh, B, T, S), 1.0, sentences, sentences * short.mean
+        rows = _rows(mesh, B, T, S)
+        return Batches(rows, short.total / sentences, sentences, sentences * short.mean)
 
-    def _bucketed(self, mesh: Mesh) -> Iterator[tuple[Rows, float, float, float]]:
+    def _bucketed(self, mesh: Mesh, lengths: Lengths) -> Iterator[Batches]:
         buckets = Buckets.fixed(self.config.P, self._tokens(mesh), mesh.shape["data"])
         sentences, tokens = Counter(), Counter()
-        for length, count in self.lengths.counts.items():
+        for length, count in lengths.counts.items():
             sentences[buckets.find(length)] += count
             tokens[buckets.find(length)] += count * length
-        batches = {n: count / buckets.rows[n] for n, count in sentences.items()}
-        for n, count in sorted(sentences.items()):
-            B, T = buckets.rows[n], buckets.lengths[n]
-            share = batches[n] / sum(batches.values())
-            yield _rows(mesh, B, T, None), share, B, B * tokens[n] / count
+        for bucket, count in sorted(sentences.items()):
+            B, T = buckets.rows[bucket], buckets.lengths[bucket]
+            yield Batches(_rows(mesh, B, T, None), count / B, B, B * tokens[bucket] / count)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train:
-    """Training steps of a LoRA adapter on batches of triplets; see `train.config` for the rest."""
+    """Training steps of a LoRA adapter on batches of triplets; see `train.config` for the rest.
+
+    Attributes:
+        passes: Useful passes over the weights: forward, and backward through the frozen ones.
+    """
 
     config: models.Config
     lengths: Lengths
@@ -130,15 +194,16 @@ class Train:
     batch: int = 256
     chunks: int = 1
     remat: Remat = "none"
-    passes: int = 2  # forward, and backward through the frozen weights
+    passes: int = 2
+    notes: ClassVar[tuple[str, ...]] = ()
 
     def scaled(self, load: float, chips: int) -> Train:
-        """The same job with as many times the triplets a batch, however many chips have one."""
+        """Return the job with `load` times the triplets of a batch, on any number of chips."""
         del chips
-        return dataclasses.replace(self, batch=round(self.batch * load))
+        return dataclasses.replace(self, batch=max(1, round(self.batch * load)))
 
     def steps(self, mesh: Mesh) -> Iterator[Step]:
-        """The one step, with as many rows as a typical batch fills."""
+        """Yield the one step, with as many rows as a typical batch fills."""
         lora = adapters.LoraConfig()
         model = build.abstract_decoder(self.config, mesh, dtype=_DTYPE, quantize=self.quantize)
         model = adapters.attach(model, self.config, lora, mesh)
@@ -164,7 +229,7 @@ class Train:
         yield Step(label, 1.0, len(lengths), sum(lengths), learner.step, arguments)
 
     def _batch(self, mesh: Mesh, lengths: list[int]) -> Batch:
-        """As many rows as a typical batch fills, the fullest shard along data deciding for all."""
+        """Return placeholders of as many rows as a typical batch fills, in its fullest shard."""
         shape, shards = row_shapes(max(self.lengths.counts), self.C, mesh)[0], mesh.shape["data"]
         share = Share.of(mesh)
         rows = 0
@@ -176,9 +241,9 @@ class Train:
 
 
 def rows_of_shard(rows: int, shards: int, chunks: int) -> int:
-    """Rows of a shard where a typical batch fills so many: the fullest of a run has a few more.
+    """Return the rows of a shard, of which a typical batch fills `rows` and others a few more.
 
-    A multiple of chunks, up to an 8th more; a small batch up to 3 more.
+    They are a multiple of chunks, at most an eighth more; of a small batch at most 3 more.
     """
     unit = chunks
     while unit * shards < 4 or 16 * unit <= rows:
@@ -187,14 +252,14 @@ def rows_of_shard(rows: int, shards: int, chunks: int) -> int:
 
 
 def linear_weights(config: models.Config) -> int:
-    """Weights of the decoder's linear layers: no embeddings, norms, biases or head."""
+    """Count the weights of the decoder's linear layers: no embeddings, norms, biases or head."""
     c = config
     attention = 2 * c.D * c.N * c.sizes["H"] + 2 * c.D * c.sizes["K"] * c.sizes["H"]
     return c.L * (attention + (2 if c.family == "opt" else 3) * c.D * c.F)
 
 
 def _rows(mesh: Mesh, B: int, T: int, S: int | None) -> Rows:
-    """Placeholders of rows: packed ones with S sentences, or of one sentence each."""
+    """Return placeholders of rows: packed ones with S sentences, or of one sentence each."""
 
     def ids(dims: str, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=axes.sharding(dims, shape, mesh))
@@ -204,7 +269,7 @@ def _rows(mesh: Mesh, B: int, T: int, S: int | None) -> Rows:
 
 
 def _cache(model: Decoder, config: models.Config, mesh: Mesh, C: int) -> KVCache | None:
-    """Placeholders of the shared prefix's keys and values, cut along their heads."""
+    """Return placeholders of the shared prefix's keys and values, sharded along their heads."""
     if C == 0:
         return None
     with jax.set_mesh(mesh):

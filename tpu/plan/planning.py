@@ -14,17 +14,23 @@ from tpu.plan.jobs import Encode, Train, linear_weights
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a job needs and costs on one mesh, a device and step; of several shapes their mean.
+    """What a job needs and costs on one mesh, per device and step; of several shapes their mean.
 
     Attributes:
-        needed_bytes: arguments, temporaries, results and code; fits: they do, in hbm_bytes.
-        flops: of all matrix products; bytes: arguments and results, each touched at least once.
-        compute_s: compiler-estimated; collective_s: waits for the links; copy_s: waits for copies
-            out of HBM; kernel_s: Pallas kernels, by our own count. Their sum is estimated_s.
-        link_s: links busy, overlapped or not.
-        roofline_s: the largest of FLOPs over peak, bytes over bandwidth, link_s; bound names it.
-        useful_mfu: FLOPs of real tokens (2 or 4 for each weight of a linear layer) over peak.
-        unpriced: instructions without an estimate, by opcode.
+        fits: Whether needed_bytes are at most hbm_bytes.
+        needed_bytes: Bytes of arguments, temporaries, results and code.
+        flops: FLOP of all matrix products.
+        bytes: Bytes of arguments and results, each touched at least once.
+        compute_s: Seconds of compute, compiler-estimated.
+        collective_s: Seconds of waiting for the links.
+        copy_s: Seconds of waiting for copies out of HBM.
+        kernel_s: Seconds of Pallas kernels, by our own count.
+        estimated_s: Sum of these four.
+        link_s: Seconds in which the links are busy, overlapped or not.
+        roofline_s: Largest of FLOP over peak, bytes over bandwidth, and link_s; `bound` names it.
+        useful_mfu: FLOP of real tokens (2 or 4 for each weight of a linear layer) over peak.
+        unpriced: Instructions without an estimate, by opcode.
+        notes: Sentences that the plan leaves out or cuts.
     """
 
     model: str
@@ -53,6 +59,7 @@ class Plan:
     real_tokens: float
     unpriced: dict[str, float]
     compile_s: float
+    notes: Sequence[str] = ()
 
 
 def make_plan(name: str, job: Encode | Train, topology: Topology, mesh: tuple[int, int]) -> Plan:
@@ -77,6 +84,7 @@ def make_plan(name: str, job: Encode | Train, topology: Topology, mesh: tuple[in
         bytes=_mean(compiled, lambda c: c.argument_bytes + c.output_bytes),
         real_tokens=_mean(compiled, lambda c: c.step.tokens),
         compile_s=sum(c.compile_s for c in compiled),
+        notes=job.notes,
         **{"bound": "memory", "collectives": [], "unpriced": {}} | times,
     )
 
@@ -88,7 +96,7 @@ _TIMES: Final = (
 
 
 def _mean(compiled: Sequence[Compiled], value: Callable[[Compiled], float]) -> float:
-    """The mean over the steps of the stream."""
+    """Return the mean over the steps of the stream."""
     return sum(c.step.share * value(c) for c in compiled)
 
 

@@ -9,9 +9,8 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
+from tpu.chips import GIB
 from tpu.plan.planning import Plan
-
-GIB: Final = 2**30
 
 ROWS: Final[Sequence[tuple[str, Callable[[Plan], str]]]] = (
     ("shapes", lambda p: p.shapes),
@@ -31,7 +30,7 @@ ROWS: Final[Sequence[tuple[str, Callable[[Plan], str]]]] = (
 
 
 def print_plans(plans: Sequence[Plan]) -> None:
-    """The best plan in full, and the ranking where there are several."""
+    """Print the best plan in full, and the ranking where there are several."""
     best, console = plans[0], Console()
     title = f"{best.model} {best.job} on {best.topology}, mesh {best.mesh}: compiler-estimated"
     table = Table(title=title, title_justify="left", show_header=False)
@@ -41,6 +40,8 @@ def print_plans(plans: Sequence[Plan]) -> None:
         table.add_row(label, show(best))
     table.add_row("compiling took", f"{best.compile_s:.0f} s")
     console.print(table)
+    for note in best.notes:
+        console.print(note, soft_wrap=True)
     if best.fits:
         console.print(_collectives(best) if best.collectives else "no collectives")
         if best.unpriced:
@@ -79,7 +80,7 @@ def _ranking(plans: Sequence[Plan]) -> Table:
 
 
 def print_sweep(plans: Sequence[tuple[str, Plan]]) -> None:
-    """Slice after slice, with the time of a step against the first slice's."""
+    """Print slice after slice, with the time of a step against the first slice's."""
     _, start = plans[0]
     title = f"{start.model} {start.job}, scaling: compiler-estimated"
     table = Table(title=title, title_justify="left")
@@ -95,10 +96,12 @@ def print_sweep(plans: Sequence[tuple[str, Plan]]) -> None:
         row = (_ms(p.estimated_s), f"{times:.3f}", f"{p.sentences_per_s:,.0f}")
         table.add_row(kind, p.topology, p.mesh, *row, f"{p.useful_mfu:.3f}")
     Console().print(table)
+    for note in start.notes:
+        Console().print(note, soft_wrap=True)
 
 
 def plot_sweep(plans: Sequence[tuple[str, Plan]], path: Path) -> None:
-    """Sentences a second over chips, with the line of a perfect scaling."""
+    """Draw sentences a second over chips, with the line of a perfect scaling."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 

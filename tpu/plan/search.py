@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
-from prompteol_jax.errors import UserError
+from prompteol_jax.errors import UserError, listed
 from prompteol_jax.mesh import check_mesh, fitting_meshes, parse_mesh
 from prompteol_jax.progress import progress_bar
 from tpu.chips import CHIPS, Topology, parse_topology, slices
@@ -17,7 +18,7 @@ SMALLEST_OF: Final = "v5e"  # the chip whose slices `--topology auto` goes throu
 
 
 def meshes(job: Encode | Train, topology: Topology, mesh: str) -> list[tuple[int, int]]:
-    """The meshes to try over all chips of a slice.
+    """Return the meshes to try over all chips of a slice.
 
     Raises: UserError where the mesh that was asked for has another number of chips or does not
         fit the model or the batch, or where none does.
@@ -38,21 +39,35 @@ def meshes(job: Encode | Train, topology: Topology, mesh: str) -> list[tuple[int
 
 
 def ranking(name: str, job: Encode | Train, topology: str, mesh: str) -> list[Plan]:
-    """Plans of one slice, the fastest first, those that do not fit last by what they lack.
+    """Plan one slice; return the fastest plan first, those that do not fit last by what they lack.
 
-    With topology `auto` the slice is the smallest that some mesh fits.
+    With topology `auto` the slice is the smallest that the job fits.
+
+    Raises: UserError where no slice has a mesh for the job.
     """
     if topology != AUTO:
         return _ranked(name, job, parse_topology(topology), mesh)
-    for candidate in slices(CHIPS[SMALLEST_OF]):
-        if mesh == AUTO and not fitting_meshes(
-            job.config.sizes, candidate.devices, batch=getattr(job, "batch", None)
-        ):
-            continue
+    candidates = _with_meshes(job, mesh)
+    for candidate in candidates:
         plans = _ranked(name, job, candidate, mesh)
         if plans[0].fits:
-            return plans
+            break
     return plans
+
+
+def _with_meshes(job: Encode | Train, mesh: str) -> list[Topology]:
+    """Return the usual slices that the job has a mesh on, from the smallest.
+
+    Raises: UserError where there is none.
+    """
+    usual, batch = list(slices(CHIPS[SMALLEST_OF])), getattr(job, "batch", None)
+    if mesh == AUTO:
+        return [s for s in usual if fitting_meshes(job.config.sizes, s.devices, batch=batch)]
+    devices = math.prod(parse_mesh(mesh))
+    found = [slice_ for slice_ in usual if slice_.devices == devices]
+    if not found:
+        raise UserError(f"mesh {mesh} has {devices} devices; slices are {listed(usual)}")
+    return found
 
 
 def _ranked(name: str, job: Encode | Train, topology: Topology, mesh: str) -> list[Plan]:
@@ -66,7 +81,7 @@ def _ranked(name: str, job: Encode | Train, topology: Topology, mesh: str) -> li
 
 
 def rank(plan: Plan) -> tuple[bool, float]:
-    """What plans are sorted by: seconds a real token, then bytes for those that do not fit."""
+    """Return the sort key of a plan: seconds a real token, or bytes for one that does not fit."""
     if plan.fits:
         return False, plan.estimated_s / plan.real_tokens
     return True, float(plan.needed_bytes)
@@ -75,20 +90,24 @@ def rank(plan: Plan) -> tuple[bool, float]:
 def sweep(
     name: str, job: Encode | Train, topologies: Sequence[Topology], mesh: str
 ) -> list[tuple[str, Plan]]:
-    """The best plan of every slice, `weak` at the first slice's load per chip, `strong` in all.
+    """Return the best plan of every slice.
 
-    The job's own load is that of the first slice, which is planned once for both.
+    Kind `weak` has the first slice's load per chip, `strong` its load in all. The job's own load is
+    that of the first slice, which is planned once for both.
+
+    Raises: UserError for a slice without a mesh, before anything is compiled.
     """
-    first = topologies[0].devices
+    first = topologies[0]
+    jobs = [
+        (kind, job.scaled(t.devices / first.devices if kind == "weak" else 1.0, first.devices), t)
+        for kind in ("weak", "strong")
+        for t in topologies
+    ]
+    for _, scaled, topology in jobs:
+        meshes(scaled, topology, mesh)
     found: list[tuple[str, Plan]] = []
-    for kind in ("weak", "strong"):
-        for topology in topologies:
-            load = topology.devices / first if kind == "weak" else 1.0
-            same = found[:1] if topology.devices == first else []
-            plan = same[0][1] if same else _best(name, job.scaled(load, first), topology, mesh)
-            found.append((kind, plan))
+    for kind, scaled, topology in jobs:
+        known = found and topology == first
+        plan = found[0][1] if known else _ranked(name, scaled, topology, mesh)[0]
+        found.append((kind, plan))
     return found
-
-
-def _best(name: str, job: Encode | Train, topology: Topology, mesh: str) -> Plan:
-    return _ranked(name, job, topology, mesh)[0]

@@ -17,7 +17,7 @@ from prompteol_jax.models.published import PUBLISHED
 from prompteol_jax.pretrained.load import load_pretrained
 from tpu import random_checkpoint
 from tpu.bench import command as bench
-from tpu.bench import device as speed
+from tpu.bench import device
 from tpu.bench import encode as bench_encode
 from tpu.lengths import read_lengths
 from tpu.plan.jobs import linear_weights
@@ -43,8 +43,8 @@ def small(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(speed, "_SIDES", {"cpu": (64,)})
-    monkeypatch.setattr(speed, "_SECONDS", 0.01)
+    monkeypatch.setattr(device, "_SIDES", {"cpu": (64,)})
+    monkeypatch.setattr(device, "_SECONDS", 0.01)
 
 
 @pytest.mark.parametrize("name", ["opt-6.7b", "opt-350m", "llama-7b", "llama-3-8b"])

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
+from prompteol_jax.errors import UserError
 from prompteol_jax.models.published import PUBLISHED
 from tpu.chips import parse_topology
 from tpu.plan import command as plan
@@ -58,12 +60,56 @@ def job_of(**options):
     ("options", "match"),
     [
         ({"model": "opt-7b"}, "Shapes known by name: opt-125m"),
+        ({"model": "opt-13"}, r"did you mean opt-13b\?"),
         ({"template": "nonsense"}, "no prefix length"),
+        ({"template": "eol-icl-2.7"}, r"did you mean eol-icl-2.7b\?"),
+        ({"job": "train", "chunks": 0}, "--chunks 0 must be 1 or more"),
+        ({"job": "train", "batch": 0}, "--batch 0 must be 2 or more"),
+        ({"batch_tokens": -5}, "--batch-tokens -5 must be 1 or more"),
+        ({"batch": 128}, "--batch changes nothing in --job encode"),
+        ({"job": "train", "packed": False}, "--packed changes nothing in --job train"),
+        ({"plot": Path("x.svg")}, "--plot changes nothing in a plan without --sweep"),
+        ({"topology": "v5e:3x5", "mesh": "8"}, "'v5e:3x5' is no slice .*; mesh '8' is not DATAx"),
+        ({"sweep": "v5e:2x4,v5e:2x5"}, "'v5e:2x5' is no slice"),
+        ({"sweep": "v5e:2x4", "topology": "v5e:4x4"}, "--topology changes nothing in --sweep"),
     ],
 )
 def test_a_wrong_job_is_refused_before_any_work(options, match):
-    with pytest.raises((ValueError, FileNotFoundError), match=match):
+    with pytest.raises(UserError, match=match):
         job_of(**options)
+
+
+def write_lengths(path: Path, counts: dict[int, int]) -> Path:
+    path.write_text(json.dumps({"source": "mine", "prefix": {"eol": 7}, "counts": counts}))
+    return path
+
+
+def test_training_refuses_sentences_that_the_model_does_not_hold(tmp_path):
+    path = write_lengths(tmp_path / "lengths.json", {2042: 1})
+    with pytest.raises(UserError, match="a sentence of 2042 ids, opt-1.3b takes 2041"):
+        job_of(job="train", lengths=path)
+    assert job_of(lengths=path).notes == ("1 of 1 sentences are cut to the model's 2048 ids",)
+
+
+def test_no_slice_of_a_sweep_is_planned_where_one_has_no_mesh(monkeypatch):
+    monkeypatch.setattr(search, "make_plan", lambda *_: pytest.fail("planned"))
+    slices = [parse_topology("v5e:2x4"), parse_topology("v5e:4x4")]
+    with pytest.raises(UserError, match="v5e:4x4 has 16"):
+        search.sweep("opt-1.3b", job_of(), slices, "8x1")
+
+
+def test_a_mesh_decides_which_slice_auto_takes(monkeypatch):
+    monkeypatch.setattr(
+        search, "_ranked", lambda name, job, topology, mesh: [topology_of(topology)]
+    )
+    (found,) = search.ranking("opt-1.3b", job_of(), "auto", "4x2")
+    assert found.topology == "v5e:2x4"
+    with pytest.raises(UserError, match="mesh 3x1 has 3 devices; slices are v5e:1x1, "):
+        search.ranking("opt-1.3b", job_of(), "auto", "3x1")
+
+
+def topology_of(topology):
+    return dataclasses.replace(FITTING, topology=str(topology))
 
 
 @pytest.mark.parametrize(("mesh", "match"), [("4x1", "v5e:2x4 has 8"), ("8", "not DATAxMODEL")])
@@ -122,8 +168,10 @@ def test_the_command_prints_and_writes_the_winner_and_the_ranking(monkeypatch, t
 
 
 def test_a_job_that_does_not_fit_says_by_how_much(capsys):
-    report.print_plans([LARGE])
-    assert "too much by 4.00 GiB" in capsys.readouterr().out
+    report.print_plans([dataclasses.replace(LARGE, notes=["1 of 9 sentences are not planned"])])
+    shown = capsys.readouterr().out
+    assert "too much by 4.00 GiB" in shown
+    assert "1 of 9 sentences are not planned" in shown
 
 
 def test_a_sweep_has_a_table_and_a_plot(monkeypatch, tmp_path, capsys):

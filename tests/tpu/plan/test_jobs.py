@@ -56,6 +56,28 @@ def test_the_shares_of_the_buckets_are_a_whole(mesh):
     assert tokens / sentences == pytest.approx(STREAM["encode"].mean)
 
 
+@pytest.mark.parametrize(
+    ("counts", "shapes", "notes"),
+    [
+        ({20: 1, 50: 99}, 1, 0),
+        ({20: 1, 500: 99}, 2, 0),
+        ({500: 10}, 1, 0),
+        ({20: 10_000, 500: 1}, 1, 1),  # too few to change the plan: told, not planned
+        ({20: 10, 900: 10}, 2, 1),  # cut to the 512 positions of the model
+    ],
+)
+def test_a_packed_stream_holds_its_long_sentences(mesh, counts, shapes, notes):
+    stream = dataclasses.replace(STREAM["encode"], counts=counts)
+    job = dataclasses.replace(JOBS["packed"], lengths=stream)
+    steps = list(job.steps(mesh))
+    assert (len(steps), len(job.notes)) == (shapes, notes)
+    assert sum(step.share for step in steps) == pytest.approx(1)
+    sentences = sum(step.share * step.sentences for step in steps)
+    tokens = sum(step.share * step.tokens for step in steps)
+    planned = stream.cut(tiny.CONFIG.P - job.C)
+    assert tokens / sentences == pytest.approx(planned.mean, rel=0.01 if shapes == 2 else 0.05)
+
+
 def test_a_scaled_job_has_so_many_times_the_load(mesh):
     assert JOBS["packed"].scaled(2.0, 8).batch_tokens == 2048
     own = dataclasses.replace(JOBS["packed"], batch_tokens=None)
