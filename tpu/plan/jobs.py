@@ -118,8 +118,9 @@ class Encode:
         _, long = self._streams()
         if self.packed and long.total and self._negligible(long):
             notes.append(
-                f"{long.total:,} of {self.lengths.total:,} sentences are not planned: they have more "
-                f"than {batching.SHORT} ids, {long.tokens / self.lengths.tokens:.2%} of all ids"
+                f"{long.total:,} of {self.lengths.total:,} sentences are not planned: they have "
+                f"more than {batching.SHORT} ids, "
+                f"{long.tokens / self.lengths.tokens:.2%} of all ids"
             )
         return tuple(notes)
 
