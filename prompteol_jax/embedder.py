@@ -23,7 +23,7 @@ from prompteol_jax.encoding.prefixes import PrefixEncoder
 from prompteol_jax.encoding.strategy import Plan, check_plan
 from prompteol_jax.errors import NotFinite, UserError, WrongType
 from prompteol_jax.mesh import make_mesh, parse_mesh
-from prompteol_jax.methods.edits import Edit
+from prompteol_jax.methods.edits import Edit, describe_edits
 from prompteol_jax.methods.pooling import EveryLayer, Pooling, find_pooling
 from prompteol_jax.models import build
 from prompteol_jax.models.decoder import Decoder
@@ -191,6 +191,12 @@ class Embedder:
     def describe(self) -> dict[str, Any]:
         """Return what decides the vectors, for a result file; see `provenance.describe`."""
         return provenance.describe(self)
+
+    def describe_method(self) -> dict[str, Any]:
+        """Return the pooling and the edits, for a result file."""
+        pipeline = self._pipeline
+        edits = describe_edits(pipeline.edits)
+        return {"pooling": pipeline.pooling.describe(), "edits": edits}
 
     @property
     def plan(self) -> str:

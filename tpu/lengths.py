@@ -139,8 +139,9 @@ def count(options: LengthsOptions) -> Lengths:
 
     Raises: UserError where `cut` is below 1.
     """
-    from prompteol_jax.text.prompt import Prompt, load_tokenizer, stable_prefix
+    from prompteol_jax.text.prompt import Prompt, stable_prefix
     from prompteol_jax.text.template import TEMPLATES, read_template
+    from prompteol_jax.text.tokenizer import load_tokenizer
 
     if options.cut is not None and options.cut < 1:
         raise UserError(f"--cut {options.cut} must be 1 or more")

@@ -6,10 +6,12 @@ An edit is a function of a state and a layer. It is a pytree whose leaves are it
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 
@@ -44,3 +46,14 @@ def apply_edits(
     for edit in edits:
         x_BTD = edit(x_BTD, layer, last_BS[:, 0]).astype(x_BTD.dtype)
     return x_BTD
+
+
+def describe_edits(edits: Sequence[Edit]) -> list[dict[str, str]]:
+    """Return the class of each edit and a digest of its numbers, for a result file."""
+    found = []
+    for edit in edits:
+        content = hashlib.sha256()
+        for leaf in map(np.asarray, jax.tree.leaves(edit)):
+            content.update(f"{leaf.dtype} {leaf.shape} ".encode() + leaf.tobytes())
+        found.append({"edit": type(edit).__name__, "sha256": content.hexdigest()})
+    return found

@@ -42,6 +42,10 @@ class Pooling:
     tokens: ClassVar[Tokens] = "last"
     layers: ClassVar[Layers] = "last"
 
+    def describe(self) -> str:
+        """Return what tells it from others in a result file: its name, or its class and fields."""
+        return self.name if POOLINGS.get(self.name) == self else repr(self)
+
     def span(self, ids_T: Int[np.ndarray, "T"], prompt: Prompt) -> tuple[int, int]:
         """Return the positions that are read, as (first, end) in the ids of a whole prompt."""
         return len(ids_T) - 1, len(ids_T)

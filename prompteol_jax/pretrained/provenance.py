@@ -37,8 +37,8 @@ def describe(embedder: Embedder) -> dict[str, Any]:
     It holds `model` and `adapter` (name, commit where the hub's cache tells it, SHA-256 by file;
     parameters of the decoder, without a language-model head of its own), `tokenizer`,
     `template` (with the ids of an example), `dtype` (activations; bytes of weights by dtype),
-    `quantize`, `layer` (None: the last, after its norm), `pooling`, `max_tokens`, `plan`,
-    `devices`, `versions`.
+    `quantize`, `layer` (None: the last, after its norm), `pooling`, `edits`, `max_tokens`,
+    `plan`, `devices`, `versions`.
     """
     source = embedder.pretrained
     leaves = jax.tree.leaves(embedder.decoder)
@@ -53,7 +53,7 @@ def describe(embedder: Embedder) -> dict[str, Any]:
         "dtype": {"activations": embedder.dtype, "weight_bytes": weights},
         "quantize": source.quantize,
         "layer": source.layer,
-        "pooling": embedder.pooling,
+        **embedder.describe_method(),
         "max_tokens": embedder.max_tokens,
         "plan": embedder.plan,
         "devices": _devices(source),

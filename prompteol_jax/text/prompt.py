@@ -18,18 +18,7 @@ from jaxtyping import Bool, Int32
 
 from prompteol_jax.errors import UserError
 from prompteol_jax.text.template import Template
-from prompteol_jax.text.tokenizer import Tokenizer, load_tokenizer, paired
-
-__all__ = [
-    "Prompt",
-    "PromptIds",
-    "Tokenizer",
-    "continue_alike",
-    "load_tokenizer",
-    "show",
-    "stable_prefix",
-]
-
+from prompteol_jax.text.tokenizer import Tokenizer, paired
 
 _AMPLE: Final = 16  # characters looked at for each id that fits, before looking at more
 _REACH: Final = 16  # characters beyond the guess that are tried; 3 were the most that ever fitted
@@ -58,7 +47,7 @@ class Prompt:
 
     Attributes:
         prefix_C: the ids that all prompts begin with.
-        suffix_tokens: ids of a prompt behind them, its sentence left out.
+        suffix_tokens: number of ids after the prefix in the prompt of an empty sentence.
     """
 
     prefix_C: Int32[np.ndarray, " C"]
@@ -136,17 +125,16 @@ class Prompt:
 
 
 def stable_prefix(template: Template, tokenizer: Tokenizer) -> Int32[np.ndarray, " C"]:
-    """Return the longest run of ids that prompts begin with, always short of a whole prompt."""
+    """Return the longest ids that all prompts begin with, always shorter than a whole prompt."""
     prompts = [ids.tolist() for ids in tokenizer.ids([template.fill(probe) for probe in _PROBES])]
     shortest = min(len(ids) for ids in prompts)
     return np.array(commonprefix(prompts)[: shortest - 1], np.int32)  # noqa: RUF071
 
 
 def continue_alike(a: Prompt, b: Prompt) -> bool:
-    """Say if both prompts go on with the same ids behind their stable prefixes.
+    """Return whether sentences have the same ids after the stable prefixes of both prompts.
 
-    Looked at with sentences that begin in every awkward way; the sentence's own ids can then be
-    made once for both.
+    Checked with sentences that begin in every awkward way. The ids of a sentence then serve both.
     """
     ours, theirs = a(_PROBES), b(_PROBES)
     same = (np.array_equal(x, y) for x, y in zip(ours.ids, theirs.ids, strict=True))

@@ -13,6 +13,7 @@ CHAINS = (
     ("axes", "quant", ("nn", "weights"), "models"),
     ("runtime", "storage", "text", "models"),
     ("embedder", ("verify", "export"), "cli"),
+    ("methods", "encoding", "embedder"),
 )
 # The command line is the door to all packages: it reaches up, and nothing imports it.
 DOORS = {"prompteol_jax/cli/main.py": {"eval"}}

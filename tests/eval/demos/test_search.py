@@ -74,32 +74,6 @@ def test_each_candidate_scores_what_it_scores_alone(embedder, search):
         assert standing.score == pytest.approx(alone[standing.template.name], abs=0.01)
 
 
-def test_vectors_are_those_of_encode_for_sentences_of_every_kind(embedder):
-    # The last id of its prefix depends on the sentence.
-    other = Template("other", "In short : ", " means:", (SHOWN[0],))
-    encoder = embedder.prefix_encoder(2048)
-    counted = []
-    for group in encoder.groups([*CANDIDATES, other]):
-        vectors = encoder.encode(group, TEXTS, counted.append)
-        for candidate, z_nD in zip(group, vectors, strict=True):
-            alone = Embedder(embedder.pretrained, candidate.template).encode(TEXTS)
-            np.testing.assert_allclose(z_nD, alone, atol=2e-5)
-    assert encoder.alone_texts >= len(CANDIDATES)  # the one that is too long
-    assert sum(counted) >= (len(CANDIDATES) + 1) * (len(TEXTS) - 2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("settings", [dict(mesh="4x2"), dict(quantize="nf4"), dict(layer=1)])
-def test_vectors_are_those_of_encode_on_a_mesh_quantized_and_of_an_inner_layer(settings):
-    embedder = Embedder.from_pretrained("tiny", dtype="float32", **settings)
-    encoder = embedder.prefix_encoder(2048)
-    (group,) = encoder.groups(CANDIDATES)
-    vectors = encoder.encode(group, TEXTS, lambda steps=1: None)
-    for candidate, z_nD in zip(group, vectors, strict=True):
-        alone = Embedder(embedder.pretrained, candidate.template).encode(TEXTS)
-        np.testing.assert_allclose(z_nD, alone, atol=2e-5)
-
-
 def test_a_search_that_was_killed_goes_on_to_the_same_bits(search, tmp_path, monkeypatch):
     whole = search("whole").run(CANDIDATES)
     cut = search("cut")

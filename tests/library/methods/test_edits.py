@@ -121,6 +121,16 @@ def test_both_runners_run_the_same_edits(name, decoders):
         np.testing.assert_allclose(layerwise, whole, atol=2e-5)
 
 
+def test_a_result_names_its_edits_and_their_numbers(embedders):
+    tiny = embedders("tiny")
+    found = [
+        Embedder(tiny.pretrained, "eol", edits=edits).describe()["edits"]
+        for edits in ([], [CopyLast(1)], [CopyLast(1)], [CopyLast(2)], [Steer(BY_D, 1)])
+    ]
+    assert found[0] == [] and found[1] == found[2] != found[3]
+    assert [edit["edit"] for edit in (*found[3], *found[4])] == ["CopyLast", "Steer"]
+
+
 def test_packed_rows_take_no_edits(embedders):
     tiny = embedders("tiny")
     with pytest.raises(ValueError, match="plan packed takes no edits"):

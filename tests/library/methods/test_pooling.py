@@ -78,7 +78,8 @@ def test_a_pooling_of_a_span_is_one_class_and_keeps_the_prefix(name, embedders, 
         len(ids)
         for ids in usual.pretrained.tokenizer.ids([prompt.template.fill(text) for text in TEXTS])
     )
-    assert embedder.describe()["pooling"] == "text-mean"
+    assert embedder.describe()["pooling"] == "TextMean()"
+    assert usual.describe()["pooling"] == "last"
 
 
 def test_a_pooling_of_all_tokens_gives_up_the_prefix_and_says_so(embedders, states):
@@ -90,6 +91,7 @@ def test_a_pooling_of_all_tokens_gives_up_the_prefix_and_says_so(embedders, stat
         weight_T = np.arange(1, len(x_TD) + 1) ** 2.0
         np.testing.assert_allclose(z_D, weight_T @ x_TD / weight_T.sum(), atol=1e-4)
     assert embedder.plan.endswith("; pooling weighted: prefix computed for every text")
+    assert embedder.describe()["pooling"] == "WeightedMean(power=2.0)"
 
 
 def test_the_mean_of_a_span_of_everything_is_the_mean(embedders):

@@ -13,8 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prompteol_jax.models.tiny import tiny_tokenizer
-from prompteol_jax.text.prompt import Prompt, load_tokenizer, show
+from prompteol_jax.text.prompt import Prompt, show
 from prompteol_jax.text.template import PROMPTEOL, TEMPLATES, Template
+from prompteol_jax.text.tokenizer import load_tokenizer
 
 REAL = ("opt-tokenizer", "llama-tokenizer", "tinystories-656k")
 NAMES = ("tiny", *REAL)
