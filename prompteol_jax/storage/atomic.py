@@ -12,13 +12,14 @@ import secrets
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from prompteol_jax.errors import CannotWrite, UserError
 from prompteol_jax.storage import paths
+from prompteol_jax.storage.paths import AnyPath
 
 
-def sync(path: Any) -> None:
+def sync(path: AnyPath) -> None:
     """Return once a file, or the names in a folder, would survive a loss of power."""
     if paths.is_bucket(path):
         return
@@ -29,7 +30,7 @@ def sync(path: Any) -> None:
         os.close(descriptor)
 
 
-def write_whole(path: Any, write: Callable[[BinaryIO], object]) -> None:
+def write_whole(path: AnyPath, write: Callable[[BinaryIO], object]) -> None:
     """Write a file that is seen complete or not at all; until then it is `PATH.XXXXXXXX.new`.
 
     What goes to a bucket is written to a temporary file first: a stream to the bucket that an error
@@ -57,7 +58,7 @@ def write_whole(path: Any, write: Callable[[BinaryIO], object]) -> None:
 
 
 @contextlib.contextmanager
-def explained(path: Any) -> Iterator[None]:
+def explained(path: AnyPath) -> Iterator[None]:
     """Name the path in an error of the disk, such as a full one, which names none.
 
     Raises: CannotWrite.
@@ -70,7 +71,7 @@ def explained(path: Any) -> Iterator[None]:
         raise CannotWrite(f"{path} could not be written: {error.strerror or error}") from error
 
 
-def sha256(path: Any) -> str:
+def sha256(path: AnyPath) -> str:
     """Return the hexadecimal digest of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

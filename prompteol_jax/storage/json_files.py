@@ -9,12 +9,13 @@ from typing import Any, Final
 
 from prompteol_jax.errors import UserError
 from prompteol_jax.storage import atomic
+from prompteol_jax.storage.paths import AnyPath
 
 LIMIT: Final = 2**24  # bytes; nested objects can take 24 times their text in memory
 _KINDS: Final = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
 
 
-def read_object(path: Any) -> dict[str, Any]:
+def read_object(path: AnyPath) -> dict[str, Any]:
     """Read a file that holds one JSON object.
 
     Raises: OSError where the file cannot be read; UserError, naming the file, where it is longer
@@ -27,7 +28,7 @@ def read_object(path: Any) -> dict[str, Any]:
     return parse_object(content, path)
 
 
-def write_object(path: Any, content: Mapping[str, Any]) -> None:
+def write_object(path: AnyPath, content: Mapping[str, Any]) -> None:
     """Write a file that holds one JSON object, whole or not at all.
 
     Raises: CannotWrite if the disk refuses; what was there before stays.

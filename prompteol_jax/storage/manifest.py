@@ -15,11 +15,12 @@ from typing import Any, Final
 
 from prompteol_jax.errors import UserError
 from prompteol_jax.storage import atomic, json_files, paths
+from prompteol_jax.storage.paths import AnyPath
 
 NAME: Final = "manifest.json"
 
 
-def write(path: Any, content: Mapping[str, Any]) -> None:
+def write(path: AnyPath, content: Mapping[str, Any]) -> None:
     """Write a manifest, atomically, with the SHA-256 of its content in the field `sha256`.
 
     Raises: CannotWrite if the disk refuses; the manifest that was there before stays.
@@ -28,7 +29,7 @@ def write(path: Any, content: Mapping[str, Any]) -> None:
     json_files.write_object(path, {**body, "sha256": _digest(body)})
 
 
-def read(path: Any) -> dict[str, Any]:
+def read(path: AnyPath) -> dict[str, Any]:
     """Read a manifest, without its field `sha256`.
 
     Raises: FileNotFoundError if there is none; UserError if it is not what was written.
@@ -39,7 +40,7 @@ def read(path: Any) -> dict[str, Any]:
     return body
 
 
-def seal(folder: Any, content: Mapping[str, Any]) -> None:
+def seal(folder: AnyPath, content: Mapping[str, Any]) -> None:
     """Write a folder's manifest, once every file in it is on the disk.
 
     Args:
@@ -57,7 +58,7 @@ def seal(folder: Any, content: Mapping[str, Any]) -> None:
         atomic.sync(path)
 
 
-def damage(folder: Any) -> list[str]:
+def damage(folder: AnyPath) -> list[str]:
     """List what differs between the files of a sealed folder and its manifest; empty if intact.
 
     Raises: FileNotFoundError if there is no manifest.
@@ -78,16 +79,16 @@ def damage(folder: Any) -> list[str]:
     return problems
 
 
-def _files(folder: Any) -> list[str]:
+def _files(folder: AnyPath) -> list[str]:
     return [name for name in paths.files(folder) if name != NAME]
 
 
-def _sealed(path: Any) -> dict[str, Any]:
+def _sealed(path: AnyPath) -> dict[str, Any]:
     atomic.sync(path)
     return {"bytes": _size(path), "sha256": atomic.sha256(path)}
 
 
-def _size(path: Any) -> int:
+def _size(path: AnyPath) -> int:
     found = path.stat()  # etils has a record of its own
     return found.st_size if isinstance(path, Path) else found.length
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
 from prompteol_jax.storage import atomic, paths
+from prompteol_jax.storage.paths import AnyPath
 from prompteol_jax.storage.shards import Shards
 
 
-def join_npy(shards: Shards, output: Any) -> None:
+def join_npy(shards: Shards, output: AnyPath) -> None:
     """Write all rows to one .npy file, float32 [n, D]."""
     header = {"descr": "<f4", "fortran_order": False, "shape": (shards.rows, shards.width)}
 
@@ -23,7 +24,7 @@ def join_npy(shards: Shards, output: Any) -> None:
     _join(shards, output, write)
 
 
-def join_parquet(shards: Shards, output: Any) -> None:
+def join_parquet(shards: Shards, output: AnyPath) -> None:
     """Write all rows to one parquet file, column `embedding`, a fixed-size list of float32."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -41,7 +42,7 @@ def join_parquet(shards: Shards, output: Any) -> None:
     _join(shards, output, write)
 
 
-def _join(shards: Shards, output: Any, write: Callable[[BinaryIO], object]) -> None:
+def _join(shards: Shards, output: AnyPath, write: Callable[[BinaryIO], object]) -> None:
     if paths.is_bucket(output):
         atomic.write_whole(output, write)
         return

@@ -1,9 +1,9 @@
-"""Where files lie: on this machine, or in a bucket of Google Cloud Storage (`gs://BUCKET/NAME`).
+"""Paths on this machine, or in a bucket of Google Cloud Storage (`gs://BUCKET/NAME`).
 
-What is read from a bucket is copied here first, for weights are mapped and the readers of parquet,
-tokenizers and datasets take files. What is written there goes through `as_path`, whose result has
-the methods of a `Path` either way. A bucket has no folders, renames or appends: an object appears
-whole, so whatever several objects stand for is told by the one that is written last.
+Files of a bucket are copied to this machine before they are read: weights are mapped, and the
+readers of parquet, tokenizers and datasets take files. Files are written to a bucket through
+`as_path`, whose result has the methods of a `Path` either way. A bucket has no folders, renames or
+appends. An object appears whole, so a set of objects is complete when its last one is there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final, Protocol, runtime_checkable
 
 from prompteol_jax import runtime
 from prompteol_jax.errors import AlreadyExists, NotFound, Unreachable, UserError
@@ -25,13 +25,32 @@ from prompteol_jax.errors import AlreadyExists, NotFound, Unreachable, UserError
 _SCHEME: Final = "gs:/"  # pathlib makes one stroke of two
 
 
-def is_bucket(path: str | os.PathLike) -> bool:
+@runtime_checkable
+class AnyPath(Protocol):
+    """What `Path` and etils' `epath.Path` have in common, as far as it is used here."""
+
+    name: str
+    parent: AnyPath
+    suffix: str
+
+    def __truediv__(self, name: str) -> AnyPath: ...
+    def exists(self) -> bool: ...
+    def glob(self, pattern: str) -> Iterator[AnyPath]: ...
+    def is_dir(self) -> bool: ...
+    def open(self, mode: str = "r") -> IO[Any]: ...
+    def read_bytes(self) -> bytes: ...
+    def stat(self) -> Any: ...
+    def unlink(self, missing_ok: bool = False) -> None: ...
+    def with_name(self, name: str) -> AnyPath: ...
+
+
+def is_bucket(path: str | os.PathLike | AnyPath) -> bool:
     """Say whether a path leads into a bucket."""
     return os.fspath(path).startswith(_SCHEME)
 
 
-def as_path(path: str | os.PathLike) -> Any:
-    """The path as a `Path`, or as etils' `epath.Path` where it leads into a bucket.
+def as_path(path: str | os.PathLike | AnyPath) -> AnyPath:
+    """Return a `Path`, or etils' `epath.Path` where the path leads into a bucket.
 
     Raises: UserError where what reads buckets is not installed.
     """
@@ -39,7 +58,7 @@ def as_path(path: str | os.PathLike) -> Any:
         return Path(path)
     if importlib.util.find_spec("gcsfs") is None:
         raise UserError(
-            f"{path} lies in a bucket, which needs the extra `gcs`: "
+            f"{path} is in a bucket, which needs the extra `gcs`: "
             'pip install ".[gcs]", or give a path on this machine'
         )
     from etils import epath
@@ -49,14 +68,14 @@ def as_path(path: str | os.PathLike) -> Any:
 
 
 def local_copy(path: str | os.PathLike, *, depth: int | None = None) -> Path:
-    """The file or folder on this machine: itself, or a checked copy of what a bucket holds.
+    """Return a file or folder on this machine: itself, or a checked copy of a bucket's objects.
 
     Copies stay in the user's cache folder, under a name that changes with their content.
 
     Args:
         depth: levels of a folder to copy, all by default.
-    Raises: NotFound where the bucket holds nothing there; ConnectionError where it cannot
-        be reached.
+    Raises: NotFound where the bucket holds nothing there; Unreachable where it cannot be reached;
+        UserError where the name of an object would lead out of the copy's folder.
     """
     if not is_bucket(path):
         return Path(path)
@@ -64,10 +83,14 @@ def local_copy(path: str | os.PathLike, *, depth: int | None = None) -> Path:
     with _explained(origin):
         found = _system().find(str(origin), maxdepth=depth, detail=True)
     root = str(origin).removeprefix("gs://")
-    objects = {name.removeprefix(root).strip("/"): facts for name, facts in found.items()}
-    objects = {name: facts for name, facts in objects.items() if facts["type"] == "file"}
+    objects = {
+        name.removeprefix(root).removeprefix("/"): facts
+        for name, facts in found.items()
+        if facts["type"] == "file"
+    }
     if not objects:
         raise NotFound(f"{origin} does not exist")
+    _check_names(origin, objects)
     state = [(name, facts["size"], facts.get("etag")) for name, facts in sorted(objects.items())]
     digest = hashlib.sha256(repr((root, state)).encode()).hexdigest()[:16]
     copy = runtime.cache_folder() / "gs" / digest / origin.name
@@ -79,7 +102,7 @@ def local_copy(path: str | os.PathLike, *, depth: int | None = None) -> Path:
 def check_bucket(path: str | os.PathLike) -> None:
     """Refuse a path into a bucket that is not there, before any work.
 
-    Raises: NotFound; ConnectionError where the bucket cannot be reached.
+    Raises: NotFound; Unreachable where the bucket cannot be reached.
     """
     if not is_bucket(path):
         return
@@ -93,7 +116,7 @@ def check_bucket(path: str | os.PathLike) -> None:
         )
 
 
-def upload(source: Path, target: Any) -> None:
+def upload(source: Path, target: AnyPath) -> None:
     """Copy a file, or all files of a folder, into a bucket."""
     with _explained(target):
         for name in files(source) if source.is_dir() else [""]:
@@ -102,9 +125,9 @@ def upload(source: Path, target: Any) -> None:
 
 @contextlib.contextmanager
 def upload_on_exit(folder: str | os.PathLike) -> Iterator[Path]:
-    """A folder here to write into: itself, or one whose files then go to the bucket.
+    """Give a folder here to write into: itself, or one whose files go to the bucket on exit.
 
-    Raises: AlreadyExists where one of them is there already.
+    Raises: AlreadyExists where the bucket holds one of the files.
     """
     if not is_bucket(folder):
         yield Path(folder)
@@ -120,7 +143,7 @@ def upload_on_exit(folder: str | os.PathLike) -> Iterator[Path]:
 
 
 def refuse_buckets(*paths: Path | None) -> None:
-    """Refuse buckets where what is written must lie on this machine.
+    """Refuse paths into buckets for what is written to this machine only.
 
     Raises: UserError.
     """
@@ -132,8 +155,8 @@ def refuse_buckets(*paths: Path | None) -> None:
         )
 
 
-def files(folder: Any) -> list[str]:
-    """Paths of all files in a folder and those within it, from that folder on, in their order."""
+def files(folder: AnyPath) -> list[str]:
+    """List the files in a folder and its subfolders, relative to it, sorted."""
     if not is_bucket(folder):
         paths = (p for p in folder.rglob("*") if not p.is_dir())
         return sorted(p.relative_to(folder).as_posix() for p in paths)
@@ -142,8 +165,8 @@ def files(folder: Any) -> list[str]:
         return sorted(name.removeprefix(root) for name in _system().find(str(folder)))
 
 
-def remove(folder: Any) -> None:
-    """Remove a folder and all that it holds, if it is there."""
+def remove(folder: AnyPath) -> None:
+    """Remove a folder and everything in it, if it is there."""
     if is_bucket(folder):
         folder.rmtree(missing_ok=True)
     else:
@@ -154,6 +177,23 @@ def _system() -> Any:
     import fsspec
 
     return fsspec.filesystem("gcs")
+
+
+def _check_names(origin: AnyPath, objects: Mapping[str, Any]) -> None:
+    """Refuse names that are no path below a folder; a bucket can hold any name.
+
+    One object may be the copy itself, with an empty name, but then it is the only one.
+    """
+    for name in objects:
+        parts = name.split("/")
+        if name == "" and len(objects) == 1:
+            continue
+        unsafe = any(part in ("", ".", "..") or "\0" in part for part in parts)
+        if unsafe or Path(name).is_absolute() or "\\" in name:
+            raise UserError(
+                f"{origin} holds an object whose name is no path below it: {name!r}; rename or "
+                "remove the object"
+            )
 
 
 def _copy(root: str, objects: Mapping[str, Mapping[str, Any]], copy: Path) -> None:
@@ -174,18 +214,20 @@ def _copy(root: str, objects: Mapping[str, Mapping[str, Any]], copy: Path) -> No
 
 def _check(file: Path, facts: Mapping[str, Any], source: str) -> None:
     size = file.stat().st_size
-    told = facts.get("md5Hash")  # objects put together from parts have none
+    stored = facts.get("md5Hash")  # objects composed of parts have none
     with file.open("rb") as content:
         md5 = base64.b64encode(hashlib.file_digest(content, "md5").digest()).decode()
-    if size != facts["size"] or told not in (None, md5):
-        raise Unreachable(f"gs://{source} did not arrive as it is there; try again")
+    if size != facts["size"] or stored not in (None, md5):
+        raise Unreachable(f"download of gs://{source} is incomplete or corrupt; try again")
 
 
 @contextlib.contextmanager
 def _explained(path: Any) -> Iterator[None]:
-    """Turn what the cloud's libraries raise into an error that says what to do."""
+    """Turn the errors of the cloud's libraries into one that says what to do."""
     try:
         yield
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise NotFound(f"{path} does not exist") from error
     except Exception as error:

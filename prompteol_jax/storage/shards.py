@@ -27,6 +27,7 @@ from jaxtyping import Float32
 from prompteol_jax.errors import AlreadyExists, UserError, listed
 from prompteol_jax.storage import atomic, json_files, lease, paths, same_work
 from prompteol_jax.storage.corpus import Chunk
+from prompteol_jax.storage.paths import AnyPath
 
 MANIFEST: Final = "manifest.json"
 _OURS: Final = re.compile(r"(manifest(\.\d+)?\.json|shard-\d{5,}\.npy|joined)(\.[0-9a-f]{8}\.new)?")
@@ -51,7 +52,7 @@ class Shards:
         held: right to write into the folder; None in a bucket and in other processes.
     """
 
-    folder: Any
+    folder: AnyPath
     settings: Mapping[str, Any]
     chunks: Sequence[Chunk]
     sha256: list[str | None]
@@ -169,7 +170,7 @@ class Shards:
 
 @contextlib.contextmanager
 def opened(
-    folder: Any,
+    folder: AnyPath,
     settings: Mapping[str, Any],
     chunks: Sequence[Chunk],
     *,
@@ -198,7 +199,7 @@ def opened(
 
 
 @contextlib.contextmanager
-def _held(folder: Any, *, is_first: bool) -> Iterator[lease.Lease | None]:
+def _held(folder: AnyPath, *, is_first: bool) -> Iterator[lease.Lease | None]:
     """Make the folder, hold it in the first process, and remove it if nothing came into it."""
     if paths.is_bucket(folder):
         yield None
@@ -228,7 +229,7 @@ def shard_name(number: int) -> str:
 
 
 def _resumed(
-    folder: Any, settings: Mapping[str, Any], chunks: Sequence[Chunk], *, overwrite: bool
+    folder: AnyPath, settings: Mapping[str, Any], chunks: Sequence[Chunk], *, overwrite: bool
 ) -> Shards:
     fresh = Shards(folder, settings, chunks, [None] * len(chunks))
     if not (folder / MANIFEST).exists():
@@ -251,11 +252,11 @@ def _resumed(
     return Shards(folder, settings, chunks, intact, width, damaged)
 
 
-def _digests(manifest: Any) -> list[str | None]:
+def _digests(manifest: AnyPath) -> list[str | None]:
     return [shard["sha256"] for shard in json_files.read_object(manifest)["shards"]]
 
 
-def _entered(folder: Any) -> list[set[str]]:
+def _entered(folder: AnyPath) -> list[set[str]]:
     """The digests that any process entered of each shard."""
     manifests = (folder / MANIFEST, *folder.glob("manifest.*.json"))
     return [set(copies) - {None} for copies in zip(*map(_digests, manifests), strict=True)]
@@ -271,7 +272,7 @@ def _other_texts(found: Sequence[Chunk], asked: Sequence[Chunk]) -> list[str]:
     return [f"the input's texts have changed, in {changed} of {len(asked)} shards"] * bool(changed)
 
 
-def _intact(path: Any, entered: set[str]) -> str | None:
+def _intact(path: AnyPath, entered: set[str]) -> str | None:
     """The digest of a shard that is what some process entered."""
     digest = atomic.sha256(path) if entered and path.exists() else None
     return digest if digest in entered else None

@@ -48,6 +48,34 @@ def test_a_folder_comes_here_to_the_depth_that_is_asked_for(bucket):
     assert paths.files(paths.as_path("gs://bucket/run")) == paths.files(found)
 
 
+@pytest.mark.parametrize("depth", [None, 1, 2, 20])
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("sts/../../../../outside.txt", "sts"),
+        ("sts/a/../../../../outside.txt", "sts"),
+        ("sts//outside.txt", "sts"),
+        ("sts/./a.txt", "sts"),
+        ("sts/..", "sts"),
+        ("sts/a\\b.txt", "sts"),
+        ("texts.txt/../../../../outside.txt", "texts.txt"),
+    ],
+)
+def test_no_object_is_copied_out_of_its_folder(bucket, tmp_path, name, asked, depth):
+    bucket.put("sts/STS12/a.txt", b"ordinary")
+    bucket.put("texts.txt", b"ordinary")
+    bucket.put(name, b"written by the bucket's owner")
+    try:
+        paths.local_copy(f"gs://bucket/{asked}", depth=depth)
+    except ValueError as error:
+        told = ("holds an object whose name is no path below it", "does not exist")
+        assert any(text in str(error) for text in told)
+        assert paths.files(tmp_path) == []
+    else:  # not listed at this depth
+        copied = [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert {path.read_bytes() for path in copied} <= {b"ordinary"}
+
+
 def test_what_is_not_there_is_said(bucket):
     for path in ("gs://bucket/none", "gs://others/none"):
         with pytest.raises(FileNotFoundError, match=f"^{path} does not exist"):
@@ -78,14 +106,14 @@ def test_a_copy_that_is_not_what_is_there_is_refused(bucket, monkeypatch, tmp_pa
     bucket.put("a", b"right")
     facts = bucket.described("a") | {"md5Hash": "AAAA"}
     monkeypatch.setattr(bucket, "described", lambda name: facts)
-    with pytest.raises(ConnectionError, match="gs://bucket/a did not arrive"):
+    with pytest.raises(ConnectionError, match="download of gs://bucket/a is incomplete"):
         paths.local_copy("gs://bucket/a")
     assert not paths.files(tmp_path / "cache")
 
 
 def test_without_what_reads_buckets_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"gs://b/x lies in a bucket.*extra `gcs`"):
+    with pytest.raises(ValueError, match=r"gs://b/x is in a bucket.*extra `gcs`"):
         paths.local_copy("gs://b/x")
 
 
