@@ -25,6 +25,7 @@ from eval.transfer import command as transfer
 from prompteol_jax.cli import main as cli
 from prompteol_jax.text import prompt
 from prompteol_jax.text.template import TEMPLATES, read_template
+from prompteol_jax.text.tokenizer import load_tokenizer
 from tpu import fits, lengths, random_checkpoint
 from tpu.bench import command as bench
 from tpu.launch import command as launch
@@ -381,7 +382,7 @@ def test_every_template_stands_with_its_bytes():
 
 @pytest.mark.parametrize("family", ["opt", "llama"])
 def test_prompts_stand_token_by_token(family, data):
-    tokenizer = prompt.load_tokenizer(data / "weights" / f"{family}-tokenizer")
+    tokenizer = load_tokenizer(data / "weights" / f"{family}-tokenizer")
     for name, template in TEMPLATES.items():
         text = template.fill("A cat.")
         parts = [tokenizer.backend.id_to_token(tokenizer.bos_id)]
