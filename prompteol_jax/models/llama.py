@@ -86,7 +86,9 @@ class Rope:
         if any(type(k) is not str or k not in _ROPE_FIELDS or k != kind for k in kinds):
             f.wrong(f"RoPE of type {shown(kinds)} is not supported; supported: {[*_ROPE_FIELDS]}")
         elif set(given) != set(_ROPE_FIELDS[kind]):
-            f.wrong(f"RoPE of type {kind!r} takes {[*_ROPE_FIELDS[kind]]}, found {sorted(given)}")
+            f.wrong(
+                f"RoPE of type {kind!r} takes {[*_ROPE_FIELDS[kind]]}, found {shown(sorted(given))}"
+            )
         else:
             values = {
                 attribute: f.check_number(f"RoPE's {name}", given[name], positive=True)

@@ -200,18 +200,23 @@ def _parquet_column(file: BinaryIO, name: str, decode: Decode) -> Iterator[str |
 
     try:
         table = parquet.ParquetFile(file, buffer_size=_BUFFER)
-    except pa.ArrowException as error:
-        raise UserError(f"{name} is no parquet file: {error}") from error
-    schema = table.schema_arrow
+        schema = table.schema_arrow
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{name} is no parquet file: {reason:.200}") from error
     kind = schema.field(_column(schema.names, name)).type
     strings = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(strings) or pa.types.is_large_string(strings)):
         raise UserError(f"{name}: column {COLUMN!r} holds {kind}, not strings")
     row = 0
-    for batch in table.iter_batches(4096, columns=[COLUMN]):
-        for raw in batch.column(0).cast(strings).cast(pa.large_binary()).to_pylist():
-            row += 1
-            yield Malformed(f"row {row}", "null") if raw is None else decode(raw)
+    try:
+        for batch in table.iter_batches(4096, columns=[COLUMN]):
+            for raw in batch.column(0).cast(strings).cast(pa.large_binary()).to_pylist():
+                row += 1
+                yield Malformed(f"row {row}", "null") if raw is None else decode(raw)
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{name} is damaged behind row {row}: {reason:.200}") from error
 
 
 READERS: Final[dict[str, Reader]] = {

@@ -26,6 +26,7 @@ from jaxtyping import Float32
 
 from prompteol_jax.errors import AlreadyExists, UserError, listed
 from prompteol_jax.storage import atomic, json_files, lease, paths, same_work
+from prompteol_jax.storage.arrays import read_array
 from prompteol_jax.storage.corpus import Chunk
 from prompteol_jax.storage.paths import AnyPath
 
@@ -136,8 +137,7 @@ class Shards:
 
     def read(self, number: int) -> Float32[np.ndarray, "n D"]:
         """The vectors of one shard."""
-        with (self.folder / shard_name(number)).open("rb") as file:
-            return np.load(file, allow_pickle=False)
+        return read_array(self.folder / shard_name(number), (self.chunks[number].rows, self.width))
 
     def remove(self) -> None:
         """Remove the shards and their folder."""

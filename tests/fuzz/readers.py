@@ -1,0 +1,251 @@
+"""The readers of files that others wrote: valid inputs, and how one is read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from random import Random
+from typing import Final, NamedTuple
+
+import numpy as np
+from mutations import mutate
+
+from eval.sts.tasks import read_tasks
+from eval.transfer.tasks import read_transfer
+from prompteol_jax.lora.peft import read_adapter_config
+from prompteol_jax.models.build import read_config
+from prompteol_jax.models.published import PUBLISHED
+from prompteol_jax.storage import corpus, manifest
+from prompteol_jax.storage.shards import Shards
+from prompteol_jax.text.template import TEMPLATES, read_template
+from prompteol_jax.weights.folder import open_tensors
+from prompteol_jax.weights.safetensors import open_safetensors
+from prompteol_jax.weights.torch_bin import open_bin
+from train.data.triplets import read_triplets
+
+CORPUS: Final = Path(__file__).with_name("corpus")
+
+
+class Reader(NamedTuple):
+    """One kind of file.
+
+    Attributes:
+        file: name under which an input is written.
+        seeds: valid inputs.
+        read: function of the written file.
+        finish: what makes a damaged input pass the outer checks, such as a checksum.
+    """
+
+    file: str
+    seeds: Callable[[], list[bytes]]
+    read: Callable[[Path], object]
+    finish: Callable[[bytes], bytes] = bytes
+
+
+def inputs(name: str) -> list[bytes]:
+    """The valid inputs of a reader, and those of the corpus."""
+    kept = sorted((CORPUS / name).glob("*"))
+    return [*READERS[name].seeds(), *(path.read_bytes() for path in kept)]
+
+
+def damaged(name: str, seed: int, known: list[bytes]) -> bytes:
+    """Input number `seed` of a reader: some valid one, damaged."""
+    random = Random(f"{name} {seed}")
+    content = mutate(random.choice(known), known, random)
+    return READERS[name].finish(content) if random.random() < 0.5 else content
+
+
+def _safetensors() -> list[bytes]:
+    import safetensors.numpy
+
+    arrays = {"w": np.ones((2, 3), np.float32), "b": np.zeros(4, np.float16), "e": np.ones((0, 2))}
+    return [safetensors.numpy.save(arrays), safetensors.numpy.save({"w": np.ones(1)})]
+
+
+def _with_length(content: bytes) -> bytes:
+    """Make the length of a safetensors header that of its JSON."""
+    header = content[8:]
+    end = header.rfind(b"}}") + 2 if b"}}" in header else len(header)
+    return struct.pack("<Q", end) + header
+
+
+_NAME: Final = b"X\x01\x00\x00\x00w"
+_TENSOR: Final = (
+    b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+    b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x06tQK\x00K\x02K\x03\x86K\x03K\x01\x86\x89}tR"
+)
+
+
+def _pickles() -> list[bytes]:
+    plain = b"\x80\x02}q\x00" + _NAME + _TENSOR + b"s."
+    ordered = b"\x80\x02ccollections\nOrderedDict\n)R(" + _NAME + _TENSOR + b"u}" + b"_metadata"
+    return [_archived(plain), _archived(ordered[:-9] + b"b.")]
+
+
+def _archived(pickled: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("m/data.pkl", pickled)
+        archive.writestr("m/byteorder", b"little")
+        archive.writestr("m/data/0", bytes(24))
+    return file.getvalue()
+
+
+def _repacked(content: bytes) -> bytes:
+    """Put what stands in the place of the pickle into a sound archive."""
+    start = content.find(b"\x80\x02")
+    end = content.find(b"PK", start)
+    return _archived(content[max(start, 0) : end if end > 0 else len(content)])
+
+
+def _configs() -> list[bytes]:
+    return [json.dumps(PUBLISHED[name].to_hf()).encode() for name in ("opt-350m", "llama-3.2-1b")]
+
+
+def _adapters() -> list[bytes]:
+    fields = {"peft_type": "LORA", "r": 8, "lora_alpha": 16.0, "lora_dropout": 0.05}
+    more = {"bias": "none", "use_rslora": False, "modules_to_save": None, "rank_pattern": {}}
+    return [
+        json.dumps({**fields, **more, "target_modules": targets}).encode()
+        for targets in (["q_proj", "model.layers.0.mlp.up_proj"], "all-linear")
+    ]
+
+
+def _indexes() -> list[bytes]:
+    weight_map = {"w": "other.safetensors", "v": "other.safetensors"}
+    return [json.dumps({"metadata": {"total_size": 4}, "weight_map": weight_map}).encode()]
+
+
+def _read_index(path: Path) -> object:
+    import safetensors.numpy
+
+    shard = path.with_name("other.safetensors")
+    if not shard.exists():
+        safetensors.numpy.save_file({"w": np.ones(1), "v": np.ones(1)}, shard)
+    return open_tensors(path.parent)
+
+
+def _manifests() -> list[bytes]:
+    body = {"shards": [{"rows": 3, "sha256": "ab"}], "settings": {"model": "tiny", "layer": None}}
+    return [_sealed(json.dumps(body).encode())]
+
+
+def _sealed(content: bytes) -> bytes:
+    """Give a manifest the checksum of its content."""
+    try:
+        body = json.loads(content)
+        body.pop("sha256", None)
+        digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+        return json.dumps({**body, "sha256": digest}).encode()
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        return content
+
+
+def _arrays() -> list[bytes]:
+    file = io.BytesIO()
+    np.save(file, np.ones((3, 4), np.float32))
+    return [file.getvalue()]
+
+
+def _read_array(path: Path) -> object:
+    chunks = [corpus.Chunk(3, "")]
+    return Shards(path.parent, {}, chunks, [None], 4).read(0)
+
+
+def _parquets() -> list[bytes]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    texts = ["a cat", "ein Männchen", "", "x" * 3000]
+    found = []
+    for kind in (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())):
+        file = io.BytesIO()
+        column = pa.array(texts).dictionary_encode() if "dict" in str(kind) else pa.array(texts)
+        parquet.write_table(pa.table({"text": column.cast(kind)}), file)
+        found.append(file.getvalue())
+    return found
+
+
+def _read_corpus(path: Path) -> object:
+    return [len(chunk) for chunk in corpus.open_corpus(path).chunks(1000)]
+
+
+def _csvs() -> list[bytes]:
+    return [b'text,id\n"a, ""cat""",1\nein M\xc3\xa4nnchen,2\n"two\nlines",3\n', b"text\r\na\r\n"]
+
+
+def _triplet_csvs() -> list[bytes]:
+    return [b'sent0,sent1,hard_neg\na,"b, c",d\n"x\ny",z,w\n', b"sent0,sent1\na,b\n"]
+
+
+def _jsonls() -> list[bytes]:
+    return [b'{"text": "a cat", "id": 1}\n\n{"text": "ein M\\u00e4nnchen"}\n']
+
+
+def _triplet_jsonls() -> list[bytes]:
+    return [b'{"sent0": "a", "sent1": "b", "hard_neg": "c"}\n{"sent0": "a", "sent1": "b"}\n']
+
+
+def _sts() -> list[bytes]:
+    row = b"main-captions\tMSRvid\t2012test\t0001\t%s\tA man is playing.\tA dog runs.\n"
+    return [row % b"5.000" + row % b"0.5", row % b"2.4" * 20]
+
+
+def _read_sts(path: Path) -> object:
+    return read_tasks(_moved(path, "STS/STSBenchmark/sts-dev.csv"), ["STSBenchmark"], "dev")
+
+
+def _sentences() -> list[bytes]:
+    return [b"a fine film .\nan odd , slow one\n" * 8, b"caf\xe9 noir\n" * 12]
+
+
+def _read_transfer(path: Path) -> object:
+    root = _moved(path, "MR/rt-polarity.pos")
+    (root / "MR/rt-polarity.neg").write_bytes(b"a dull film\n" * 12)
+    return read_transfer(root, ["MR"])
+
+
+def _moved(path: Path, place: str) -> Path:
+    target = path.parent / "downstream" / place
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(path.read_bytes())
+    return path.parent / "downstream"
+
+
+def _templates() -> list[bytes]:
+    return [json.dumps(template.to_json()).encode() for template in TEMPLATES.values()]
+
+
+def _notations() -> list[bytes]:
+    return [b'This_sentence_:_"*sent_0*"_means_in_one_word:"', b"*cls*_It_*sent_0*_was_*sep+*"]
+
+
+def _read_template(path: Path) -> object:
+    return read_template(str(path))
+
+
+READERS: Final[Mapping[str, Reader]] = {
+    "safetensors": Reader("m.safetensors", _safetensors, open_safetensors, _with_length),
+    "bin": Reader("m.bin", _pickles, open_bin, _repacked),
+    "adapter": Reader(
+        "adapter_config.json", _adapters, lambda path: read_adapter_config(path.parent)
+    ),
+    "config": Reader("config.json", _configs, lambda path: read_config(path.parent)),
+    "index": Reader("model.safetensors.index.json", _indexes, _read_index),
+    "manifest": Reader("manifest.json", _manifests, manifest.read, _sealed),
+    "npy": Reader("shard-00000.npy", _arrays, _read_array),
+    "parquet": Reader("texts.parquet", _parquets, _read_corpus),
+    "csv": Reader("texts.csv", _csvs, _read_corpus),
+    "csv-triplets": Reader("triplets.csv", _triplet_csvs, read_triplets),
+    "jsonl": Reader("texts.jsonl", _jsonls, _read_corpus),
+    "jsonl-triplets": Reader("triplets.jsonl", _triplet_jsonls, read_triplets),
+    "senteval-sts": Reader("sts-dev.csv", _sts, _read_sts),
+    "senteval-transfer": Reader("rt-polarity.pos", _sentences, _read_transfer),
+    "template-json": Reader("template.json", _templates, _read_template),
+    "template-txt": Reader("template.txt", _notations, _read_template),
+}
