@@ -197,7 +197,7 @@ def _pairs(
             problems.append(f"{place}: an empty sentence")
         score = _number(gold)
         if not least <= score <= MOST:
-            problems.append(f"{gold_place}: gold {gold!r}, expected {least:g} to {MOST:g}")
+            problems.append(f"{gold_place}: gold {gold!r:.80}, expected {least:g} to {MOST:g}")
         kept.append((text_a, text_b, score))
     texts_a, texts_b, golds = zip(*kept, strict=True) if kept else ((), (), ())
     if len(set(golds)) < 2 and len(problems) == checks.before:

@@ -177,7 +177,10 @@ def _json_lines(file: BinaryIO, name: str, decode: Decode) -> Iterator[str | Mal
 def _csv_cells(file: BinaryIO, name: str, decode: Decode) -> Iterator[str | Malformed]:
     reader = csv.reader((line.decode("utf-8", "surrogateescape") for line in file), strict=True)
     with _long_cells():
-        header = next(reader, [])
+        try:
+            header = next(reader, [])
+        except csv.Error as error:
+            raise UserError(f"{name}: its header cannot be read: {error}") from error
         at = _column(header, name)
         while True:
             place = f"line {reader.line_num + 1}"

@@ -8,7 +8,6 @@ the space before the colon included, and the tests pin each of them.
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from prompteol_jax.errors import NotFound, UserError
 from prompteol_jax.storage import paths
+from prompteol_jax.storage.json_files import read_object
 
 _AROUND: Final = ("prefix", "suffix")
 _AFTER_WORD: Final = '".'  # closes a demonstration's word and joins it to what follows
@@ -99,7 +99,7 @@ def _mismatches(where: str, fields: Any, expected: tuple[str, ...]) -> list[str]
         return [f"{where.rstrip('.')} must be an object, found {type(fields).__name__}"]
     return [
         *(f"{where}{name} is missing" for name in expected if name not in fields),
-        *(f"{where}{name} is unknown" for name in fields if name not in expected),
+        *(f"{where}{name:.80} is unknown" for name in fields if name not in expected),
         *(
             f"{where}{name} must be text, found {type(fields[name]).__name__}"
             for name in expected
@@ -182,13 +182,12 @@ def read_template(name_or_path: str | Path) -> Template:
     file = paths.local_copy(name_or_path)
     if not file.is_file():
         raise NotFound(f"template file {name_or_path} does not exist")
-    text = file.read_text(encoding="utf-8-sig")
-    if path.suffix != ".json":
-        return from_notation(text, path.stem)
+    if path.suffix == ".json":
+        return Template.from_json(read_object(file), path.stem)
     try:
-        return Template.from_json(json.loads(text), path.stem)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"template {name_or_path} is not JSON: {error}") from None
+        return from_notation(file.read_text(encoding="utf-8-sig"), path.stem)
+    except UnicodeDecodeError as error:
+        raise UserError(f"template {name_or_path} is not UTF-8: byte {error.start}") from error
 
 
 def from_notation(notation: str, name: str) -> Template:
@@ -204,7 +203,7 @@ def from_notation(notation: str, name: str) -> Template:
     if len(parts) != 2:
         raise UserError(
             f"template {name} has {len(parts) - 1} slots *sent_0*, exactly one is needed: "
-            f"{notation.strip()!r}"
+            f"{notation.strip()!r:.200}"
         )
     head, suffix = parts
     for end in reversed([match.end() for match in re.finditer(re.escape(_AFTER_WORD), head)]):

@@ -188,12 +188,12 @@ def _jsonls() -> list[bytes]:
 
 
 def _triplet_jsonls() -> list[bytes]:
-    return [b'{"sent0": "a", "sent1": "b", "hard_neg": "c"}\n{"sent0": "a", "sent1": "b"}\n']
+    return [b'{"sent0": "a", "sent1": "b", "hard_neg": "c"}\n' * 2, b'{"sent0": "a", "sent1": "b"}']
 
 
 def _sts() -> list[bytes]:
     row = b"main-captions\tMSRvid\t2012test\t0001\t%s\tA man is playing.\tA dog runs.\n"
-    return [row % b"5.000" + row % b"0.5", row % b"2.4" * 20]
+    return [row % b"5.000" + row % b"0.5", row % b"2.4" * 20 + row % b"1"]
 
 
 def _read_sts(path: Path) -> object:

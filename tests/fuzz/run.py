@@ -85,6 +85,8 @@ def _watch(
     hung = child.poll() is None
     child.kill()
     code = child.wait()
+    if not status.exists():
+        raise SystemExit(f"{name}: not even the first valid input is read")
     at = int(status.read_text() or first) if status.exists() else first
     report = folder / "report"
     figures = json.loads(report.read_text()) if report.exists() else {}

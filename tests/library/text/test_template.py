@@ -159,7 +159,7 @@ def test_refuses_a_missing_file(tmp_path):
     ("content", "message"),
     [
         ("{", "is not JSON"),
-        ("[]", "a JSON object is needed, found list"),
+        ("[]", "is not a JSON object but a list"),
         ("{}", "prefix is missing; suffix is missing"),
         ('{"prefix": "a", "suffix": 1, "slot": ""}', "slot is unknown; suffix must be text"),
         (
