@@ -310,7 +310,7 @@ def test_a_folder_is_taken_as_it_is(tmp_path: Path, kind: Any) -> None:
 
 
 def test_refuses_a_folder_of_another_kind(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no config\.json, so it is no model.*: nothing"):
+    with pytest.raises(FileNotFoundError, match=r"no config\.json, so it is no model.*: none"):
         hub.local_folder(str(tmp_path))
     (tmp_path / "adapter_config.json").write_text("{}")
     message = r"It looks like a folder of kind adapter\. Found: adapter_config\.json"
