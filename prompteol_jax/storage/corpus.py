@@ -6,11 +6,8 @@ cannot be read and to know its content again after a kill, and once to encode it
 
 from __future__ import annotations
 
-import codecs
-import csv
 import functools
 import hashlib
-import json
 import shutil
 import sys
 import tempfile
@@ -19,13 +16,12 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
-from prompteol_jax.errors import IsAFolder, NotFound, UserError
-from prompteol_jax.storage import paths
+from prompteol_jax.errors import IsAFolder, NotFound, UserError, listed
+from prompteol_jax.storage import paths, tables
 
 COLUMN: Final = "text"
 STDIN: Final = Path("-")
 _LISTED: Final = 5  # malformed rows that an error shows
-_LONGEST_CELL: Final = 1 << 24  # characters of a csv cell; an unclosed quote ends there
 _BUFFER: Final = 1 << 20  # bytes of a parquet column read at once
 
 
@@ -70,7 +66,6 @@ class Corpus:
         count = 0
         chunk: list[str] = []
         with self._source() as file:
-            _skip_mark(file, self.name)
             for row in self._read(file, self.name, self._decoded):
                 if isinstance(row, Malformed):
                     count += 1
@@ -148,53 +143,34 @@ def digest(texts: Sequence[str]) -> str:
 
 
 def _lines(file: BinaryIO, name: str, decode: Decode) -> Iterator[str | Malformed]:
-    del name
+    tables.skip_mark(file, name)
     for line in file:  # a binary file ends its lines at \n only
         yield decode(line.removesuffix(b"\n").removesuffix(b"\r"))
 
 
 def _json_lines(file: BinaryIO, name: str, decode: Decode) -> Iterator[str | Malformed]:
-    for number, line in enumerate(_lines(file, name, decode), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield Malformed(f"line {number}", f"no JSON ({error})")
-            continue
-        if not isinstance(row, dict):
-            yield Malformed(f"line {number}", f"a JSON {type(row).__name__}, no object")
+    for line, row in tables.json_rows(file, name, decode):
+        if isinstance(row, tables.Bad):
+            yield Malformed(f"line {line}", row.what)
         elif COLUMN not in row:
-            columns = ", ".join(map(str, row)) or "none"
-            yield Malformed(f"line {number}", f"no {COLUMN!r}; its columns: {columns:.200}")
+            yield Malformed(f"line {line}", f"no {COLUMN!r}; its columns: {listed(row):.200}")
         elif not isinstance(row[COLUMN], str):
             kind = type(row[COLUMN]).__name__
-            yield Malformed(f"line {number}", f"{COLUMN!r} is {kind}, no string")
+            yield Malformed(f"line {line}", f"{COLUMN!r} is {kind}, no string")
         else:
             yield row[COLUMN]
 
 
 def _csv_cells(file: BinaryIO, name: str, decode: Decode) -> Iterator[str | Malformed]:
-    reader = csv.reader((line.decode("utf-8", "surrogateescape") for line in file), strict=True)
-    with _long_cells():
-        try:
-            header = next(reader, [])
-        except csv.Error as error:
-            raise UserError(f"{name}: its header cannot be read: {error}") from error
-        at = _column(header, name)
-        while True:
-            place = f"line {reader.line_num + 1}"
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield Malformed(place, str(error))
-                continue
-            if len(cells) == len(header):
-                yield decode(cells[at].encode("utf-8", "surrogateescape"))
-            elif cells:
-                yield Malformed(place, f"{len(cells)} cells, the header names {len(header)}")
+    def header(columns: Sequence[str]) -> Sequence[str]:
+        _column(columns, name)
+        return columns
+
+    for line, row in tables.csv_rows(file, name, header):
+        if isinstance(row, tables.Bad):
+            yield Malformed(f"line {line}", row.what)
+        else:
+            yield decode(row[COLUMN].encode("utf-8", "surrogateescape"))
 
 
 def _parquet_column(file: BinaryIO, name: str, decode: Decode) -> Iterator[str | Malformed]:
@@ -209,7 +185,8 @@ def _parquet_column(file: BinaryIO, name: str, decode: Decode) -> Iterator[str |
         raise UserError(f"{name} is no parquet file: {reason:.200}") from error
     kind = schema.field(_column(schema.names, name)).type
     strings = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (pa.types.is_string(strings) or pa.types.is_large_string(strings)):
+    of_strings = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    if not any(is_of(strings) for is_of in of_strings):
         raise UserError(f"{name}: column {COLUMN!r} holds {kind}, not strings")
     row = 0
     try:
@@ -219,7 +196,7 @@ def _parquet_column(file: BinaryIO, name: str, decode: Decode) -> Iterator[str |
                 yield Malformed(f"row {row}", "null") if raw is None else decode(raw)
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{name} is damaged behind row {row}: {reason:.200}") from error
+        raise UserError(f"{name} is damaged after row {row}: {reason:.200}") from error
 
 
 READERS: Final[dict[str, Reader]] = {
@@ -242,24 +219,6 @@ def _column(names: Sequence[str], source: str) -> int:
 def _rewound(file: BinaryIO) -> Iterator[BinaryIO]:
     file.seek(0)
     yield file
-
-
-@contextmanager
-def _long_cells() -> Iterator[None]:
-    previous = csv.field_size_limit(_LONGEST_CELL)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(previous)
-
-
-def _skip_mark(file: BinaryIO, name: str) -> None:
-    """Pass over a byte order mark, which is no part of the first text."""
-    start = file.read(len(codecs.BOM_UTF8))
-    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise UserError(f"{name} is UTF-16; convert it to UTF-8: iconv -f UTF-16 -t UTF-8")
-    if start != codecs.BOM_UTF8:
-        file.seek(0)
 
 
 def _report(name: str, malformed: Sequence[Malformed], count: int) -> str:

@@ -25,6 +25,13 @@ AWKWARD = [
     "x" * 200_000,
 ]
 
+KINDS = [
+    pa.large_string(),
+    pa.string_view(),
+    pa.dictionary(pa.int32(), pa.string()),
+    pa.dictionary(pa.int32(), pa.large_string()),
+]
+
 
 def write_txt(path, texts):
     path.write_bytes("".join(f"{text}\n" for text in texts).encode())
@@ -126,7 +133,7 @@ def test_invalid_utf8_in_parquet_is_replaced_and_counted(tmp_path):
     assert texts.invalid == 1
 
 
-@pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_string_column_is_read(tmp_path, kind):
     texts = ["b", "a", "b", ""]
     parquet.write_table(pa.table({"text": pa.array(texts, kind)}), tmp_path / "a.parquet")
@@ -180,15 +187,16 @@ def test_the_digest_takes_half_a_surrogate_pair():
         (
             "a.csv",
             b'text,n\na,1\nb\n"c"d,1\n\ne,1\n',
-            r"a\.csv: 2 rows cannot be read: line 3: 1 cells, the header names 2; line 4: ",
+            r"a\.csv: 2 rows cannot be read: line 3: 1 cells where the header names 2; line 4: ",
         ),
-        ("a.csv", b'text\n"never closed\n', r"1 row cannot be read: line 2: unexpected end"),
+        ("a.csv", b'text\n"never closed\n', r"1 row cannot be read: line 2: a quote that is never closed"),
         ("a.jsonl", b"\n{nonsense\n", r"1 row cannot be read: line 2: no JSON \(Expecting "),
         ("a.jsonl", b"[1]\n", r"line 1: a JSON list, no object"),
         ("a.jsonl", b'{"id": 1, "body": ""}\n', r"line 1: no 'text'; its columns: id, body$"),
         ("a.jsonl", b'{"text": null}\n{"text": 3}', r"line 1: 'text' is NoneType.*line 2: .* int"),
         ("a.jsonl", b"1\n" * 9, r"9 rows cannot be read: line 1: .*; line 5: .*; and 4 more$"),
         ("a.parquet", b"PAR1", r"a\.parquet is no parquet file"),
+        ("a.csv", b'"te"xt\nx\n', r"a\.csv: its header, line 1, has broken quoting"),
     ],
 )
 def test_refuses_what_it_cannot_read(tmp_path, name, content, message):
@@ -228,3 +236,19 @@ def test_reads_real_triplets_of_a_csv_by_column(data, tmp_path):
     texts = read(tmp_path / "a.csv", rows=1000)
     assert len(texts) == 11034
     assert len(set(texts)) == 11014
+
+
+def test_csv_of_old_macs_with_bare_carriage_returns_is_read(tmp_path):
+    (tmp_path / "mac.csv").write_bytes(b"id,text\r1,A cat sleeps.\r2,It rains.\r")
+    assert read(tmp_path / "mac.csv") == ["A cat sleeps.", "It rains."]
+
+
+def test_a_damaged_page_of_parquet_is_told_by_its_row(tmp_path):
+    path = tmp_path / "a.parquet"
+    table = pa.table({"text": [str(n) for n in range(90_000)]})
+    parquet.write_table(table, path, compression="gzip", use_dictionary=False)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.parquet is damaged after row \d+: "):
+        read(path)
