@@ -18,6 +18,7 @@ import tyro
 from eval.compare import report
 from eval.shared import bootstrap, results
 from eval.shared.bootstrap import Examples
+from prompteol_jax.cli.options import check, flag
 from prompteol_jax.errors import UserError
 
 MEASURES: Final = {"cosine": "100 x Spearman", "predicted": "accuracy, %"}
@@ -28,26 +29,31 @@ FEWEST: Final = 100  # resamples
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions:
-    """Compares two result files of one evaluation: differences, their intervals, what is noise."""
+    """Compare two result files of one evaluation: differences, their intervals, what is noise."""
 
     files: Annotated[
         tyro.conf.Positional[tuple[Path, Path]], tyro.conf.arg(metavar="A.json B.json")
     ]
     """Result files of eval.sts or eval.transfer."""
-    resamples: int = 10_000
+    resamples: int = flag(10_000, at_least=FEWEST)
     """Bootstrap resamples."""
-    confidence: float = bootstrap.CONFIDENCE
+    confidence: float = flag(bootstrap.CONFIDENCE, above=0, below=1)
     """Share of the resampled differences that an interval holds."""
-    seed: int = 0
+    seed: int = flag(0, at_least=0)
     """Seed of the resamples."""
     json: Path | None = None
     """File for the differences and their intervals."""
 
+    def problems(self) -> list[str]:
+        """List the files that are not there."""
+        missing = [str(path) for path in self.files if not path.is_file()]
+        return [f"no file {', '.join(missing)}"] if missing else []
+
 
 def run(options: CompareOptions) -> dict[str, Any]:
     """Compare two files, print the table, write the file asked for and return the result."""
+    check(options)
     results.prepare(options.json)
-    _check(options)
     a, b = (results.read(path) for path in options.files)
     check_comparable(options.files, a, b)
     found = bootstrap.compare(
@@ -150,18 +156,3 @@ def _source(path: Path, result: Mapping[str, Any]) -> dict[str, Any]:
         "date": result.get("date"),
         "version": result.get("version"),
     }
-
-
-def _check(options: CompareOptions) -> None:
-    problems = []
-    missing = [str(path) for path in options.files if not path.is_file()]
-    if missing:
-        problems.append(f"no file {', '.join(missing)}")
-    if options.resamples < FEWEST:
-        problems.append(f"--resamples {options.resamples}, expected {FEWEST} or more")
-    if not 0 < options.confidence < 1:
-        problems.append(f"--confidence {options.confidence}, expected between 0 and 1")
-    if options.seed < 0:
-        problems.append(f"--seed {options.seed}, expected 0 or more")
-    if problems:
-        raise UserError("; ".join(problems))

@@ -1,4 +1,4 @@
-"""What `prompteol compare` prints."""
+"""The table of `prompteol compare`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes sets of candidates: sentences with the word a model has for them, and dictionary entries.
+"""Make sets of candidates: sentences with the word a model has for them, and dictionary entries.
 
 The paper's set was a hundred sentences of STS-B's training part, summed up in one word by a chat
 model, and two hundred definitions of a dictionary with the word they define. Here the words come
@@ -20,7 +20,7 @@ from eval.demos import candidates
 from eval.shared import results
 from eval.sts.tasks import read_tasks
 from prompteol_jax import Embedder
-from prompteol_jax.cli.options import ModelOptions
+from prompteol_jax.cli.options import ModelOptions, check, flag
 from prompteol_jax.errors import NotFound, UserError
 from prompteol_jax.storage import paths
 from prompteol_jax.text.template import Demonstration, Template, clean_sentence
@@ -32,7 +32,7 @@ _SPACES: Final = ("\u0120", "\u2581")  # how vocabularies write the space before
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions(ModelOptions):
-    """Makes candidates: sentences with words of a model or a file, and dictionary entries."""
+    """Make candidates: sentences with words of a model or a file, and dictionary entries."""
 
     output: Path
     """.jsonl file for the candidates, one demonstration a line."""
@@ -44,19 +44,53 @@ class BuildOptions(ModelOptions):
     """Take these sentences instead, one a line, all of them in their order."""
     words: Path | None = None
     """Words for --sentences, one a line, instead of a model's."""
-    n: int = 100
+    n: int = flag(100, at_least=0)
     """Sentences to draw from --data."""
     dictionary: Path | None = None
     """A csv file with columns word and definition."""
-    entries: int = 200
+    entries: int = flag(200, at_least=0)
     """Entries to draw from --dictionary, or all where it has fewer."""
-    seed: int = 0
-    """Of what is drawn."""
+    seed: int = flag(0, at_least=0)
+    """Seed of what is drawn."""
+
+    def problems(self) -> list[str]:
+        """List what does not fit between the flags."""
+        wants_model = (self.sentences or (self.data and self.n)) and not self.words
+        return [
+            message
+            for wrong, message in (
+                (
+                    self.output.suffix.lower() != ".jsonl",
+                    f"--output {self.output} must end in .jsonl",
+                ),
+                (
+                    self.data and self.sentences,
+                    "--data and --sentences both name sentences; give one of them",
+                ),
+                (
+                    not (self.data or self.sentences or self.dictionary),
+                    "give --data or --sentences, or --dictionary, or both kinds",
+                ),
+                (
+                    self.words and not self.sentences,
+                    "--words needs --sentences, whose words they are",
+                ),
+                (
+                    wants_model and self.model is None,
+                    "give --model, whose words sum up the sentences, or --words",
+                ),
+                (
+                    self.layer is not None or self.pooling != "last",
+                    "words are read from the last layer: no --layer, no --pooling mean",
+                ),
+            )
+            if wrong
+        ]
 
 
 def build(options: BuildOptions) -> list[Demonstration]:
-    """Writes the candidates and returns them; sentences without a word are counted on stderr."""
-    _check(options)
+    """Write the candidates and returns them; sentences without a word are counted on stderr."""
+    check(options)
     paths.refuse_buckets(options.output)
     results.prepare(options.output)
     rng = np.random.default_rng(options.seed)
@@ -85,7 +119,7 @@ def build(options: BuildOptions) -> list[Demonstration]:
 
 
 def model_words(embedder: Embedder, texts: Sequence[str]) -> list[str]:
-    """Returns the word that the model goes on with after each text's prompt; empty for none.
+    """Return the word that the model goes on with after each text's prompt; empty for none.
 
     The most likely next token of letters begins it, the most likely ones after it carry it on as
     long as they belong to the same word.
@@ -117,30 +151,6 @@ def _bare(piece: str | None) -> str:
 
 def _is_of_letters(piece: str | None) -> bool:
     return bool(piece) and piece.replace("-", "").isascii() and piece.replace("-", "").isalpha()
-
-
-def _check(options: BuildOptions) -> None:
-    problems = []
-    if options.output.suffix.lower() != ".jsonl":
-        problems.append(f"--output {options.output} must end in .jsonl")
-    if options.data and options.sentences:
-        problems.append("--data and --sentences both name sentences; give one of them")
-    if not (options.data or options.sentences or options.dictionary):
-        problems.append("give --data or --sentences, or --dictionary, or both kinds")
-    if options.words and not options.sentences:
-        problems.append("--words needs --sentences, whose words they are")
-    wants_model = (options.sentences or (options.data and options.n)) and not options.words
-    if wants_model and options.model is None:
-        problems.append("give --model, whose words sum up the sentences, or --words")
-    problems += [
-        f"--{name} {value}; it takes 0 or more"
-        for name, value in (("n", options.n), ("entries", options.entries))
-        if value < 0
-    ]
-    if options.layer is not None or options.pooling != "last":
-        problems.append("words are read from the last layer: no --layer, no --pooling mean")
-    if problems:
-        raise UserError("; ".join(problems))
 
 
 def _sentences(options: BuildOptions, rng: np.random.Generator) -> list[str]:

@@ -26,11 +26,10 @@ Line = tuple[int, Callable[[], Template]]
 
 
 def read_candidates(path: Path, base: Template) -> list[Template]:
-    """Reads candidates in their order, named after file and line; repeated ones are kept once.
+    """Read candidates in their order, named after file and line; repeated ones are kept once.
 
-    Raises:
-        NotFound: no such file.
-        UserError: an unknown kind of file, no candidate in it, or its bad lines, all in one error.
+    Raises: NotFound where there is no such file; UserError for an unknown kind of file, for one
+        without candidates, and for bad lines, naming all of them.
     """
     if not path.is_file():
         raise NotFound(f"no file {path}; give candidates as {', '.join(_READERS)}")
@@ -61,20 +60,20 @@ def read_candidates(path: Path, base: Template) -> list[Template]:
 
 
 def key(template: Template) -> str:
-    """Returns a digest of a template's content, its name left out."""
+    """Return a digest of a template's content, its name left out."""
     text = json.dumps(template.to_json(), sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def extended(template: Template, shown: Sequence[Demonstration], name: str) -> Template:
-    """Returns a template with more demonstrations behind those it has."""
+    """Return a template with more demonstrations behind those it has."""
     return dataclasses.replace(
         template, name=name, demonstrations=(*template.demonstrations, *shown)
     )
 
 
 def write_candidates(path: Path, shown: Sequence[Demonstration]) -> None:
-    """Writes demonstrations as a `.jsonl` file, one a line."""
+    """Write demonstrations as a `.jsonl` file, one per line."""
     lines = [json.dumps(d._asdict(), ensure_ascii=False) + "\n" for d in shown]
     path.write_text("".join(lines), encoding="utf-8")
 

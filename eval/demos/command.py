@@ -11,7 +11,6 @@ the one that was given where no candidate is better.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,24 +27,22 @@ from eval.demos.journal import Journal
 from eval.demos.search import Scored, Search
 from eval.shared import results
 from eval.shared.command import SentEvalOptions
+from eval.sts.pairs import Task
 from eval.sts.tasks import describe_data, read_tasks
-from prompteol_jax import Embedder
 from prompteol_jax.cli.commands import run_one_of
-from prompteol_jax.cli.options import ModelOptions
+from prompteol_jax.cli.options import check, flag
 from prompteol_jax.encoding.prefixes import PrefixEncoder
-from prompteol_jax.errors import UserError
 from prompteol_jax.storage import paths
+from prompteol_jax.storage.lease import held
 from prompteol_jax.text.template import Template, read_template
 
 JOURNAL: Final = "journal.jsonl"
 TEMPLATE: Final = "template.json"
-# What changes only the rounding of a score, and the template, whose content names a candidate.
-_FREE: Final = {"mesh", "batch_tokens", "plan", "template"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions(SentEvalOptions):
-    """Ranks demonstrations by 100 x Spearman on STS-B dev and writes the best template.
+    """Rank demonstrations by 100 x Spearman on STS-B dev and writes the best template.
 
     Repeat a command that was interrupted and it goes on where it stopped.
     """
@@ -56,10 +53,19 @@ class SearchOptions(SentEvalOptions):
     """Folder for the journal and the best template, which is --template where none is better."""
     halving: bool = False
     """Score all on an eighth of the pairs, the better half on a quarter, and so on."""
-    shots: int = 1
+    shots: int = flag(1, at_least=1)
     """Demonstrations to end with: each further one is tried behind the best so far."""
-    pool: int = 50
+    pool: int = flag(50, at_least=1)
     """Best single candidates that are tried as a further demonstration."""
+
+    def problems(self) -> list[str]:
+        """List what does not fit a search."""
+        found = []
+        if self.pooling != "last":
+            found.append("demonstrations are compared at the last token: no --pooling mean")
+        if self.output.exists() and not self.output.is_dir():
+            found.append(f"--output {self.output} is a file; give a folder")
+        return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -70,16 +76,28 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def search(options: SearchOptions) -> dict[str, Any]:
     """Rank the candidates, print the best, write the files and return the result."""
-    _check(options)
+    check(options)
     base = read_template(options.template)
     candidates = demos_candidates.read_candidates(options.candidates, base)
     (task,) = read_tasks(options.data, split="dev")
     data = describe_data(options.data, "dev", [task])
     paths.refuse_buckets(options.output)
     results.prepare(options.json, options.report, options.output / JOURNAL)
-    journal = Journal(options.output / JOURNAL, _settings(options, data["sha256"]))
+    with held(options.output, "a search"):
+        journal = Journal(options.output / JOURNAL, _work(options, data["sha256"]))
+        return _search(options, (base, candidates), task, data, journal)
+
+
+def _search(
+    options: SearchOptions,
+    templates: tuple[Template, Sequence[Template]],
+    task: Task,
+    data: Mapping[str, Any],
+    journal: Journal,
+) -> dict[str, Any]:
+    """Score the template as it is and the candidates, and write the outcome."""
+    base, candidates = templates
     embedder = options.load("float32")
-    journal.agree(_weights(embedder))
     start = time.perf_counter()
     encoder = embedder.prefix_encoder(options.batch_tokens)
     found = Search(
@@ -150,38 +168,14 @@ def _operations(
     }
 
 
-def _check(options: SearchOptions) -> None:
-    problems = []
-    if options.shots < 1 or options.pool < 1:
-        problems.append(f"--shots {options.shots}, --pool {options.pool}: both take 1 or more")
-    if options.pooling != "last":
-        problems.append("demonstrations are compared at the last token: no --pooling mean")
-    if options.output.exists() and not options.output.is_dir():
-        problems.append(f"--output {options.output} is a file; give a folder")
-    if problems:
-        raise UserError("; ".join(problems))
-
-
-def _settings(options: SearchOptions, pairs: str) -> dict[str, Any]:
-    """Return what decides a score and is known before the model is loaded."""
-    names = {field.name for field in dataclasses.fields(ModelOptions)} - _FREE
+def _work(options: SearchOptions, pairs: str) -> dict[str, Any]:
+    """Return what decides a score, the template left out: its content names a candidate."""
+    work = options.work("float32")
     return {
-        **{name: getattr(options, name) for name in sorted(names)},
-        "dtype": options.dtype or "float32",
+        **{name: value for name, value in work.items() if name not in ("template", "prompt")},
         "clean": not options.raw,
         "halving": options.halving,
         "pairs": pairs,
-    }
-
-
-def _weights(embedder: Embedder) -> dict[str, Any]:
-    """Return the files that the scores come from, by digest."""
-    described = embedder.describe()
-    adapter = described["adapter"]
-    return {
-        "weights": described["model"]["files"],
-        "adapter weights": adapter and adapter["files"],
-        "tokenizer": described["tokenizer"]["sha256"],
     }
 
 

@@ -1,4 +1,4 @@
-"""What a search costs in matrix products, and what it would cost to run each candidate alone.
+"""The matrix products of a search, and those of running each candidate alone.
 
 Products are counted in the traced programs, at the shapes that were run, padding included. Alone,
 every candidate's prompts are whole: its demonstrations are computed again for every sentence, by

@@ -1,8 +1,7 @@
 """The journal of a search: a line per score, appended as it comes, so that a kill costs one batch.
 
-The first line holds what decides scores: the settings, which are known before a model is loaded,
-and its weights. A journal of another search is refused. Each further line holds the cosines of one
-candidate over one part of the pairs, bit for bit.
+The first line holds the work: everything that decides scores. A journal of other work is refused.
+Each further line holds the cosines of one candidate over one part of the pairs, bit for bit.
 """
 
 from __future__ import annotations
@@ -24,32 +23,26 @@ from prompteol_jax.storage import same_work
 class Journal:
     """Cosines by candidate and part of the pairs, in a file that is only ever added to.
 
-    Raises: UserError for a file that is no journal, for one of other settings (naming all that
-        differ), and for a damaged line. A torn last line is taken off.
+    A torn last line is taken off.
+
+    Args:
+        work: Settings, and digests of weights and data; see `same_work`.
+    Raises: UserError for a file that is no journal, for one of other work, naming all that differs,
+        and for a damaged line.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]):
+    def __init__(self, path: Path, work: Mapping[str, Any]):
         self.path = path
         self._known: dict[tuple[str, int, int], Float64[np.ndarray, " n"]] = {}
-        self._settings = same_work.recorded(settings)
-        self._found = None
         lines = self._whole_lines()
         if lines:
-            self._found = self._first(lines[0])
-            self._refuse_others(self._found["settings"], self._settings)
+            advice = "Choose another --output, or remove the journal"
+            same_work.check_same(path, self._first(lines[0]), work, advice=advice)
             for number, line in enumerate(lines[1:], start=2):
                 self._read(number, line)
-        self.resumed = len(self._known)
-
-    def agree(self, weights: Mapping[str, Any]) -> None:
-        """Note the weights that scores come from, or compare them with those noted before.
-
-        Raises: UserError where the journal is of other weights.
-        """
-        if self._found is None:
-            self._append([{"settings": self._settings, "weights": same_work.recorded(weights)}])
         else:
-            self._refuse_others(self._found["weights"], same_work.recorded(weights))
+            self._append([{"work": same_work.recorded(work)}])
+        self.resumed = len(self._known)
 
     def find(self, candidate: str, start: int, stop: int) -> Float64[np.ndarray, " n"] | None:
         """Return the cosines of a candidate's pairs from start to stop, if they are known."""
@@ -88,13 +81,9 @@ class Journal:
             found = json.loads(line)
         except ValueError:
             found = None
-        if not isinstance(found, dict) or set(found) != {"settings", "weights"}:
+        if not isinstance(found, dict) or not isinstance(found.get("work"), dict):
             raise UserError(f"{self.path} is no journal of a search; choose another --output")
-        return found
-
-    def _refuse_others(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-        advice = "Choose another --output, or remove the journal"
-        same_work.check_same(self.path, found, wanted, advice=advice)
+        return found["work"]
 
     def _read(self, number: int, line: bytes) -> None:
         try:

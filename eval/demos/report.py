@@ -1,4 +1,4 @@
-"""What a search shows: its outcome, a table, and a page with the distribution of scores."""
+"""The outcome of a search, its table, and its page with the distribution of scores."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Scored:
 
 
 class Search:
-    """Scores templates on the pairs of one task, best first.
+    """Score templates on the pairs of one task, best first.
 
     Args:
         halving: Whether all are scored on an eighth of the pairs, the better half on a quarter, and

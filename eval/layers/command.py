@@ -23,18 +23,27 @@ from eval.shared.command import SentEvalOptions, run_main
 from eval.sts import scores
 from eval.sts.tasks import Task, describe_data, read_tasks
 from prompteol_jax import Embedder
-from prompteol_jax.errors import UserError
+from prompteol_jax.cli.options import check
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayersOptions(SentEvalOptions):
-    """Scores every layer's last-token state: 100 x Spearman of cosine against gold."""
+    """Score every layer's last-token state: 100 x Spearman of cosine against gold."""
 
     split: Literal["test", "dev"] = "dev"
     """Split to score; dev, on which choices are made, exists for STSBenchmark (the default) and
     SICKRelatedness."""
     tasks: tuple[str, ...] = ()
     """Tasks to score; those of the split by default."""
+
+    def problems(self) -> list[str]:
+        """List the flags that choose what is swept."""
+        found = []
+        if self.layer is not None:
+            found.append(f"--layer {self.layer}: all layers are scored; leave --layer out")
+        if self.pooling != "last":
+            found.append(f"--pooling {self.pooling}: layers are read at the last token")
+        return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(options: LayersOptions) -> dict[str, Any]:
     """Score every layer, print the table, write the files asked for and return the result."""
-    _check(options)
+    check(options)
     results.prepare(options.json, options.report)
     chosen = read_tasks(options.data, options.tasks, options.split)
     embedder = options.load("float32")
@@ -118,13 +127,3 @@ class _Layer:
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         return self.states(tuple(texts))[self.index]
-
-
-def _check(options: LayersOptions) -> None:
-    problems = []
-    if options.layer is not None:
-        problems.append(f"--layer {options.layer}: all layers are scored; leave --layer out")
-    if options.pooling != "last":
-        problems.append(f"--pooling {options.pooling}: layers are read at the last token")
-    if problems:
-        raise UserError("; ".join(problems))

@@ -1,4 +1,4 @@
-"""What eval.layers shows: scores against the layer, as a table and as a page with a drawing."""
+"""The table of eval.layers, and its page: scores against the layer."""
 
 from __future__ import annotations
 

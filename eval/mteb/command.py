@@ -17,6 +17,7 @@ from typing import Any
 from eval.mteb import report
 from eval.shared import results
 from eval.shared.command import ScoringOptions, run_main
+from prompteol_jax.cli.options import check
 from prompteol_jax.errors import UserError
 from prompteol_jax.storage import paths
 from prompteol_jax.text.template import Template, read_template
@@ -24,7 +25,7 @@ from prompteol_jax.text.template import Template, read_template
 
 @dataclass(frozen=True, kw_only=True)
 class MtebOptions(ScoringOptions):
-    """Runs tasks of MTEB: 100 x the main score of each; float32."""
+    """Run tasks of MTEB: 100 x the main score of each; float32."""
 
     tasks: tuple[str, ...]
     """Names of MTEB, such as STS12 Banking77Classification."""
@@ -50,6 +51,7 @@ def run(options: MtebOptions) -> dict[str, Any]:
         raise UserError('mteb is not installed; it is an extra: pip install ".[mteb]"')
     from eval.mteb import encoder as mteb_encoder
 
+    check(options)
     templates = read_task_templates(options.task_templates)
     tasks = mteb_encoder.find_tasks(options.tasks)
     paths.refuse_buckets(options.output)

@@ -1,4 +1,4 @@
-"""What eval.mteb shows: a table of scores, and a page with a drawing."""
+"""The table of eval.mteb, and its page with a drawing."""
 
 from __future__ import annotations
 

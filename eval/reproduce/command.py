@@ -29,6 +29,7 @@ from eval.sts import original
 from eval.sts import tasks as sts_tasks
 from eval.transfer import command as transfer
 from eval.transfer import tasks as transfer_tasks
+from prompteol_jax.cli.options import check, flag
 from prompteol_jax.errors import UserError
 from prompteol_jax.storage import paths, same_work
 from prompteol_jax.storage.fingerprint import file_sha256
@@ -40,7 +41,7 @@ Table = Literal["sts-icl", "sts-finetuned", "sts-zero-shot", "transfer", "quanti
 
 @dataclass(frozen=True, kw_only=True)
 class ReproduceOptions(CacheOptions):
-    """Runs a table of the paper: ours, published, difference, and whether it is within 0.3."""
+    """Run a table of the paper: ours, published, difference, and whether it is within 0.3."""
 
     table: Annotated[Table, tyro.conf.Positional]
     """The table to run."""
@@ -55,12 +56,12 @@ class ReproduceOptions(CacheOptions):
     template: str | None = None
     """Template for a model that the table does not have."""
     strict_original: bool = False
-    """Do to numbers whatever the released script does; see docs/guides/reproduce.md."""
+    """Do to numbers what the released script does; see docs/guides/reproduce.md."""
     mesh: str = "1x1"
     """DATAxMODEL: devices along each axis; a CPU simulates what it lacks."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations and weights; the published runs are float32 unless quantized."""
-    batch_tokens: int | None = None
+    batch_tokens: int | None = flag(None, at_least=1)
     """Tokens computed at once over all devices; chosen for the device by default."""
     json: Path | None = None
     """File for every cell."""
@@ -100,6 +101,7 @@ def run(options: ReproduceOptions) -> dict[str, Any]:
 
     Raises: UserError where not a single row could be run, naming the reason of each.
     """
+    check(options)
     rows = choose(options)
     data = _describe_data(options)
     page = options.report or options.output / f"{options.table}.html"
@@ -165,10 +167,10 @@ def choose(options: ReproduceOptions) -> list[Row]:
                 problems.append(f"no adapter was published for {model}: give --adapter")
         elif options.template is not None:
             problems.append(f"{model} has its published template: leave --template out")
-        # A name without an owner stands for the table's own; a folder is read where it is.
-        place = found[0].model if model.lower() == found[0].model.split("/")[-1].lower() else model
+        # A name without an owner means the model of the table; a folder is read where it is.
+        given = found[0].model if model.lower() == found[0].model.split("/")[-1].lower() else model
         rows += [
-            dataclasses.replace(row, model=place, adapter=options.adapter or row.adapter)
+            dataclasses.replace(row, model=given, adapter=options.adapter or row.adapter)
             for row in found
         ]
     if problems:

@@ -25,7 +25,7 @@ Examples = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Difference:
-    """What B gains over A, its interval, and whether that could be chance.
+    """The gain of B over A, its interval, and whether it could be chance.
 
     Attributes:
         left_out: Resamples without a correlation, because all their gold or all their cosines tie.
@@ -51,7 +51,7 @@ def compare(
 ) -> dict[str, Difference]:
     """Return the difference of each task, and under `average` that of the mean over tasks.
 
-    The interval lies between the percentiles of the resampled differences. Tasks are resampled
+    The interval is between the percentiles of the resampled differences. Tasks are resampled
     independently of each other.
 
     Raises: NotFinite for a task with too few different values for a correlation or an interval.
@@ -125,8 +125,8 @@ def spearman_samples(
     """Return 100 x Spearman of each side, and of its resamples; NaN where all values tie.
 
     All sides have the same gold. A resample is how often it holds each pair, so its ranks come from
-    counting, without a sort: the mean rank of equal values is what lies below them, and half of
-    what they are.
+    counting, without a sort: the mean rank of equal values is the number of values below them
+    plus half of their own number.
     """
     n = len(sides[0]["gold"])
     gold = _Ranking(sides[0]["gold"])

@@ -1,4 +1,4 @@
-"""What the commands of this package share: flags, and the way from a command line to `run`."""
+"""Flags that the commands of this package share, and the way from a command line to `run`."""
 
 from __future__ import annotations
 

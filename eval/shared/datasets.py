@@ -1,4 +1,4 @@
-"""What the scored data is: its fingerprint, and whether it is as large as the published sets.
+"""The scored data: its fingerprint, and whether it is as large as the published sets.
 
 Published scores are of the published sets. A task with another number of rows is scored, but it is
 reported as incomplete on standard error, in the result file and on the page, and no published score

@@ -9,6 +9,7 @@ Source: kongds/scaling_sentemb, evaluation.py, `(last_layer * attention_mask).me
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float
@@ -16,19 +17,18 @@ from jaxtyping import Float
 from prompteol_jax import Embedder
 from prompteol_jax.errors import UserError
 
-BATCH: int = 16  # SentEval's, as that script sets it for test scores
+BATCH: Final = 16  # SentEval's, as that script sets it for test scores
 
 
 def encode_padded_mean(
     embedder: Embedder, texts: Sequence[str], batch: int = BATCH, progress: bool | None = None
 ) -> Float[np.ndarray, "n D"]:
-    """Encodes texts in the order given, cut into batches of which each has its own padded length.
+    """Encode texts in the order given, cut into batches of which each has its own padded length.
 
     Args:
-        texts: every one that the original encodes, duplicates included, in its order; SentEval
+        texts: All texts that the original encodes, duplicates included, in its order; SentEval
             sorts by the number of words, so that a batch holds texts of about one length.
-    Raises:
-        UserError: an embedder that does not pool the mean.
+    Raises: UserError for an embedder that does not pool the mean.
     """
     if embedder.pooling != "mean":
         raise UserError("the padded mean is a mean: load the model with --pooling mean")

@@ -21,11 +21,12 @@ from eval.shared.vector_cache import CacheOptions
 from eval.sts import original, report, scores
 from eval.sts.pairs import Task
 from eval.sts.tasks import describe_data, read_tasks
+from prompteol_jax.cli.options import check
 
 
 @dataclass(frozen=True, kw_only=True)
 class StsOptions(SentEvalOptions, CacheOptions):
-    """Scores a model on the seven STS tasks: 100 x Spearman of cosine against gold."""
+    """Score a model on the seven STS tasks: 100 x Spearman of cosine against gold."""
 
     split: Literal["test", "dev"] = "test"
     """Split to score; dev exists for STSBenchmark (the default) and SICKRelatedness."""
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(options: StsOptions) -> dict[str, Any]:
     """Score the model, print the table, write the files asked for and return the result."""
+    check(options)
     results.prepare(options.json, options.report)
     chosen = read_tasks(options.data, options.tasks, options.split)
     embedder = options.load("float32")

@@ -1,6 +1,6 @@
-"""What the released evaluation script does to numbers: `--strict-original`.
+"""Quirks of the released evaluation script that change numbers: `--strict-original`.
 
-The script is evaluation.py of kongds/scaling_sentemb with its copy of SentEval. Each quirk stands
+The script is evaluation.py of kongds/scaling_sentemb with its copy of SentEval. Each quirk is
 in `QUIRKS` with its place there. Those that are on by default are ours too, because the published
 numbers cannot be had without them.
 """
@@ -29,7 +29,7 @@ class PoolingEncoder(Protocol):
 
 
 class Quirk(NamedTuple):
-    """One peculiarity of the original: what it does, where, and when this project does it too."""
+    """One quirk of the original: what it does, where, and when this project does it too."""
 
     name: str
     does: str
@@ -123,10 +123,10 @@ QUIRKS: Final = (
 def task_cosines(
     embedder: PoolingEncoder, tasks: Sequence[Task], *, clean: bool = True, half: bool = False
 ) -> dict[str, tuple[Float64[np.ndarray, " _"], ...]]:
-    """Computes cosines by subset as the original does, in place of `scores.task_cosines`.
+    """Compute cosines by subset as the original does, in place of `scores.task_cosines`.
 
     Args:
-        half: vectors are rounded to float16, as on its 4-bit and tensor-parallel paths.
+        half: Whether vectors are rounded to float16, as on its 4-bit and tensor-parallel paths.
     """
     dtype = np.float16 if half else np.float32
     return {
@@ -139,7 +139,7 @@ def task_cosines(
 
 
 def similarity(x_D: Float[np.ndarray, " D"], y_D: Float[np.ndarray, " D"]) -> float:
-    """Computes one cosine in the precision of its vectors, and 0 where there is none."""
+    """Compute one cosine in the precision of its vectors, and 0 where there is none."""
     x_D, y_D = np.nan_to_num(x_D), np.nan_to_num(y_D)
     with np.errstate(all="ignore"):
         cosine = np.dot(x_D, y_D) / (np.linalg.norm(x_D) * np.linalg.norm(y_D))
@@ -147,7 +147,7 @@ def similarity(x_D: Float[np.ndarray, " D"], y_D: Float[np.ndarray, " D"]) -> fl
 
 
 def batch_order(pairs: Pairs) -> list[int]:
-    """Sorts a subset of STS12-16 by words of the first sentence, of the second, and gold."""
+    """Sort a subset of STS12-16 by words of the first sentence, of the second, and gold."""
     words = [
         (len(a.split()), len(b.split())) for a, b in zip(pairs.texts_a, pairs.texts_b, strict=True)
     ]
@@ -175,5 +175,5 @@ def _encode(embedder: PoolingEncoder, texts: Sequence[str]) -> Float[np.ndarray,
 
 
 def listed(when: str) -> Mapping[str, str]:
-    """Returns the quirks that are on `always`, when `strict`, or `never`, and what they do."""
+    """Return the quirks that are on `always`, when `strict`, or `never`, and what they do."""
     return {quirk.name: quirk.does for quirk in QUIRKS if quirk.here == when}

@@ -33,17 +33,16 @@ def evaluate_sts(
     clean: bool = True,
     progress: bool | None = None,
 ) -> dict[str, Any]:
-    """Scores an encoder: `scores` by task and `average` (two decimals), and the whole `detail`.
+    """Score an encoder: `scores` by task and `average` (two decimals), and the whole `detail`.
 
-    Raises:
-        NotFinite: as `task_cosines` and `score_task`.
+    Raises: NotFinite as `task_cosines` and `score_task`.
     """
     cosines = task_cosines(encoder, tasks, clean=clean, progress=progress)
     return score_tasks(tasks, cosines)
 
 
 def development_score(encoder: Encoder, pairs: Pairs, *, progress: bool | None = None) -> float:
-    """Returns 100 x Spearman of cleaned sentence pairs, unrounded: what training watches."""
+    """Return 100 x Spearman of cleaned sentence pairs, unrounded: what training watches."""
     task = Task(pairs.name, (pairs,))
     cosines = task_cosines(encoder, [task], progress=progress)
     return score_task(task, cosines[task.name])["spearman"]["all"]
@@ -56,13 +55,13 @@ def task_cosines(
     clean: bool = True,
     progress: bool | None = None,
 ) -> dict[str, tuple[Float64[np.ndarray, " _"], ...]]:
-    """Encodes the distinct sentences of all tasks in one call and returns cosines by subset.
+    """Encode the distinct sentences of all tasks in one call and returns cosines by subset.
 
-    `clean` applies the original's punctuation rules first; `progress`, where given, is handed to
-    the encoder.
+    Args:
+        clean: Whether the original's punctuation rules are applied first.
+        progress: Value for the encoder's argument of that name, unless None.
 
-    Raises:
-        NotFinite: a vector that is not finite or is zero, naming its sentence.
+    Raises: NotFinite naming the sentence of a vector that is zero or not finite.
     """
     columns = [
         texts
@@ -86,13 +85,12 @@ def encode_distinct(
     clean: bool = True,
     progress: bool | None = None,
 ) -> tuple[list[str], Float[np.ndarray, "n D"], list[Int[np.ndarray, " _"]]]:
-    """Encodes the distinct texts of all columns in one call.
+    """Encode the distinct texts of all columns in one call.
 
     Returns these texts, their vectors, and for each column the rows that its texts have there.
     `clean` and `progress` are those of `task_cosines`.
 
-    Raises:
-        NotFinite: a vector that is not finite, naming its text.
+    Raises: NotFinite naming the text of a vector that is not finite.
     """
     row_of: dict[str, int] = {}
 
@@ -115,7 +113,7 @@ def encode_distinct(
 def cosine(
     x_nD: Float[np.ndarray, "n D"], y_nD: Float[np.ndarray, "n D"]
 ) -> Float64[np.ndarray, " n"]:
-    """Computes the cosine of each row of x with that of y, in float64.
+    """Compute the cosine of each row of x with that of y, in float64.
 
     Half precision would overflow at a norm of 256 and round different cosines to ties.
     """
@@ -125,13 +123,12 @@ def cosine(
 
 
 def score_task(task: Task, cosines: Sequence[Float64[np.ndarray, " _"]]) -> dict[str, Any]:
-    """Scores one task from the cosines of its subsets.
+    """Score one task from the cosines of its subsets.
 
     `spearman` and `pearson` each hold `all` (subsets joined), `mean` over the subsets and
     `wmean` weighted by their pairs; `subsets` holds each subset's own. Nothing is rounded.
 
-    Raises:
-        NotFinite: cosines that are all equal, which have no rank correlation.
+    Raises: NotFinite for cosines that are all equal, which have no rank correlation.
     """
     subsets = {
         pairs.name: {"pairs": len(pairs), "dropped": pairs.dropped}
@@ -157,7 +154,7 @@ def score_task(task: Task, cosines: Sequence[Float64[np.ndarray, " _"]]) -> dict
 
 
 def score_tasks(tasks: Sequence[Task], cosines: Cosines) -> dict[str, Any]:
-    """Scores tasks from their cosines, in the form of `evaluate_sts`."""
+    """Score tasks from their cosines, in the form of `evaluate_sts`."""
     detail = {task.name: score_task(task, cosines[task.name]) for task in tasks}
     scores = {name: round(parts["spearman"]["all"], 2) for name, parts in detail.items()}
     average = round(sum(scores.values()) / len(scores), 2)

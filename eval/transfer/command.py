@@ -20,18 +20,18 @@ from eval.shared.vector_cache import CacheOptions
 from eval.transfer import report
 from eval.transfer import scores as transfer_scores
 from eval.transfer.tasks import describe_data, read_transfer
-from prompteol_jax.errors import UserError
+from prompteol_jax.cli.options import check, flag
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransferOptions(SentEvalOptions, CacheOptions):
-    """Scores a model on the seven transfer tasks: accuracy of a linear probe on its vectors."""
+    """Score a model on the seven transfer tasks: accuracy of a linear probe on its vectors."""
 
     tasks: tuple[str, ...] = ()
     """Tasks to score, such as MR TREC; all seven unless given."""
     fast: bool = False
     """SentEval's quick settings: five folds, RMSprop, batches of 32. Not comparable with papers."""
-    seed: int = transfer_scores.SEED
+    seed: int = flag(transfer_scores.SEED, at_least=0, below=2**32)
     """Seed of first weights, shuffles and held-out rows, as SentEval's seed."""
 
 
@@ -42,9 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(options: TransferOptions) -> dict[str, Any]:
     """Score the model, print the table, write the files asked for and return the result."""
+    check(options)
     results.prepare(options.json, options.report)
-    if not 0 <= options.seed < 2**32:
-        raise UserError(f"--seed {options.seed}; give a number from 0 to {2**32 - 1}")
     protocol = transfer_scores.FAST if options.fast else transfer_scores.SENTEVAL
     chosen = read_transfer(options.data, options.tasks, folds=protocol.folds)
     embedder = options.load("float32")

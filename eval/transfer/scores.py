@@ -22,7 +22,7 @@ from prompteol_jax.progress import progress_bar
 
 SENTEVAL: Final = Protocol()
 FAST: Final = Protocol(folds=5, optimizer="rmsprop", batch=32, tenacity=3, epoch_size=2)
-SEED: Final = 1111  # SentEval's; the folds of tasks without a test set use it whatever the seed
+SEED: Final = 1111  # SentEval's; the folds of tasks without a test set always use it
 
 Advance = Callable[[int], None]
 

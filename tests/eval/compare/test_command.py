@@ -209,8 +209,8 @@ def test_refuses_files_without_examples_and_wrong_settings(write, tmp_path, caps
     for arguments, message in (
         ([good, bare], "bare.json holds no examples; give a file that eval.sts or"),
         ([good, str(tmp_path / "text.json")], "text.json is no result file"),
-        ([good, "nowhere.json", "--resamples", "1"], "no file nowhere.json; --resamples 1, exp"),
-        ([good, good, "--confidence", "95"], "--confidence 95.0, expected between 0 and 1"),
+        ([good, "nowhere.json", "--resamples", "1"], "at least 100; no file nowhere.json"),
+        ([good, good, "--confidence", "95"], "--confidence 95.0 must be above 0 and below 1"),
     ):
         with pytest.raises(SystemExit) as stopped:
             cli.main(["compare", *arguments])

@@ -128,7 +128,7 @@ def test_words_of_a_file_go_with_the_sentences_of_a_file(sources):
         (dict(sentences="none.txt", words="words.txt"), "none.txt does not exist"),
         (dict(sentences="dict.csv", words="words.txt"), "2 words for the 3 sentences"),
         (dict(dictionary="words.txt"), "lacks the column definition and word"),
-        (dict(dictionary="dict.csv", entries=-1), "--entries -1; it takes 0 or more"),
+        (dict(dictionary="dict.csv", entries=-1), "--entries -1 must be at least 0"),
         (dict(dictionary="dict.csv", layer=1), "words are read from the last layer"),
     ],
 )

@@ -57,7 +57,6 @@ def search(embedder, tmp_path):
 
     def make(name="journal", batch_tokens=2048, **settings):
         journal = Journal(tmp_path / name, {"of": "a test"})
-        journal.agree({})
         return Search(embedder.prefix_encoder(batch_tokens), PAIRS, journal, **settings)
 
     return make
@@ -139,10 +138,8 @@ def test_products_are_counted_in_loops_and_behind_several_prefixes(embedder):
     assert alone == 4 * demos_cost.products(encode, embedder.decoder, wide)  # a slab for each
 
 
-def journal(path, settings=None, weights=None):
-    made = Journal(path, settings or {"model": "a"})
-    made.agree(weights or {"file": "1"})
-    return made
+def journal(path, **work):
+    return Journal(path, {"model": "a", "weights": {"file": "1"}} | work)
 
 
 def test_a_journal_gives_back_the_bits_it_was_given(tmp_path):
@@ -157,8 +154,8 @@ def test_a_journal_gives_back_the_bits_it_was_given(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(settings={"model": "b"}), "belongs to another run: model was 'a' and is now 'b'"),
-        (dict(weights={"file": "2"}), "belongs to another run: file was '1' and is now '2'"),
+        (dict(model="b"), "belongs to another run: model was 'a' and is now 'b'"),
+        (dict(weights={"file": "2"}), "another run: weights.file was '1' and is now '2'"),
     ],
 )
 def test_a_journal_of_another_search_is_refused(change, message, tmp_path):
@@ -171,9 +168,9 @@ def test_a_journal_of_another_search_is_refused(change, message, tmp_path):
     ("content", "message"),
     [
         ("something else\n", "is no journal of a search"),
-        ('{"settings": {"model": "a"}, "weights": {"file": "1"}}\n{"candidate"\n', ":2: a damaged"),
+        ('{"work": {"model": "a", "weights": {"file": "1"}}}\n{"candidate"\n', ":2: a damaged"),
         (
-            '{"settings": {"model": "a"}, "weights": {"file": "1"}}\n'
+            '{"work": {"model": "a", "weights": {"file": "1"}}}\n'
             '{"candidate": "x", "pairs": [0, 3], "cosines": "AAAAAAAAAAA="}\n',
             ":2: 1 cosines for 3 pairs",
         ),
@@ -244,7 +241,7 @@ class Unloadable(demos.SearchOptions):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(shots=0), "--shots 0, --pool 50: both take 1 or more"),
+        (dict(shots=0), "--shots 0 must be at least 1"),
         (dict(pooling="mean"), "compared at the last token: no --pooling mean"),
         (dict(template="eoll"), "unknown template 'eoll'; nearest: eol"),
         (dict(candidates="none.jsonl"), "no file .*none.jsonl; give candidates as .txt, .csv"),
@@ -261,7 +258,7 @@ def test_wrong_input_is_refused_before_the_model_is_loaded(changes, message, fol
 
 def test_a_journal_of_other_settings_is_refused_before_the_model_is_loaded(folder):
     (folder / "run").mkdir()
-    Journal(folder / "run" / "journal.jsonl", {"model": "another"}).agree({})
+    Journal(folder / "run" / "journal.jsonl", {"model": "another"})
     with pytest.raises(ValueError, match=r"another run: model was 'another' and is now 'tiny'"):
         demos.search(Unloadable(**vars(options(folder))))
 

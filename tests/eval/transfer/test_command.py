@@ -193,7 +193,7 @@ def test_data_seed_and_outputs_are_checked_before_the_model_is_loaded(folder, tm
     for error, message, options in (
         (FileNotFoundError, "lacks 3 of the 5 files", {"tasks": ("CR", "SST2")}),
         (ValueError, r"no transfer task 'STS12' \(nearest: SST2\)", {"tasks": ("STS12",)}),
-        (ValueError, "--seed -1; give a number from 0", {"seed": -1}),
+        (ValueError, "--seed -1 must be at least 0 and below 4294967296", {"seed": -1}),
         (IsADirectoryError, "found a folder", {"json": tmp_path}),
     ):
         with pytest.raises(error, match=message):
