@@ -19,7 +19,7 @@ from eval.compare import report
 from eval.shared import bootstrap, results
 from eval.shared.bootstrap import Examples
 from prompteol_jax.cli.options import check, flag
-from prompteol_jax.errors import UserError
+from prompteol_jax.errors import NotFound, UserError
 
 MEASURES: Final = {"cosine": "100 x Spearman", "predicted": "accuracy, %"}
 COMPARED: Final = ("eval.sts", "eval.transfer")  # the commands whose files hold examples
@@ -44,15 +44,12 @@ class CompareOptions:
     json: Path | None = None
     """File for the differences and their intervals."""
 
-    def problems(self) -> list[str]:
-        """List the files that are not there."""
-        missing = [str(path) for path in self.files if not path.is_file()]
-        return [f"no file {', '.join(missing)}"] if missing else []
-
 
 def run(options: CompareOptions) -> dict[str, Any]:
     """Compare two files, print the table, write the file asked for and return the result."""
     check(options)
+    if missing := [str(path) for path in options.files if not path.is_file()]:
+        raise NotFound(f"no file {', '.join(missing)}; give two files of {' or '.join(COMPARED)}")
     results.prepare(options.json)
     a, b = (results.read(path) for path in options.files)
     check_comparable(options.files, a, b)

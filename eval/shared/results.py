@@ -125,6 +125,8 @@ def title(result: Mapping[str, Any]) -> str:
     ]
     if (result.get("options") or {}).get("fast"):
         shown.append("fast protocol")
+    if lacking := (result.get("data") or {}).get("incomplete"):
+        shown.append(f"not the published {', '.join(lacking)}")
     return ", ".join(shown)
 
 

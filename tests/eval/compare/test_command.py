@@ -209,7 +209,8 @@ def test_refuses_files_without_examples_and_wrong_settings(write, tmp_path, caps
     for arguments, message in (
         ([good, bare], "bare.json holds no examples; give a file that eval.sts or"),
         ([good, str(tmp_path / "text.json")], "text.json is no result file"),
-        ([good, "nowhere.json", "--resamples", "1"], "at least 100; no file nowhere.json"),
+        ([good, "nowhere.json", "--resamples", "1"], "--resamples 1 must be at least 100"),
+        ([good, "nowhere.json"], "no file nowhere.json; give two files of eval.sts or"),
         ([good, good, "--confidence", "95"], "--confidence 95.0 must be above 0 and below 1"),
     ):
         with pytest.raises(SystemExit) as stopped:
