@@ -66,7 +66,7 @@ def load_adapter(
     """Put a PEFT adapter on a model.
 
     Args:
-        dropout: of the updates' inputs, in the place of the file's own.
+        dropout: rate for the updates' inputs; None for the rate in the file.
     Raises: NotFound for a folder without an adapter; UserError for a kind of adapter that
         is not supported; WeightMismatch where it was made for another model.
     """

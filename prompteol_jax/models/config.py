@@ -58,7 +58,7 @@ class Fields:
         return default
 
     def integer(self, name: str, default: Any = _ABSENT, *, most: int = _MOST) -> int:
-        """Read a whole number from 1 to `most`; 1 in the place of a wrong one, until `finish`."""
+        """Read a whole number from 1 to `most`; a wrong one is noted, and 1 returned."""
         value = self.take(name, default)
         if type(value) is int and 1 <= value <= most:
             return value
@@ -69,11 +69,11 @@ class Fields:
         return 1
 
     def number(self, name: str, default: Any = _ABSENT, *, positive: bool = False) -> float:
-        """Read a finite number from 0 up, or above 0; 1 in the place of a wrong one."""
+        """Read a finite number from 0 up, or above 0; a wrong one is noted, and 1 returned."""
         return self.check_number(name, self.take(name, default), positive=positive)
 
     def check_number(self, name: str, value: Any, *, positive: bool = False) -> float:
-        """Check a number that was read already, as `number` does; null is a problem noted."""
+        """Check a number that was read already, as `number` does."""
         if type(value) in (int, float) and 0 <= value < 1e38 and not (positive and value == 0):
             return float(value)
         if value is not None:
@@ -133,11 +133,11 @@ class Fields:
 
 
 def label(name: str) -> str:
-    """A field's name in an error: as it is, or quoted where it is long or not printable."""
+    """Return a field's name as an error shows it, quoted where it is long or not printable."""
     return name if name.isprintable() and len(name) <= _SHOWN else shown(name)
 
 
 def shown(value: Any) -> str:
-    """A value in an error, cut where it is long; text in quotes, so that "8" is not 8."""
+    """Return a value as an error shows it: at most 80 characters, text in quotes."""
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

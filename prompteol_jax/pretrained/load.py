@@ -35,7 +35,7 @@ class Pretrained:
     """A decoder with all that belongs to it.
 
     Attributes:
-        folder: where its files lie; None for `tiny`, which is made in code.
+        folder: folder of its files; None for `tiny`, which is made in code.
         adapter: the folder of the adapter on it, if any.
         layer: the inner layer it ends at, counted from 1; None for the whole model.
         quantize: kind of the linear layers' matrices; None where they are in its dtype.
@@ -71,8 +71,8 @@ def load_pretrained(
         adapter: a PEFT folder or hub name, or the folder of a training run.
         layer: run up to `hidden_states[layer]` only, which is then returned raw.
         base_dropout: the model's own dropout of training, instead of its config's.
-    Raises: UserError, NotFound or OSError, before any weight is read, for whatever does
-        not fit; WeightMismatch where the weights do not.
+    Raises: UserError, NotFound or OSError, before any weight is read, where an argument
+        does not fit; WeightMismatch where the weights do not.
     """
     keep_compiled()
     adapter_folder = None if adapter is None else find_adapter(adapter)

@@ -16,10 +16,11 @@ from jaxtyping import Float32, Shaped, UInt8
 
 from prompteol_jax.errors import UserError
 from prompteol_jax.quant.formats import BLOCK, GROUP, LEVELS, SCALE_LEVELS, Kind
+from prompteol_jax.quant.torch_sum import torch_mean
 
-_TILE: Final = 2**16  # numbers worked on at once, so that they stay in cache
+_TILE: Final = 2**16  # numbers per step, which stay in cache
 _TINY: Final = np.float32(1e-38)
-_LUT: Final = 65536  # bitsandbytes looks scales up in a table of so many places from -1 to 1
+_LUT: Final = 65536  # entries of bitsandbytes' table of scales, from -1 to 1
 
 
 def quantize(
@@ -27,7 +28,7 @@ def quantize(
 ) -> dict[str, np.ndarray]:
     """Quantize a weight, given as the matrix of its file, into the arrays of `quant.Nf4` or `Int8`.
 
-    A codes array is flat for nf4, padded to whole blocks; its shape is the caller's to give.
+    The codes of nf4 are flat and padded to full blocks; the caller gives them their shape.
 
     Raises: UserError naming a tensor that holds NaN or infinity.
     """
@@ -102,7 +103,7 @@ def _over_tiles(tile: Callable[[int], None], size: int, step: int = _TILE) -> No
 
 
 def double_quantize(scales: Float32[np.ndarray, " blocks"]) -> dict[str, np.ndarray]:
-    """Quantize the scales of a whole tensor: codes, steps and offset."""
+    """Quantize the scales of a tensor: codes, steps and offset."""
     offset = torch_mean(scales)
     blocks = scales.size
     shifted = np.zeros((-(-blocks // GROUP), GROUP), np.float32)
@@ -111,59 +112,14 @@ def double_quantize(scales: Float32[np.ndarray, " blocks"]) -> dict[str, np.ndar
     inverse = np.float32(1) / np.where(steps > 0, steps, 1)
     scaled = np.clip(shifted * inverse[:, None], -1, 1)
     half, last = np.float32(0.5), np.float32(_LUT - 1)
-    place = ((scaled + np.float32(1)) * half * last + half).astype(np.int32)
-    codes = np.where(steps[:, None] > 0, _nearest_levels()[place], 0).astype(np.uint8)
+    entry = ((scaled + np.float32(1)) * half * last + half).astype(np.int32)
+    codes = np.where(steps[:, None] > 0, _nearest_levels()[entry], 0).astype(np.uint8)
     return {"scale_codes": codes.reshape(-1)[:blocks], "steps": steps, "offset": offset}
 
 
 @functools.cache
 def _nearest_levels() -> UInt8[np.ndarray, "65536"]:
-    """The nearest of SCALE_LEVELS for each place of the table."""
+    """The nearest of SCALE_LEVELS for each entry of the table."""
     wide = SCALE_LEVELS.astype(np.float64)
-    places = np.linspace(-1, 1, _LUT)
-    return np.searchsorted((wide[:-1] + wide[1:]) / 2, places).astype(np.uint8)
-
-
-# Of torch's sum: numbers in a vector, vectors added at once, levels of the cascade.
-_LANES, _ILP, _DEPTH = 8, 4, 4
-
-
-def torch_mean(x: Float32[np.ndarray, " n"]) -> np.float32:
-    """The mean as torch sums it on one thread, cascading: its last bit decides codes of scales.
-
-    Source: aten/src/ATen/native/cpu/SumKernel.cpp.
-    """
-    vectors = x[: x.size // _LANES * _LANES].reshape(-1, _LANES)
-    rows = len(vectors) // _ILP
-    total = _cascade(vectors[: rows * _ILP].reshape(rows, _ILP, _LANES))
-    for vector in vectors[rows * _ILP :]:
-        total[0] += vector
-    for vector in total[1:]:
-        total[0] += vector
-    scalar = np.float32(0)
-    for number in (*x[len(vectors) * _LANES :], *total[0]):
-        scalar = np.float32(scalar + number)
-    return np.float32(scalar / np.float32(x.size))
-
-
-def _cascade(rows: Float32[np.ndarray, "n ilp lanes"]) -> Float32[np.ndarray, "ilp lanes"]:
-    """Sum rows into a first sum, that into a second one after so many, and so on."""
-    power = max(4, (max(len(rows), 1) - 1).bit_length() // _DEPTH)
-    step = 1 << power
-    groups = len(rows) // step
-    inner = np.zeros((groups, *rows.shape[1:]), np.float32)
-    for row in range(step):
-        inner += rows[row : groups * step : step]
-    sums = np.zeros((_DEPTH, *rows.shape[1:]), np.float32)
-    for group in range(groups):
-        sums[0] = inner[group]
-        for level in range(1, _DEPTH):
-            sums[level] += sums[level - 1]
-            sums[level - 1] = 0
-            if (group + 1) * step & (step - 1) << level * power:
-                break
-    for row in rows[groups * step :]:
-        sums[0] += row
-    for level in range(1, _DEPTH):
-        sums[0] += sums[level]
-    return sums[0]
+    entries = np.linspace(-1, 1, _LUT)
+    return np.searchsorted((wide[:-1] + wide[1:]) / 2, entries).astype(np.uint8)

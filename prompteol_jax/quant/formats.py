@@ -1,13 +1,13 @@
 """Quantized weights: nf4 (Dettmers et al. 2023) and int8, as arrays that a compiled function takes.
 
-A weight is looked at as the matrix of its file, outputs by inputs. nf4 cuts the matrix, read row
-by row, into blocks of 64: each number becomes one of 16 levels times the block's largest magnitude.
-Those scales are quantized themselves: their mean is taken off, and what remains becomes, in groups
-of 256, one of 256 levels times the group's largest magnitude.
+A weight is the matrix of its file, outputs by inputs. nf4 divides the matrix, row by row, into
+blocks of 64: each number becomes one of 16 levels times the block's largest magnitude. The scales
+are quantized too: their mean is subtracted, and each difference becomes one of 256 levels times the
+largest magnitude of its group of 256.
 
     weight = LEVELS[code] * (SCALE_LEVELS[scale_code] * step + offset)
 
-int8 keeps a largest magnitude for every output: weight = code * peak / 127.
+int8 has one scale for every output: weight = code * peak / 127.
 
 Numbers are made on the host (`quantize`), in bitsandbytes' order of operations, and used on devices
 (`Nf4.dequantize`, `Int8.dequantize`).
@@ -47,7 +47,7 @@ LEVELS: Final = np.array(
 
 
 def _dynamic_levels() -> np.ndarray:
-    """256 levels from -1 to 1, denser near 0: seven decades, each cut twice as fine as the last.
+    """256 levels from -1 to 1, denser near 0: seven decades, each with twice as many levels.
 
     Source: 8-bit Optimizers (Dettmers et al. 2022), dynamic quantization. As bitsandbytes takes
     them from torch.linspace, which counts from both ends, in fused steps of float32.
@@ -114,8 +114,8 @@ class Nf4(Quantized):
         steps: float32, one for 256 scales in the order of the matrix.
         offset: float32, mean of the scales.
 
-    Rows and columns are the matrix's own where its columns are whole blocks. Elsewhere blocks run
-    on from row to row, and the matrix is one row of as many whole blocks as it takes.
+    Rows and columns are those of the matrix where a row is a multiple of 64. Elsewhere a block may
+    span two rows, and the arrays describe one row of blocks.
     """
 
     kind: ClassVar[Kind] = "nf4"
@@ -131,8 +131,8 @@ class Nf4(Quantized):
         # By way of bfloat16, exact for a byte: libtpu aborts over bytes of few columns on a v5p.
         index = self.scale_codes.astype(jnp.bfloat16).astype(jnp.int32)
         scale = jnp.asarray(SCALE_LEVELS)[index] * step + self.offset
-        apart = unpack_by_product if platform.current() == "tpu" else unpack
-        codes = apart(self.codes.reshape(rows, blocks, BLOCK // 2))
+        unpacked = unpack_by_product if platform.current() == "tpu" else unpack
+        codes = unpacked(self.codes.reshape(rows, blocks, BLOCK // 2))
         blocked = _level(codes) * scale[..., None]
         numbers = math.prod(self.item)
         if rows * blocks * BLOCK > numbers:
@@ -196,48 +196,76 @@ def placeholder(
     mesh: Mesh,
     layers: int | None = None,
 ) -> Quantized:
-    """Describe a quantized weight: shapes, dtypes and shardings in the place of arrays.
+    """Describe a quantized weight by placeholders: shapes, dtypes and shardings.
 
-    Rows or columns are cut over the mesh as the weight itself would be, but no block of 64 is cut:
-    where that would happen the axis stays whole. Steps and offset are whole everywhere.
+    Rows or columns are sharded as the weight itself would be, but no block of 64 is divided: where
+    that would happen the axis is replicated. Steps and offset are replicated.
 
     Args:
-        dims: axes of the weight, outputs first; inputs: those of them that are contracted.
-        layers: length of a leading axis L.
+        dims: axes of the weight, outputs first.
+        inputs: those of `dims` that are contracted.
+        layers: length of a leading axis L; None for a weight without one.
     """
     shape = tuple(sizes[letter] for letter in dims)
     outputs = dims.removesuffix(inputs)
     spec = dict(zip(dims, axes.spec(dims, shape, mesh), strict=True))
-    row_axis, column_axis = spec[outputs[0]], spec[inputs[0]]
-    rows = math.prod(sizes[letter] for letter in outputs)
-    columns = math.prod(sizes[letter] for letter in inputs)
-    lead = () if layers is None else (layers,)
-
-    def part(dtype: Any, shape: tuple[int, ...], *cut: str | None) -> jax.ShapeDtypeStruct:
-        place = NamedSharding(mesh, PartitionSpec(*[None] * len(lead), *cut))
-        return jax.ShapeDtypeStruct((*lead, *shape), dtype, sharding=place)
-
-    if kind == "int8":
-        codes = part(jnp.int8, (rows, columns), row_axis, column_axis)
-        return Int8(shape, rows, codes, part(jnp.float32, (rows, 1), row_axis, None))
-    outputs = rows
-    rows, blocks = _grid(rows, columns)
-    if rows == 1:
-        row_axis = column_axis = None
-    if column_axis is not None and blocks % mesh.shape[column_axis]:
-        column_axis = None
-    return Nf4(
-        shape,
-        outputs,
-        part(jnp.uint8, (rows, blocks * BLOCK // 2), row_axis, column_axis),
-        part(jnp.uint8, (rows, blocks), row_axis, column_axis),
-        part(jnp.float32, (-(-rows * blocks // GROUP),), None),
-        part(jnp.float32, ()),
+    grid = Grid(
+        item=shape,
+        rows=math.prod(sizes[letter] for letter in outputs),
+        columns=math.prod(sizes[letter] for letter in inputs),
+        row_axis=spec[outputs[0]],
+        column_axis=spec[inputs[0]],
+        mesh=mesh,
+        layers=layers,
     )
+    return _int8_placeholder(grid) if kind == "int8" else _nf4_placeholder(grid)
 
 
-def _grid(rows: int, columns: int) -> tuple[int, int]:
-    """Rows, and blocks in each: one row of all blocks where the columns are not whole blocks."""
-    if columns % BLOCK == 0:
-        return rows, columns // BLOCK
-    return 1, -(-rows * columns // BLOCK)
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The matrix of a weight on a mesh.
+
+    Attributes:
+        item: shape of the weight itself.
+        rows: outputs of the matrix; columns: its inputs.
+        row_axis: mesh axis that shards the rows; column_axis: the one that shards the columns.
+        layers: length of a leading axis L; None for a matrix without one.
+    """
+
+    item: tuple[int, ...]
+    rows: int
+    columns: int
+    row_axis: str | None
+    column_axis: str | None
+    mesh: Mesh
+    layers: int | None
+
+    def part(self, dtype: Any, shape: tuple[int, ...], *spec: str | None) -> jax.ShapeDtypeStruct:
+        """A placeholder of one array, with L in front where there is one."""
+        lead = () if self.layers is None else (self.layers,)
+        sharding = NamedSharding(self.mesh, PartitionSpec(*[None] * len(lead), *spec))
+        return jax.ShapeDtypeStruct((*lead, *shape), dtype, sharding=sharding)
+
+
+def _int8_placeholder(grid: Grid) -> Int8:
+    codes = grid.part(jnp.int8, (grid.rows, grid.columns), grid.row_axis, grid.column_axis)
+    peaks = grid.part(jnp.float32, (grid.rows, 1), grid.row_axis, None)
+    return Int8(grid.item, grid.rows, codes, peaks)
+
+
+def _nf4_placeholder(grid: Grid) -> Nf4:
+    rows, blocks, spec = grid.rows, grid.columns // BLOCK, (grid.row_axis, grid.column_axis)
+    if grid.columns % BLOCK:  # a block may span two rows
+        rows, blocks = 1, -(-grid.rows * grid.columns // BLOCK)
+    if rows == 1:
+        spec = (None, None)
+    elif grid.column_axis is not None and blocks % grid.mesh.shape[grid.column_axis]:
+        spec = (grid.row_axis, None)
+    return Nf4(
+        grid.item,
+        grid.rows,
+        grid.part(jnp.uint8, (rows, blocks * BLOCK // 2), *spec),
+        grid.part(jnp.uint8, (rows, blocks), *spec),
+        grid.part(jnp.float32, (-(-rows * blocks // GROUP),), None),
+        grid.part(jnp.float32, ()),
+    )

@@ -1,7 +1,7 @@
 """Tensors of a checkpoint -> sharded arrays, by a weight table, strictly.
 
 Every name and shape is checked first. Then shard after shard is copied out of the mapped file in
-the layout and dtype of its leaf, so the host holds one shard beside what the devices hold.
+the layout and dtype of its leaf, so the host holds one shard at a time.
 """
 
 import dataclasses
@@ -60,17 +60,16 @@ def read_weights(
 ) -> dict[str, jax.Array | quant.Quantized]:
     """Read a checkpoint into arrays of the given shapes, dtypes and shardings.
 
-    Names and shapes are checked before anything is read. Then each process reads what its devices
-    hold, shard by shard, so that host memory holds one shard beside what is already placed. Of a
-    leaf that is quantized each process reads whole tensors, one at a time.
+    Names and shapes are checked before anything is read. Then each process reads the shards of its
+    devices, one at a time. Of a quantized leaf each process reads all tensors, one at a time.
 
     Args:
-        leaves: what to make, by target path; a stacked leaf has a leading axis of `layers - 1`.
+        leaves: placeholders by target path; a stacked leaf has a leading axis of `layers - 1`.
         sizes: length of each letter in `dims`; `sizes["L"]` is the number of layers in the file.
-        layers: how many of them to load, from the first.
+        layers: number of layers to load, from the first.
         where: name of the checkpoint in errors.
         ignore: patterns of whole names that may be in the file and are not read.
-        alias: for a name that may be missing, the one to take instead (a tied embedding).
+        alias: the name to take where another one is missing (a tied embedding).
     Raises: WeightMismatch; UserError naming a tensor that holds NaN or infinity, before or after
         the cast to its leaf's dtype.
     """
@@ -153,8 +152,8 @@ def _place(
     if isinstance(leaf, quant.Quantized):
         return place_quantized(leaf, views, stacked=stacked)
     if leaf.sharding is None:
-        whole = tuple(slice(0, n) for n in leaf.shape)
-        return jax.device_put(_shard(leaf, views, whole, stacked=stacked))
+        everything = tuple(slice(0, n) for n in leaf.shape)
+        return jax.device_put(_shard(leaf, views, everything, stacked=stacked))
     holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
     for device, index in leaf.sharding.addressable_devices_indices_map(leaf.shape).items():
         bounds = tuple(part.indices(n)[:2] for part, n in zip(index or (), leaf.shape, strict=True))
@@ -171,27 +170,27 @@ def _place(
 def place_quantized(
     leaf: quant.Quantized, views: Sequence[tuple[str, np.ndarray]], *, stacked: bool
 ) -> quant.Quantized:
-    """Quantize the tensors of a leaf one after another, and put the result where the leaf says.
+    """Quantize the tensors of a leaf, one at a time, and put the result on the leaf's devices.
 
     Args:
         views: names and weights, one for each layer where the leaf is stacked, else one.
     """
-    places = leaf.parts()
-    hosts = {name: _aligned(place.shape, place.dtype) for name, place in places.items()}
+    described = leaf.parts()
+    hosts = {name: _aligned(part.shape, part.dtype) for name, part in described.items()}
     for layer, (name, view) in enumerate(views):
         parts = bitsandbytes.quantize(leaf.kind, view.reshape(leaf.outputs, -1), name)
         for part, host in hosts.items():
             target = host[layer, ...] if stacked else host
             target[...] = parts[part].reshape(target.shape)
     arrays = {
-        name: jax.block_until_ready(distributed.to_global(host, places[name].sharding))
+        name: jax.block_until_ready(distributed.to_global(host, described[name].sharding))
         for name, host in hosts.items()
     }
     return dataclasses.replace(leaf, **arrays)
 
 
 def _put(shard: np.ndarray, devices: Sequence[jax.Device]) -> list[jax.Array]:
-    # Waiting here lets go of the host's copy before the next one is made.
+    # Waiting here frees the host's copy before the next one is made.
     return jax.block_until_ready([jax.device_put(shard, device) for device in devices])
 
 

@@ -4,7 +4,7 @@ One row names a tensor, a leaf, and how the axes go from one to the other:
 
     TensorMap("layers.{l}.self_attn.q_proj.weight", "block.attention.q.w", "(N H) D -> D N H")
 
-Layers 0 to L-2 of a `block.` leaf are stacked at `blocks.`, layer L-1 stands alone at `last.`.
+Layers 0 to L-2 of a `block.` leaf are stacked at `blocks.`; layer L-1 is at `last.`.
 """
 
 import functools
@@ -36,7 +36,7 @@ class Sources(NamedTuple):
 
 
 def expand(table: Sequence[TensorMap], L: int) -> dict[str, Sources]:
-    """The sources of every leaf of a model of `L` layers; with one layer, `blocks.` has none."""
+    """Return the sources of every leaf; with one layer, `blocks.` has none."""
     leaves: dict[str, Sources] = {}
     for source, target, dims in table:
         if not target.startswith("block."):
@@ -61,7 +61,7 @@ def arrange(
 
 
 def reverse(dims: str) -> str:
-    """The pattern of the way back."""
+    """Return the pattern of the opposite direction."""
     source, target = dims.split("->")
     return f"{target.strip()} -> {source.strip()}"
 
@@ -71,7 +71,10 @@ Axes = tuple[tuple[str, ...], ...]
 
 @functools.cache
 def parse(dims: str) -> tuple[Axes, Axes]:
-    """The axes of file and leaf, as groups of letters joined in one axis."""
+    """Return the axes of file and leaf, each a group of letters joined in one axis.
+
+    Raises: UserError where the two sides differ in their letters, or a letter occurs twice.
+    """
     sides = [re.findall(r"\(([^()]*)\)|(\w+)", side) for side in dims.split("->")]
     groups = [tuple(tuple((a or b).split()) for a, b in side) for side in sides]
     letters = [sorted(axis for group in side for axis in group) for side in groups]
@@ -81,5 +84,5 @@ def parse(dims: str) -> tuple[Axes, Axes]:
 
 
 def lengths(side: Axes, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """The shape of one side of a pattern."""
+    """Return the shape of one side of a pattern."""
     return tuple(math.prod(sizes[axis] for axis in group) for group in side)

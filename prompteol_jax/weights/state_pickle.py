@@ -1,7 +1,7 @@
 """The pickle inside PyTorch's `.bin` files, read as data.
 
 A pickle is a program for a stack machine. This machine knows the operations that `torch.save`
-writes for a table of tensors. It makes plain containers and records of its own, imports nothing,
+writes for a table of tensors. It makes plain containers and its own records, imports nothing,
 calls nothing, and refuses every other operation and name.
 """
 

@@ -71,12 +71,6 @@ def test_levels_are_those_of_qwix_where_scales_are_whole():
     )
 
 
-@pytest.mark.parametrize("size", [1, 7, 31, 33, 512, 1000, 5000, 32768, 262144, 704512, 1000003])
-def test_the_mean_is_that_of_torch(size):
-    x = np.abs(np.random.default_rng(size).normal(size=size)).astype(np.float32)
-    assert bitsandbytes.torch_mean(x) == torch.tensor(x).mean().numpy()
-
-
 def test_a_scale_is_looked_up_in_the_table_of_bitsandbytes():
     x = np.random.default_rng(0).normal(size=100_001).astype(np.float32) ** 3
     ours = bitsandbytes.double_quantize(x)
