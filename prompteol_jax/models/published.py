@@ -19,7 +19,7 @@ def _opt(L: int, D: int, N: int) -> OptConfig:
 
 
 def _llama(L: int, D: int, N: int, F: int, **fields: object) -> LlamaConfig:
-    """LLaMA 1 unless `fields` say otherwise."""
+    """The shape of LLaMA 1, but for the fields that are given."""
     defaults = {"K": N, "H": D // N, "V": 32000, "P": 2048}
     return LlamaConfig(L=L, D=D, N=N, F=F, **defaults | fields)
 
@@ -28,8 +28,8 @@ _LLAMA_2: Final = {"P": 4096, "norm_eps": 1e-5}
 _LLAMA_3: Final = {"K": 8, "V": 128256, "P": 8192, "norm_eps": 1e-5, "rope": Rope(theta=5e5)}
 
 
-def _turned(factor: float) -> dict[str, object]:
-    """LLaMA 3.1 and 3.2: longer prompts by slower turns."""
+def _scaled(factor: float) -> dict[str, object]:
+    """LLaMA 3.1 and 3.2: longer prompts by lower rope frequencies."""
     rope = Rope(theta=5e5, scaling="llama3", factor=factor)
     return _LLAMA_3 | {"P": 131072, "rope": rope}
 
@@ -55,11 +55,11 @@ PUBLISHED: Final[Mapping[str, OptConfig | LlamaConfig]] = MappingProxyType(
         "llama-2-70b": _llama(80, 8192, 64, 28672, **_LLAMA_2, K=8),
         "llama-3-8b": _llama(32, 4096, 32, 14336, **_LLAMA_3),
         "llama-3-70b": _llama(80, 8192, 64, 28672, **_LLAMA_3),
-        "llama-3.1-8b": _llama(32, 4096, 32, 14336, **_turned(8.0)),
-        "llama-3.1-70b": _llama(80, 8192, 64, 28672, **_turned(8.0)),
-        "llama-3.1-405b": _llama(126, 16384, 128, 53248, **_turned(8.0)),
-        "llama-3.2-1b": _llama(16, 2048, 32, 8192, **_turned(32.0), tied=True),
-        "llama-3.2-3b": _llama(28, 3072, 24, 8192, **_turned(32.0), tied=True),
+        "llama-3.1-8b": _llama(32, 4096, 32, 14336, **_scaled(8.0)),
+        "llama-3.1-70b": _llama(80, 8192, 64, 28672, **_scaled(8.0)),
+        "llama-3.1-405b": _llama(126, 16384, 128, 53248, **_scaled(8.0)),
+        "llama-3.2-1b": _llama(16, 2048, 32, 8192, **_scaled(32.0), tied=True),
+        "llama-3.2-3b": _llama(28, 3072, 24, 8192, **_scaled(32.0), tied=True),
     }
 )
 

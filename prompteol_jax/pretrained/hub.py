@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from prompteol_jax.errors import NotFound, UserError, listed
+from prompteol_jax.errors import NotFound, Unreachable, UserError, listed
 from prompteol_jax.storage import paths
 
 Kind = Literal["model", "adapter"]
@@ -17,7 +17,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _SIDE_FILES: Final = (".json", ".txt", ".model")  # configuration and tokenizers
 
 
-def local_folder(name: str, *, kind: Kind = "model", revision: str | None = None) -> Path:
+def local_folder(name: str | Path, *, kind: Kind = "model", revision: str | None = None) -> Path:
     """The folder of a model or adapter, downloaded into the hub's cache if `name` is a hub name.
 
     A download takes configuration, tokenizer and one format of weights, safetensors before `.bin`;
@@ -27,10 +27,11 @@ def local_folder(name: str, *, kind: Kind = "model", revision: str | None = None
         name: a folder, here or in a bucket, `owner/name`, or `owner/name@revision`.
         revision: a branch, tag or commit, for hub names only.
     Raises: NotFound where there is no such folder, repository, revision or readable
-        file; PermissionError where access is denied; ConnectionError where the hub is not reached;
-        ValueError where `name` and `revision` contradict each other.
+        file; PermissionError where access is denied; Unreachable where the hub does not answer;
+        UserError where `name` and `revision` contradict each other.
     """
-    folder = paths.local_copy(name, depth=1).expanduser()
+    name = str(name)
+    folder = _expanded(paths.local_copy(name, depth=1))
     if name and folder.is_dir():
         if revision is not None:
             raise UserError(f"revision {revision!r} was given, but {name} is a local folder.")
@@ -52,7 +53,7 @@ def dataset_file(repo: str, file: str) -> Path:
     """One file of a dataset on the hub, downloaded into the hub's cache.
 
     Raises: NotFound where there is no such dataset or file; PermissionError where access
-        is denied; ConnectionError where the hub is not reached.
+        is denied; Unreachable where the hub does not answer.
     """
     from huggingface_hub import constants, errors, hf_hub_download
 
@@ -64,12 +65,13 @@ def dataset_file(repo: str, file: str) -> Path:
         raise _explained(error, f"datasets/{repo}", None, constants.ENDPOINT) from error
 
 
-def config_folder(name: str) -> Path:
+def config_folder(name: str | Path) -> Path:
     """The folder of a model, of which a download takes `config.json` alone.
 
     Raises: as `local_folder`.
     """
-    if Path(name).expanduser().is_dir() or not _NAME.fullmatch(name.partition("@")[0]):
+    name = str(name)
+    if _expanded(Path(name)).is_dir() or not _NAME.fullmatch(name.partition("@")[0]):
         return local_folder(name)
     from huggingface_hub import constants, snapshot_download
 
@@ -89,6 +91,17 @@ def weights_revision(folder: Path) -> str | None:
         "models--"
     )
     return folder.name if snapshot and re.fullmatch("[0-9a-f]{40}", folder.name) else None
+
+
+def _expanded(path: Path) -> Path:
+    """A path with `~` and `~user` replaced by the home folder.
+
+    Raises: NotFound where there is no such user.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise NotFound(f"{path}: no home folder is known for {path.parts[0]}") from error
 
 
 def _checked(folder: Path, kind: Kind) -> Path:
@@ -183,7 +196,7 @@ def _explained(error: Any, repo: str, revision: str | None, endpoint: str) -> OS
             "spelling; for a private one set HF_TOKEN."
         )
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return ConnectionError(
+    return Unreachable(
         f"{place} could not be fetched from {endpoint}: {reason} Give a local folder, or set "
         "HF_HUB_OFFLINE=1 to use what the cache holds. A download that broke off continues when "
         "it is started again."

@@ -58,20 +58,20 @@ class Source:
         return build.load_decoder(self.folder, self.config, mesh, dtype=dtype, **kept)
 
 
-def resolve(name: str) -> Source:
+def resolve(name: str | Path) -> Source:
     """Find a model by name, downloading its files where it is a hub name.
 
     Raises: NotFound where there is no such model; UserError where its config is not supported.
     """
-    if name == tiny.NAME:
-        return Source(name, None, tiny.CONFIG)
+    if str(name) == tiny.NAME:
+        return Source(tiny.NAME, None, tiny.CONFIG)
     folder = hub.local_folder(name)
-    return Source(name, folder, build.read_config(folder))
+    return Source(str(name), folder, build.read_config(folder))
 
 
-def resolve_config(name: str) -> models.Config:
+def resolve_config(name: str | Path) -> models.Config:
     """Read the config of a model by name; of a hub name nothing else is downloaded.
 
     Raises: as `resolve`.
     """
-    return tiny.CONFIG if name == tiny.NAME else build.read_config(hub.config_folder(name))
+    return tiny.CONFIG if str(name) == tiny.NAME else build.read_config(hub.config_folder(name))

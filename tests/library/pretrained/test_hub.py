@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from prompteol_jax.errors import NotFound
 from prompteol_jax.pretrained import hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -279,7 +280,7 @@ def test_an_unreachable_hub_is_said_to_be(tmp_path: Path) -> None:
     with Hub() as unused:
         url = unused.url
     (answer,) = call(url, tmp_path, "acme/bin")
-    assert answer.startswith(f"ConnectionError: acme/bin could not be fetched from {url}: ")
+    assert answer.startswith(f"Unreachable: acme/bin could not be fetched from {url}: ")
     assert "Give a local folder, or set HF_HUB_OFFLINE=1 to use what the cache holds." in answer
 
 
@@ -294,7 +295,7 @@ def test_a_cut_connection_is_resumed(server: Hub, tmp_path: Path) -> None:
 def test_a_broken_off_download_is_an_error_and_then_completed(server: Hub, tmp_path: Path) -> None:
     server.broken.add("model-00002-of-00002.safetensors")
     (answer,) = call(server.url, tmp_path, "acme/shards")
-    assert answer.startswith("ConnectionError: acme/shards could not be fetched")
+    assert answer.startswith("Unreachable: acme/shards could not be fetched")
     assert "continues when it is started again" in answer
     server.broken.clear()
     (folder,) = call(server.url, tmp_path, "acme/shards")
@@ -307,6 +308,17 @@ def test_a_folder_is_taken_as_it_is(tmp_path: Path, kind: Any) -> None:
     (tmp_path / hub.CONFIG[kind]).write_text("{}")
     assert hub.local_folder(str(tmp_path), kind=kind) == tmp_path
     assert hub.weights_revision(tmp_path) is None
+
+
+@pytest.mark.parametrize("find", [hub.local_folder, hub.config_folder])
+def test_refuses_the_home_of_an_unknown_user(find: Any) -> None:
+    with pytest.raises(NotFound, match="no home folder is known for ~nosuchuser"):
+        find("~nosuchuser/model")
+
+
+def test_a_path_is_taken_as_its_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert hub.local_folder(tmp_path) == hub.config_folder(tmp_path) == tmp_path
 
 
 def test_refuses_a_folder_of_another_kind(tmp_path: Path) -> None:
