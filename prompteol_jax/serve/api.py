@@ -16,9 +16,7 @@ from jaxtyping import Float
 
 FIELDS: Final = ("input", "model", "encoding_format", "dimensions", "user")
 FORMATS: Final = ("float", "base64")
-TOKEN_IDS: Final = (
-    "input holds token ids; send texts (LangChain: check_embedding_ctx_length=False)"
-)
+TOKEN_IDS: Final = "input holds token ids; send texts (LangChain: check_embedding_ctx_length=False)"
 
 
 class ApiError(Exception):
@@ -127,11 +125,15 @@ def _texts(fields: Mapping[str, Any], most: int) -> list[str]:
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list):
         kind = "missing" if given is None else f"{type(given).__name__}"
-        raise ApiError(400, f"input is {kind}, expected a string or a list of strings", param="input")
+        raise ApiError(
+            400, f"input is {kind}, expected a string or a list of strings", param="input"
+        )
     if not texts:
         raise ApiError(400, "input is an empty list; send 1 text or more", param="input")
     first = texts[0]
-    if isinstance(first, int) or (isinstance(first, list) and all(isinstance(i, int) for i in first)):
+    if isinstance(first, int) or (
+        isinstance(first, list) and all(isinstance(i, int) for i in first)
+    ):
         raise ApiError(400, TOKEN_IDS, code="token_ids", param="input")
     if len(texts) > most:
         raise ApiError(
@@ -139,9 +141,7 @@ def _texts(fields: Mapping[str, Any], most: int) -> list[str]:
         )
     for n, text in enumerate(texts):
         if not isinstance(text, str):
-            raise ApiError(
-                400, f"input[{n}] is {type(text).__name__}, not a string", param="input"
-            )
+            raise ApiError(400, f"input[{n}] is {type(text).__name__}, not a string", param="input")
     return texts
 
 
@@ -166,9 +166,7 @@ def shape_vectors(
     return z_nd
 
 
-def answer(
-    request: Request, z_nd: Float[np.ndarray, "n d"], tokens: int
-) -> bytes:
+def answer(request: Request, z_nd: Float[np.ndarray, "n d"], tokens: int) -> bytes:
     """Return the body of an answer; `tokens` counts the ids of the whole prompts."""
     embeddings: Sequence[Any] = z_nd
     if request.format == "base64":

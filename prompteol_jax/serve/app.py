@@ -1,7 +1,7 @@
 """The HTTP application: routes, admission, answers.
 
-    POST /v1/embeddings   OpenAI's API                 GET /v1/models
-    POST /words           what the model would say     GET /health, /health/live, /metrics, /
+POST /v1/embeddings   OpenAI's API                 GET /v1/models
+POST /words           what the model would say     GET /health, /health/live, /metrics, /
 """
 
 from __future__ import annotations
@@ -191,7 +191,9 @@ async def _answered(server: Server, request: Request, handle: Callable) -> Respo
     response.headers["x-request-id"] = number
     server.metrics.requests.labels(response.status_code).inc()
     server.metrics.request_s.observe(seconds)
-    _log.info("%s %s %d %.0f ms", request.method, request.url.path, response.status_code, 1e3 * seconds)
+    _log.info(
+        "%s %s %d %.0f ms", request.method, request.url.path, response.status_code, 1e3 * seconds
+    )
     return response
 
 

@@ -1,4 +1,4 @@
-"""Merge the texts of many requests into batches of fixed shape, with one thread on the device.
+"""Merge the texts of many requests into batches of fixed shape, launched by one thread.
 
 A text waits in the bucket of its length. A full batch leaves first, the oldest first. If the device
 has nothing to do, the bucket of the oldest text leaves as it is. There is no timer. A text that has
@@ -14,7 +14,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from queue import SimpleQueue
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -26,6 +27,7 @@ GRACE_S: Final = 30.0  # beyond ten times its usual duration, a batch is overdue
 Bucket = tuple[int, bool]
 
 
+@runtime_checkable
 class Device(Protocol):
     """What computes batches."""
 
@@ -96,35 +98,53 @@ class _Waiting:
     ids: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
+class _Launched:
+    """A batch in flight."""
+
+    bucket: Bucket
+    texts: list[_Waiting]
+    result: Any
+    start: float
+
+
 class Batcher:
     """The queue in front of the device. Start it with `start`; `close` lets it finish.
 
+    One thread launches batches, another one waits for their results.
+
     Args:
-        device: what computes; used by one thread alone.
-        observe: function that gets the events of `Events`, for metrics.
+        device: what computes.
+        observe: function that gets an event (`launched`, `computed`, `dropped`), its bucket, and
+            the number of texts or the seconds, for metrics.
     """
 
     def __init__(self, device: Device, observe: Callable[[str, Any, float], None] | None = None):
         self._device = device
-        self._observe = observe or (lambda event, label, value: None)
+        self._observe = observe or (lambda event, bucket, value: None)
         self._waiting: dict[Bucket, deque[_Waiting]] = {}
         self._changed = threading.Condition()
         self._numbers = itertools.count()
         self._launched = 0
         self._closing = False
         self._failure: Exception | None = None
-        self._in_flight: deque[tuple[Bucket, list[_Waiting], Any, float]] = deque()
+        self._in_flight: deque[_Launched] = deque()
+        self._results: SimpleQueue[_Launched | None] = SimpleQueue()
         self._usual_s: dict[Bucket, float] = {}
-        self._thread = threading.Thread(target=self._run, name="device", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(run,), name=run.__name__, daemon=True)
+            for run in (self._launch_batches, self._fetch_results)
+        ]
 
     def start(self) -> None:
-        """Start the device's thread."""
-        self._thread.start()
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, job: Job, ids: Sequence[np.ndarray], shared: Sequence[bool]) -> None:
         """Queue the prompts of a job.
 
-        Raises: DeviceFailed after the device's thread has ended.
+        Raises: DeviceFailed after a thread has ended.
         """
         with self._changed:
             if self._failure is not None:
@@ -133,63 +153,84 @@ class Batcher:
                 bucket = self._device.bucket(own, bool(follows))
                 text = _Waiting(next(self._numbers), self._launched, job, index, own)
                 self._waiting.setdefault(bucket, deque()).append(text)
-            self._changed.notify()
+            self._changed.notify_all()
 
     def overdue(self) -> float:
         """Return the seconds by which the oldest batch in flight is late; 0 where none is."""
         with self._changed:
             if not self._in_flight:
                 return 0.0
-            bucket, _, _, start = self._in_flight[0]
-            allowed = 10 * self._usual_s.get(bucket, 60.0) + GRACE_S
-        return max(0.0, time.perf_counter() - start - allowed)
+            oldest = self._in_flight[0]
+            allowed = 10 * self._usual_s.get(oldest.bucket, 60.0) + GRACE_S
+        return max(0.0, time.perf_counter() - oldest.start - allowed)
 
     @property
     def failure(self) -> Exception | None:
-        """The error that ended the device's thread."""
+        """The error that ended a thread."""
         return self._failure
 
     def close(self) -> None:
-        """Compute what was submitted, then end the thread."""
+        """Compute what was submitted, then end the threads."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
-        if self._thread.is_alive():
-            self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
 
-    def _run(self) -> None:
+    def _guarded(self, run: Callable[[], None]) -> None:
         try:
-            while self._step():
-                pass
+            run()
         except Exception as error:
             self._fail(error)
 
-    def _step(self) -> bool:
-        """Launch a batch, or fetch one, or wait; say whether to go on."""
+    def _launch_batches(self) -> None:
+        """Launch batch after batch, until the batcher is closed and nothing waits."""
+        while (chosen := self._next()) is not None:
+            bucket, texts = chosen
+            now = time.perf_counter()
+            for text in texts:
+                text.job.launched = text.job.launched or now
+            try:
+                result = self._device.launch(bucket, [text.ids for text in texts])
+            except Exception as error:
+                _fail_batch(texts, error)
+                continue
+            launched = _Launched(bucket, texts, result, now)
+            with self._changed:
+                self._in_flight.append(launched)
+            self._results.put(launched)
+            self._observe("launched", bucket, len(texts))
+        self._results.put(None)
+
+    def _next(self) -> tuple[Bucket, list[_Waiting]] | None:
+        """Wait for a batch to launch; None at the end."""
         with self._changed:
-            while not (chosen := self._choose()) and not self._in_flight:
-                if self._closing:
-                    return False
+            while (chosen := self._choose()) is None:
+                if self._failure or (self._closing and not self._waiting):
+                    return None
                 self._changed.wait()
-        if chosen is None:
-            self._fetch()
-            return True
-        bucket, texts = chosen
-        now = time.perf_counter()
-        for text in texts:
-            text.job.launched = text.job.launched or now
-        try:
-            launched = self._device.launch(bucket, [text.ids for text in texts])
-        except Exception as error:
-            self._fail_batch(texts, error)
-            return True
-        with self._changed:
-            self._in_flight.append((bucket, texts, launched, now))
-        self._observe("launched", bucket, len(texts))
-        return True
+        return chosen
+
+    def _fetch_results(self) -> None:
+        """Wait for result after result and hand the vectors out."""
+        while (launched := self._results.get()) is not None:
+            try:
+                z_nD = self._device.fetch(launched.result)
+            except Exception as error:
+                _fail_batch(launched.texts, error)
+            else:
+                for text, vector in zip(launched.texts, z_nD, strict=True):
+                    text.job.put(text.index, vector)
+            seconds = time.perf_counter() - launched.start
+            with self._changed:
+                self._in_flight.popleft()
+                self._usual_s[launched.bucket] = seconds
+                self._changed.notify_all()
+            self._observe("computed", launched.bucket, seconds)
 
     def _choose(self) -> tuple[Bucket, list[_Waiting]] | None:
-        """Take the next batch out of its bucket; None where the device should be waited for."""
+        """Take the next batch out of its bucket; None where it is better to wait."""
         for bucket in list(self._waiting):
             self._drop_cancelled(bucket)
         if len(self._in_flight) >= IN_FLIGHT or not self._waiting:
@@ -220,31 +261,18 @@ class Batcher:
         self._launched += 1
         return bucket, texts
 
-    def _fetch(self) -> None:
-        bucket, texts, launched, start = self._in_flight[0]
-        try:
-            z_nD = self._device.fetch(launched)
-        except Exception as error:
-            self._fail_batch(texts, error)
-        else:
-            for text, vector in zip(texts, z_nD, strict=True):
-                text.job.put(text.index, vector)
-        seconds = time.perf_counter() - start
-        with self._changed:
-            self._in_flight.popleft()
-            self._usual_s[bucket] = seconds
-        self._observe("computed", bucket, seconds)
-
-    def _fail_batch(self, texts: Sequence[_Waiting], error: Exception) -> None:
-        for text in texts:
-            text.job.fail(error)
-
     def _fail(self, error: Exception) -> None:
-        """Fail everything that waits: the thread is about to end."""
+        """Fail everything that waits: a thread has ended."""
         with self._changed:
             self._failure = error
             waiting = [text for queue in self._waiting.values() for text in queue]
-            waiting += [text for _, texts, _, _ in self._in_flight for text in texts]
+            waiting += [text for launched in self._in_flight for text in launched.texts]
             self._waiting.clear()
-        for text in waiting:
-            text.job.fail(DeviceFailed(str(error)))
+            self._changed.notify_all()
+        self._results.put(None)
+        _fail_batch(waiting, DeviceFailed(str(error)))
+
+
+def _fail_batch(texts: Sequence[_Waiting], error: Exception) -> None:
+    for text in texts:
+        text.job.fail(error)

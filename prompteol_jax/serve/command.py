@@ -72,7 +72,7 @@ class ServeOptions(ModelOptions):
             if not fine
         ]
         if self.plan != "fixed":
-            wrong.append(f"--plan {self.plan} lets vectors depend on other texts; serve takes fixed")
+            wrong.append(f"--plan {self.plan} lets vectors depend on other texts; give fixed")
         if wrong:
             raise UserError("; ".join(wrong))
 

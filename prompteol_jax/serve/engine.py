@@ -87,9 +87,7 @@ class Engine:
     def launch(self, bucket: Bucket, prompts: Sequence[np.ndarray]) -> tuple[Batch, jax.Array]:
         """Start computing prompts of one bucket."""
         number, shared = bucket
-        sentences = [
-            self.pipeline.sentence(n, ids, shared=shared) for n, ids in enumerate(prompts)
-        ]
+        sentences = [self.pipeline.sentence(n, ids, shared=shared) for n, ids in enumerate(prompts)]
         batch = fill_batch(self.buckets, number, sentences)
         return batch, self.pipeline.launch(batch)
 
