@@ -179,6 +179,11 @@ class Embedder:
         return self.prompt.max_tokens
 
     @property
+    def pipeline(self) -> Pipeline:
+        """What encodes: tokenization, batches, device."""
+        return self._pipeline
+
+    @property
     def mesh(self) -> Mesh:
         """The mesh that the model is on."""
         return self._pipeline.mesh
@@ -369,10 +374,23 @@ class Embedder:
 
         Raises: UserError as `words`.
         """
+        self.check_words(k)
+        return self.tokens_after(self.encode(texts, progress=progress), k)
+
+    def check_words(self, k: int) -> None:
+        """Refuse vectors that no LM head reads.
+
+        Raises: UserError as `words`.
+        """
         inner = isinstance(self.decoder.finish, build.Identity)
         lm_head.check_reads(inner=inner, pooling=self.pooling)
         self._head.check(k)
-        return self._head.top(self.decoder, self.encode(texts, progress=progress), k)
+
+    def tokens_after(
+        self, z_nD: Float[np.ndarray, "n D"], k: int
+    ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
+        """Return the k most likely next tokens behind vectors of `encode`, not normalized."""
+        return self._head.top(self.decoder, z_nD, k)
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled or copied: weights on devices do not travel."""

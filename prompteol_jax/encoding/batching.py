@@ -9,7 +9,7 @@ company.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -88,15 +88,19 @@ class Sorter:
                 yield self._batch(bucket, shared)
 
     def _batch(self, bucket: int, shared: bool) -> Batch:
-        waiting = self._waiting.pop((bucket, shared))
-        B, T = self.buckets.rows[bucket], self.buckets.lengths[bucket]
-        ids_BT, last_BS = np.zeros((B, T), np.int32), np.zeros((B, 1), np.int32)
-        first_BS = np.zeros((B, 1), np.int32)
-        for row, sentence in enumerate(waiting):
-            ids_BT[row, : len(sentence.ids)] = sentence.ids
-            first_BS[row], last_BS[row] = sentence.first, len(sentence.ids) - 1
-        members = [sentence.member for sentence in waiting]
-        return Batch(Rows(ids_BT, last_BS), members, np.arange(len(members)), shared, first_BS)
+        return fill_batch(self.buckets, bucket, self._waiting.pop((bucket, shared)))
+
+
+def fill_batch(buckets: Buckets, bucket: int, sentences: Sequence[Sentence]) -> Batch:
+    """Return a batch of one bucket; rows without a sentence are never read."""
+    B, T = buckets.rows[bucket], buckets.lengths[bucket]
+    ids_BT, last_BS = np.zeros((B, T), np.int32), np.zeros((B, 1), np.int32)
+    first_BS = np.zeros((B, 1), np.int32)
+    for row, sentence in enumerate(sentences):
+        ids_BT[row, : len(sentence.ids)] = sentence.ids
+        first_BS[row], last_BS[row] = sentence.first, len(sentence.ids) - 1
+    members, shared = [sentence.member for sentence in sentences], sentences[0].shared
+    return Batch(Rows(ids_BT, last_BS), members, np.arange(len(members)), shared, first_BS)
 
 
 class Packer:

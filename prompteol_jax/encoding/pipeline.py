@@ -152,7 +152,7 @@ class Pipeline:
         with jax.set_mesh(self.mesh), _Watch(report) as watch:
             tokens = batch_tokens or self.tokens
             batches = self._batches(texts, tokens, report)
-            launched = ((batch, self._launch(batch, watch)) for batch in batches)
+            launched = ((batch, self._watched(batch, watch)) for batch in batches)
             for batch, z_BSW in fetch_behind(self._counted(launched, report)):
                 yield batch.members, z_BSW.reshape(-1, z_BSW.shape[-1])[batch.positions]
 
@@ -223,12 +223,17 @@ class Pipeline:
             report.truncated += int(prompts.truncated.sum())
             report.whole += int((~prompts.shared).sum())
             for offset, (ids, shared) in enumerate(zip(prompts.ids, prompts.shared, strict=True)):
-                sentence = self._sentence(start + offset, ids, bool(shared))
+                sentence = self.sentence(start + offset, ids, bool(shared))
                 report.tokens += len(sentence.ids)
                 yield sentence
 
-    def _sentence(self, member: int, ids: np.ndarray, shared: bool) -> Sentence:
-        """Return a text's ids up to the last one that is read, with the prefix where it is read."""
+    def sentence(self, member: int, ids: np.ndarray, shared: bool) -> Sentence:
+        """Return a text's ids up to the last one that is read, with the prefix where it is read.
+
+        Args:
+            member: index of the text in the caller's list.
+            ids: ids of its prompt, without the shared prefix where the prompt continues it.
+        """
         if self.pooling.tokens == "last" and self._shares_prefix:
             return Sentence(member, ids, shared)
         C = len(self.prompt.prefix_C) if shared else 0
@@ -256,16 +261,23 @@ class Pipeline:
                 first, prompts = waiting.popleft()
                 yield first, prompts.result()
 
-    def _launch(self, batch: Batch, watch: _Watch) -> jax.Array:
-        """Start computing a batch; return at once, unless its shape is to be compiled."""
-        start = time.perf_counter()
+    def launch(self, batch: Batch) -> jax.Array:
+        """Start computing a batch and do not wait for it, unless its shape is to be compiled.
+
+        The mesh must be set (`jax.set_mesh`).
+        """
         with _SEVERAL_DEVICES if self.mesh.size > 1 else nullcontext():
             rows = rows_to_mesh(batch.rows, self.mesh)
             reads_last = self.pooling.tokens == "last"
             first_BS = None if reads_last else to_mesh(batch.first_BS, "BS", self.mesh)
             reading = Reading(self.pooling, self.edits, first_BS)
             cache = self.cache if batch.shared and self._shares_prefix else None
-            z_BSW = self.runner.encode(rows, cache, reading)
+            return self.runner.encode(rows, cache, reading)
+
+    def _watched(self, batch: Batch, watch: _Watch) -> jax.Array:
+        """Launch a batch and note when; a compilation does not count as waiting."""
+        start = time.perf_counter()
+        z_BSW = self.launch(batch)
         is_new = batch.shape not in self.seen.shapes
         self.seen.shapes.add(batch.shape)
         watch.launched(z_BSW, start if is_new else time.perf_counter())

@@ -25,7 +25,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from prompteol_jax.errors import NotFinite
+from prompteol_jax.errors import NotFinite, UserError
 from prompteol_jax.serve import api
 from prompteol_jax.serve.api import ApiError
 from prompteol_jax.serve.batcher import Batcher, DeviceFailed, Job
@@ -180,6 +180,9 @@ async def _answered(server: Server, request: Request, handle: Callable) -> Respo
     except NotFinite as error:
         failed = ApiError(500, str(error), kind="server_error", code="not_finite")
         response = Response(failed.body(), 500, media_type=JSON)
+    except UserError as error:
+        failed = ApiError(400, str(error))
+        response = Response(failed.body(), 400, media_type=JSON)
     except DeviceFailed:
         failed = api.unavailable("device_failed", "the device failed; restart the server", 60)
         response = Response(failed.body(), 503, failed.headers, JSON)
@@ -288,8 +291,8 @@ async def _computed(server: Server, request: Request, prompts: Any) -> tuple[np.
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             loop.call_soon_threadsafe(settle)
 
-    job = Job(len(prompts.ids), done)
-    server.batcher.submit(job, prompts.ids, prompts.shared)
+    job = Job(len(prompts.sentences), done)
+    server.batcher.submit(job, prompts.sentences)
     gone = asyncio.ensure_future(_gone(request))
     try:
         await asyncio.wait({result, gone}, return_when=asyncio.FIRST_COMPLETED)

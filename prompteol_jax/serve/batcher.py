@@ -31,7 +31,7 @@ Bucket = tuple[int, bool]
 class Device(Protocol):
     """What computes batches."""
 
-    def bucket(self, ids: np.ndarray, shared: bool) -> Bucket:
+    def bucket(self, item: Any) -> Bucket:
         """Return the bucket of a prompt."""
         ...
 
@@ -39,7 +39,7 @@ class Device(Protocol):
         """Return the rows of a bucket's batches."""
         ...
 
-    def launch(self, bucket: Bucket, prompts: Sequence[np.ndarray]) -> Any:
+    def launch(self, bucket: Bucket, items: Sequence[Any]) -> Any:
         """Start computing a batch."""
         ...
 
@@ -95,7 +95,7 @@ class _Waiting:
     batches: int
     job: Job
     index: int
-    ids: np.ndarray
+    item: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,17 +141,17 @@ class Batcher:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, job: Job, ids: Sequence[np.ndarray], shared: Sequence[bool]) -> None:
-        """Queue the prompts of a job.
+    def submit(self, job: Job, items: Sequence[Any]) -> None:
+        """Queue the prompts of a job, in the form that the device takes.
 
         Raises: DeviceFailed after a thread has ended.
         """
         with self._changed:
             if self._failure is not None:
                 raise DeviceFailed(str(self._failure))
-            for index, (own, follows) in enumerate(zip(ids, shared, strict=True)):
-                bucket = self._device.bucket(own, bool(follows))
-                text = _Waiting(next(self._numbers), self._launched, job, index, own)
+            for index, item in enumerate(items):
+                bucket = self._device.bucket(item)
+                text = _Waiting(next(self._numbers), self._launched, job, index, item)
                 self._waiting.setdefault(bucket, deque()).append(text)
             self._changed.notify_all()
 
@@ -192,7 +192,7 @@ class Batcher:
             for text in texts:
                 text.job.launched = text.job.launched or now
             try:
-                result = self._device.launch(bucket, [text.ids for text in texts])
+                result = self._device.launch(bucket, [text.item for text in texts])
             except Exception as error:
                 _fail_batch(texts, error)
                 continue

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 
 from prompteol_jax import distributed
 from prompteol_jax.embedder import Embedder
-from prompteol_jax.encoding.batching import Batch, fill_batch
+from prompteol_jax.encoding.batching import Batch, Sentence, fill_batch
 from prompteol_jax.encoding.pipeline import refuse_not_finite
 from prompteol_jax.serve.api import ApiError
 from prompteol_jax.serve.batcher import Bucket
@@ -25,29 +25,22 @@ class Prompts:
     """The prompts of one request.
 
     Attributes:
-        ids: of each prompt, without the shared prefix where it begins with it.
-        lengths: number of ids of each whole prompt.
+        sentences: in the form that batches are filled with.
+        tokens: ids of all prompts, the template included.
     """
 
-    texts: list[str]
-    ids: list[np.ndarray]
-    shared: Bool[np.ndarray, "n"]
+    sentences: list[Sentence]
     truncated: Bool[np.ndarray, "n"]
-    prefix: int
-
-    @property
-    def tokens(self) -> int:
-        """Ids of all prompts, the template included."""
-        return sum(map(len, self.ids)) + self.prefix * int(self.shared.sum())
+    tokens: int
 
 
 class Engine:
-    """An embedder as the batcher's device. One thread launches and fetches; any may tokenize."""
+    """An embedder as the batcher's device. One thread launches, another fetches; any tokenizes."""
 
     def __init__(self, embedder: Embedder):
         self.embedder = embedder
         self.pipeline = embedder.pipeline
-        self.buckets = self.pipeline.buckets()
+        self.buckets = self.pipeline.buckets(self.pipeline.tokens)
         self.shapes: list[Bucket] = []
         self.width = embedder.width
         self.bits = _bits(embedder, str(self.buckets))
@@ -56,7 +49,10 @@ class Engine:
         """Put texts into the template and tokenize them."""
         prompt = self.embedder.prompt
         found = prompt(texts)
-        return Prompts(list(texts), found.ids, found.shared, found.truncated, len(prompt.prefix_C))
+        pairs = enumerate(zip(found.ids, found.shared, strict=True))
+        sentences = [self.pipeline.sentence(n, ids, bool(shared)) for n, (ids, shared) in pairs]
+        prefix = len(prompt.prefix_C) * int(found.shared.sum())
+        return Prompts(sentences, found.truncated, sum(map(len, found.ids)) + prefix)
 
     def refuse_long(self, prompts: Prompts) -> None:
         """Refuse texts that would be cut.
@@ -76,20 +72,19 @@ class Engine:
         """Refuse vectors that are not finite, by number: an error never shows a text."""
         refuse_not_finite(z_nD, [f"input[{n}]" for n in range(len(z_nD))])
 
-    def bucket(self, ids: np.ndarray, shared: bool) -> Bucket:
+    def bucket(self, item: Sentence) -> Bucket:
         """Return the bucket of a prompt: its number, and if it continues the shared prefix."""
-        return self.buckets.find(len(ids), shared), shared
+        return self.buckets.find(len(item.ids), item.shared), item.shared
 
     def rows(self, bucket: Bucket) -> int:
         """Return the rows of a bucket's batches."""
         return self.buckets.rows[bucket[0]]
 
-    def launch(self, bucket: Bucket, prompts: Sequence[np.ndarray]) -> tuple[Batch, jax.Array]:
-        """Start computing prompts of one bucket."""
-        number, shared = bucket
-        sentences = [self.pipeline.sentence(n, ids, shared=shared) for n, ids in enumerate(prompts)]
-        batch = fill_batch(self.buckets, number, sentences)
-        return batch, self.pipeline.launch(batch)
+    def launch(self, bucket: Bucket, items: Sequence[Sentence]) -> tuple[Batch, jax.Array]:
+        """Start computing prompts of one bucket; their vectors come in this order."""
+        batch = fill_batch(self.buckets, bucket[0], items)
+        with jax.set_mesh(self.embedder.mesh):
+            return batch, self.pipeline.launch(batch)
 
     def fetch(self, launched: tuple[Batch, jax.Array]) -> Float[np.ndarray, "n D"]:
         """Wait for a batch and return the vectors of its prompts."""
@@ -99,15 +94,17 @@ class Engine:
 
     def warm(self) -> None:
         """Compile and run every shape once, so that no request waits for the compiler."""
-        whole = {self.buckets.find(n, shared=False) for n in (1, *self.buckets.lengths)}
-        kinds = [(n, True) for n in range(len(self.buckets.lengths))]
-        for bucket in [*kinds, *((n, False) for n in sorted(whole))]:
-            length = self.buckets.lengths[bucket[0]]
-            self.fetch(self.launch(bucket, [np.zeros(length, np.int32)]))
-            self.shapes.append(bucket)
+        lengths = self.buckets.lengths
+        whole = {self.buckets.find(n, shared=False) for n in (1, *lengths)}
+        kinds = [(n, True) for n in range(len(lengths))]
+        for number, shared in [*kinds, *((n, False) for n in sorted(whole))]:
+            dummy = Sentence(0, np.zeros(lengths[number], np.int32), shared)
+            self.fetch(self.launch((number, shared), [dummy]))
+            self.shapes.append((number, shared))
 
     def words(self, z_nD: Float[np.ndarray, "n D"], k: int) -> list[list[dict[str, Any]]]:
         """Return the k most likely next tokens after each text's prompt."""
+        self.embedder.check_words(k)
         ids_nk, p_nk = self.embedder.tokens_after(z_nD, k)
         decode = self.embedder.pretrained.tokenizer.decode
         return [

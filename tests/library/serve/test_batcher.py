@@ -20,19 +20,17 @@ class Device:
     def __init__(self, held=False):
         self.batches, self.gate = [], threading.Semaphore(0 if held else 10**6)
         self.error = None
-        self.fatal = None
 
-    def bucket(self, ids, shared):
-        if self.fatal:
-            raise self.fatal
-        return (1 if len(ids) <= 4 else 2), bool(shared)
+    def bucket(self, item):
+        ids, shared = item
+        return (1 if len(ids) <= 4 else 2), shared
 
     def rows(self, bucket):
         return ROWS[bucket[0]]
 
     def launch(self, bucket, prompts):
         assert 1 <= len(prompts) <= ROWS[bucket[0]]
-        self.batches.append((bucket, [int(ids.sum()) for ids in prompts]))
+        self.batches.append((bucket, [int(ids.sum()) for ids, _ in prompts]))
         if self.error:
             error, self.error = self.error, None
             raise error
@@ -40,7 +38,7 @@ class Device:
 
     def fetch(self, launched):
         assert self.gate.acquire(timeout=20)
-        return np.array([[ids.sum()] for ids in launched], np.float32)
+        return np.array([[ids.sum()] for ids, _ in launched], np.float32)
 
 
 @pytest.fixture
@@ -63,8 +61,7 @@ def submit(batcher, *sums, long=False, shared=True):
     """Send prompts that sum to these numbers, and the queue that their result comes to."""
     done = queue.Queue()
     job = Job(len(sums), done.put)
-    ids = [np.array([n, *[0] * (9 if long else 0)]) for n in sums]
-    batcher.submit(job, ids, [shared] * len(ids))
+    batcher.submit(job, [(np.array([n, *[0] * (9 if long else 0)]), shared) for n in sums])
     return job, done
 
 
