@@ -47,7 +47,7 @@ class ApiError(Exception):
         return orjson.dumps({"error": error})
 
 
-def unavailable(code: str, message: str, seconds: float) -> ApiError:
+def unavailable(code: str, message: str, seconds: int | float) -> ApiError:
     """Return a 503 that says when to try again."""
     headers = {"retry-after": str(max(1, round(seconds)))}
     return ApiError(503, message, kind="server_error", code=code, headers=headers)

@@ -129,7 +129,7 @@ class Server:
         now = texts / max(seconds, 1e-3)
         self.rate = now if not self.rate else 0.9 * self.rate + 0.1 * now
 
-    def _observe(self, event: str, bucket: Any, value: float) -> None:
+    def _observe(self, event: str, bucket: Any, value: int | float) -> None:
         label = f"{self.engine.buckets.lengths[bucket[0]]}{'' if bucket[1] else ' whole'}"
         if event == "launched":
             self.metrics.rows.labels(label).inc(value)

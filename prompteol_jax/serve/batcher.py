@@ -119,7 +119,9 @@ class Batcher:
             the number of texts or the seconds, for metrics.
     """
 
-    def __init__(self, device: Device, observe: Callable[[str, Any, float], None] | None = None):
+    def __init__(
+        self, device: Device, observe: Callable[[str, Any, int | float], None] | None = None
+    ):
         self._device = device
         self._observe = observe or (lambda event, bucket, value: None)
         self._waiting: dict[Bucket, deque[_Waiting]] = {}

@@ -22,7 +22,7 @@ from typing import Annotated, Final
 import tyro
 import uvicorn
 
-from prompteol_jax.cli.options import ModelOptions
+from prompteol_jax.cli.options import ModelOptions, check, flag
 from prompteol_jax.errors import NotFound, UserError
 from prompteol_jax.serve.app import Server, Settings, make_app
 from prompteol_jax.serve.engine import Engine
@@ -38,7 +38,7 @@ class ServeOptions(ModelOptions):
 
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all."""
-    port: int = 8000
+    port: int = flag(8000, at_least=0, at_most=65535)
     """Port to listen on; 0 for a free one, which is printed."""
     served_name: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Name that requests may give as `model`; --model by default. Repeat it for several."""
@@ -46,40 +46,28 @@ class ServeOptions(ModelOptions):
     """Cut a text that is too long, as `encode` does, instead of refusing it."""
     raw: bool = False
     """Return vectors as they are, instead of scaled to length one."""
-    max_texts: int = 2048
+    max_texts: int = flag(2048, at_least=1)
     """Most texts of a request."""
-    max_body_mb: float = 16.0
+    max_body_mb: float = flag(16.0, above=0)
     """Largest body of a request, in megabytes."""
-    max_waiting: int = 4096
+    max_waiting: int = flag(4096, at_least=1)
     """Most texts that wait for an answer; more are refused with 429."""
     api_key_file: Path | None = None
     """File of keys, one a line, of which a request must carry one; or the environment variable
     PROMPTEOL_API_KEYS, separated by commas."""
-    drain_s: float = 30.0
+    drain_s: float = flag(30.0, at_least=0)
     """Seconds that SIGTERM leaves to requests that were admitted."""
 
-    def check(self) -> None:
-        """Refuse values that cannot work, all of them together."""
-        wrong = [
-            f"--{name} {value} must be {allowed}"
-            for name, value, allowed, fine in (
-                ("port", self.port, "from 0 to 65535", 0 <= self.port < 2**16),
-                ("max-texts", self.max_texts, "1 or more", self.max_texts >= 1),
-                ("max-body-mb", self.max_body_mb, "above 0", self.max_body_mb > 0),
-                ("max-waiting", self.max_waiting, "1 or more", self.max_waiting >= 1),
-                ("drain-s", self.drain_s, "0 or more", self.drain_s >= 0),
-            )
-            if not fine
-        ]
-        if self.plan != "fixed":
-            wrong.append(f"--plan {self.plan} lets vectors depend on other texts; give fixed")
-        if wrong:
-            raise UserError("; ".join(wrong))
+    def problems(self) -> list[str]:
+        """List what does not fit between these flags."""
+        if self.plan == "fixed":
+            return []
+        return [f"--plan {self.plan} lets vectors depend on other texts; serve takes fixed"]
 
 
 def serve(options: ServeOptions) -> None:
     """Serve until a signal ends it."""
-    options.check()
+    check(options)
     settings = Settings(
         models=options.served_name or (options.model,),
         texts=options.max_texts,

@@ -1,0 +1,128 @@
+"""A served text has the bits of `Embedder.encode`, under any load and until the last request."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from prompteol_jax.errors import NotFound, UserError
+from prompteol_jax.serve import api
+from prompteol_jax.serve.command import KEYS, read_keys
+
+WORDS = "a man is playing guitar in the park while two dogs run after one red ball".split()
+
+
+def texts(n):
+    """Texts of every length, some of them twice."""
+    rng = np.random.default_rng(0)
+    return [" ".join(rng.choice(WORDS, rng.integers(0, 40))) for _ in range(n)]
+
+
+class Served:
+    """A running `prompteol serve`."""
+
+    def __init__(self, *flags):
+        command = [sys.executable, "-m", "prompteol_jax.cli", "serve", "--port", "0", *flags]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        self.lines, self.ready = [], threading.Event()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self):
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if found := re.search(r"ready on (http://\S+), bits", line):
+                self.url = found[1]
+                self.ready.set()
+
+    def post(self, body):
+        """Send a request; its status and body."""
+        request = urllib.request.Request(f"{self.url}/v1/embeddings", json.dumps(body).encode())
+        try:
+            with urllib.request.urlopen(request, timeout=120) as reply:
+                return reply.status, json.load(reply)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+
+@pytest.fixture
+def served():
+    running = []
+
+    def start(*flags):
+        server = Served(*flags)
+        running.append(server)
+        assert server.ready.wait(400), "".join(server.lines)
+        return server
+
+    yield start
+    for server in running:
+        server.process.kill()
+        server.process.wait()
+
+
+@pytest.mark.slow
+def test_every_answer_has_the_bits_of_encode_and_sigterm_loses_none(served, embedders):
+    server = served("--model", "tiny", "--dtype", "float32", "--batch-tokens", "64")
+    sentences = texts(120)
+    z_nD = embedders("tiny", batch_tokens=64).encode(sentences)
+    expected = api.shape_vectors(z_nD, None, normalize=True)
+    rng = np.random.default_rng(1)
+    groups = [rng.integers(0, len(sentences), rng.integers(1, 9)) for _ in range(150)]
+
+    def ask(group):
+        body = {"input": [sentences[n] for n in group], "encoding_format": "base64"}
+        status, reply = server.post(body)
+        assert status == 200, reply
+        return [base64.b64decode(item["embedding"]) for item in reply["data"]]
+
+    with ThreadPoolExecutor(16) as pool:
+        for group, answers in zip(groups, pool.map(ask, groups), strict=True):
+            assert answers == [expected[n].tobytes() for n in group]
+        last = [pool.submit(ask, group) for group in groups[:32]]
+        while not any(answer.done() for answer in last):
+            time.sleep(0.01)
+        server.process.send_signal(signal.SIGTERM)
+        ended = [answer.exception() for answer in last]
+    # A request that was admitted is answered; one that came later finds no listener or a 503.
+    assert any(error is None for error in ended)
+    assert all(error is None or refused(error) for error in ended), ended
+    assert server.process.wait(60) == 0
+
+
+def refused(error):
+    """The connection was refused or closed before the request was read, or the answer is 503."""
+    return isinstance(error, OSError | urllib.error.URLError) or "draining" in str(error)
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_be_loaded_ends_the_server_with_one_line():
+    command = [sys.executable, "-m", "prompteol_jax.cli", "serve", "--port", "0", "--model"]
+    done = subprocess.run([*command, "/missing"], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2
+    assert "prompteol: error: " in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_keys_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv(KEYS, "a, b,")
+    assert read_keys(None) == ("a", "b")
+    file = tmp_path / "keys"
+    file.write_text("k1\n\n k2 \n")
+    assert read_keys(file) == ("k1", "k2")
+    file.write_text("\n")
+    with pytest.raises(UserError, match="holds no key"):
+        read_keys(file)
+    with pytest.raises(NotFound, match="--api-key-file"):
+        read_keys(tmp_path / "none")
