@@ -13,6 +13,7 @@ COMMANDS: Final = (
     "prompteol encode",
     "prompteol words",
     "prompteol show",
+    "prompteol serve",
     "prompteol verify",
     "prompteol compare",
     "prompteol export",

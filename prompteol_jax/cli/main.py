@@ -4,6 +4,7 @@ prompteol encode --model facebook/opt-2.7b --input texts.txt --output vectors.np
 prompteol words --model facebook/opt-2.7b "A jockey riding a horse."
 prompteol show --model facebook/opt-2.7b "A jockey riding a horse."
 prompteol verify --model facebook/opt-2.7b --json certificate.json
+prompteol serve --model facebook/opt-2.7b --port 8000
 prompteol compare a.json b.json
 prompteol export runs/opt-1.3b --to hf --output merged
 
@@ -28,6 +29,7 @@ from prompteol_jax.cli.options import ModelOptions
 from prompteol_jax.cli.verify import VerifyOptions, verify_checkpoint
 from prompteol_jax.errors import UserError
 from prompteol_jax.export.export import ExportOptions, export_run
+from prompteol_jax.serve.options import ServeOptions
 from prompteol_jax.storage import paths
 
 
@@ -117,11 +119,21 @@ def show(options: ShowOptions) -> None:
     sys.stdout.write(prompt.show(template, tokenizer, options.text) + "\n")
 
 
+def serve(options: ServeOptions) -> None:
+    """Serve vectors over HTTP until a signal ends it."""
+    try:
+        from prompteol_jax.serve import command
+    except ModuleNotFoundError as error:
+        raise UserError(f"serve needs {error.name}: pip install 'prompteol-jax[serve]'") from error
+    command.serve(options)
+
+
 COMMANDS: Final[dict[str, tuple[type, Callable[[Any], object]]]] = {
     "encode": (EncodeOptions, encode_corpus),
     "words": (WordsOptions, words),
     "show": (ShowOptions, show),
     "verify": (VerifyOptions, verify_checkpoint),
+    "serve": (ServeOptions, serve),
     "compare": (compare.CompareOptions, compare.run),
     "export": (ExportOptions, export_run),
 }

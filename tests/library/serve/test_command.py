@@ -19,7 +19,7 @@ import pytest
 
 from prompteol_jax.errors import NotFound, UserError
 from prompteol_jax.serve import api
-from prompteol_jax.serve.command import KEYS, read_keys
+from prompteol_jax.serve.options import KEYS, read_keys
 
 WORDS = "a man is playing guitar in the park while two dogs run after one red ball".split()
 

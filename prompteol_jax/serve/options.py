@@ -1,0 +1,64 @@
+"""The flags of `prompteol serve`; nothing here needs the extra `serve`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Annotated, Final
+
+import tyro
+
+from prompteol_jax.cli.options import ModelOptions, flag
+from prompteol_jax.errors import NotFound, UserError
+
+KEYS: Final = "PROMPTEOL_API_KEYS"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeOptions(ModelOptions):
+    """Serves vectors over HTTP in the form of OpenAI's embeddings API."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for all."""
+    port: int = flag(8000, at_least=0, at_most=65535)
+    """Port to listen on; 0 for a free one, which is printed."""
+    served_name: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Name that requests may give as `model`; --model by default. Repeat it for several."""
+    truncate: bool = False
+    """Cut a text that is too long, as `encode` does, instead of refusing it."""
+    raw: bool = False
+    """Return vectors as they are, instead of scaled to length one."""
+    max_texts: int = flag(2048, at_least=1)
+    """Most texts of a request."""
+    max_body_mb: float = flag(16.0, above=0)
+    """Largest body of a request, in megabytes."""
+    max_waiting: int = flag(4096, at_least=1)
+    """Most texts that wait for an answer; more are refused with 429."""
+    api_key_file: Path | None = None
+    """File of keys, one a line, of which a request must carry one; or the environment variable
+    PROMPTEOL_API_KEYS, separated by commas."""
+    drain_s: float = flag(30.0, at_least=0)
+    """Seconds that SIGTERM leaves to requests that were admitted."""
+
+    def problems(self) -> list[str]:
+        """List what does not fit between these flags."""
+        if self.plan == "fixed":
+            return []
+        return [f"--plan {self.plan} lets vectors depend on other texts; serve takes fixed"]
+
+
+def read_keys(file: Path | None) -> tuple[str, ...]:
+    """Read the keys of a file, or of the environment.
+
+    Raises: NotFound; UserError for a file without a key.
+    """
+    if file is None:
+        return tuple(key.strip() for key in os.environ.get(KEYS, "").split(",") if key.strip())
+    if not file.is_file():
+        raise NotFound(f"no file {file} of --api-key-file")
+    lines = file.read_text(encoding="utf-8").splitlines()
+    keys = tuple(line.strip() for line in lines if line.strip())
+    if not keys:
+        raise UserError(f"{file} of --api-key-file holds no key; it needs one a line")
+    return keys
