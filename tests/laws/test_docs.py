@@ -220,6 +220,7 @@ def other_command_is_known(line: str) -> bool:
         ["pip", "install", "."],
         ["pip", "install", ".[gcs]"],
         ["pip", "install", ".[mteb]"],
+        ["pip", "install", ".[serve]"],
         [".ci/run"],
     )
     return words in known
