@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import tyro
 
-from prompteol_jax.errors import AlreadyExists, NotFound, UserError
-from prompteol_jax.storage import paths
+from prompteol_jax.errors import AlreadyExists, NotFound, UserError, listed
+from prompteol_jax.storage import atomic, json_files, paths, same_work
 
 if TYPE_CHECKING:
     from prompteol_jax.embedder import Embedder
@@ -40,17 +42,24 @@ class ExportOptions:
     """A folder that does not exist yet, or is empty."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of merged weights; an adapter is always float32."""
+    other_base: bool = False
+    """Use the base model as it is now, although it is not the one of the training, or unknown."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a training run's folder says of the model it made."""
+    """What a training run's folder says of the model it made.
+
+    Attributes:
+        work: content behind the flags, by SHA-256, as the run recorded it; None in older runs.
+    """
 
     folder: Path
     model: str
     template: str
     quantize: Any
     full: bool
+    work: Mapping[str, Any] | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Run:
@@ -61,11 +70,12 @@ class Run:
         path = folder / "config.json"
         if not path.is_file():
             raise NotFound(f"{folder} holds no config.json: it is no training run's folder")
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json_files.read_object(path)
         lost = [name for name in ("model", "template", "full") if name not in fields]
         if lost:
             raise UserError(f"{path} lacks {', '.join(lost)}: it is no training run's config")
-        run = cls(folder, *(fields.get(n) for n in ("model", "template", "quantize", "full")))
+        names = ("model", "template", "quantize", "full", "work")
+        run = cls(folder, *(fields.get(name) for name in names))
         weights = folder / ("model/config.json" if run.full else "adapter/adapter_config.json")
         if not weights.is_file():
             raise NotFound(
@@ -73,6 +83,38 @@ class Run:
                 "first development score, or at its end."
             )
         return run
+
+    def check_base(self) -> None:
+        """Refuse a base model or a template that changed after the training.
+
+        A run that recorded no content is refused where the base's weights are newer than its own.
+
+        Raises: UserError that names every file that differs.
+        """
+        from prompteol_jax.pretrained import provenance, source
+        from prompteol_jax.text.template import read_template
+        from prompteol_jax.weights.folder import weight_files
+
+        if self.full:  # all weights are the run's
+            return
+        advice = "Put back what it was trained with, or take what is there now with --other-base"
+        base = source.resolve(self.model)
+        if self.work is not None:
+            template = read_template(self.template)
+            now = {
+                "weights": provenance.model_files(base.folder) if base.folder else base.name,
+                "prompt": f"{template.head}{{}}{template.suffix}",
+            }
+            before = {name: self.work.get(name) for name in now}
+            same_work.check_same(self.folder, before, now, advice=advice)
+        elif base.folder is not None:
+            trained = max(path.stat().st_mtime for path in (self.folder / "adapter").iterdir())
+            newer = [p.name for p in weight_files(base.folder) if p.stat().st_mtime > trained]
+            if newer:
+                raise UserError(
+                    f"{base.folder} has changed since {self.folder} was trained, which recorded no "
+                    f"digest of it: {listed(newer)} is newer than the adapter. {advice}"
+                )
 
     def load(self) -> Embedder:
         """The run's model, in float32."""
@@ -89,14 +131,18 @@ def export_run(options: ExportOptions) -> None:
     """Write a run as asked for; what was written but does not hold is an error."""
     paths.refuse_buckets(options.output)
     run = Run.read(paths.local_copy(options.run, depth=2))
+    if not options.other_base:
+        run.check_base()
     if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
         raise AlreadyExists(f"{options.output} exists and is not empty: choose another --output")
     if run.full and options.to == "peft":
         raise UserError(
             f"{run.folder} trained all weights (--full), so it has no adapter; use --to hf or orbax"
         )
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".exporting-", dir=options.output.parent) as scratch:
+    with (
+        atomic.explained(options.output),
+        _scratch(options.output.parent) as scratch,
+    ):
         written = Path(scratch) / "done"
         written.mkdir()
         if options.to == "peft":
@@ -109,6 +155,13 @@ def export_run(options: ExportOptions) -> None:
             options.output.rmdir()
         written.rename(options.output)
     sys.stdout.write(f"{options.output}: {said}\n")
+
+
+@contextlib.contextmanager
+def _scratch(parent: Path) -> Iterator[str]:
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".exporting-", dir=parent) as scratch:
+        yield scratch
 
 
 def export_peft(run: Run, output: Path) -> str:
@@ -135,7 +188,7 @@ def export_peft(run: Run, output: Path) -> str:
 def export_hf(run: Run, output: Path, dtype: str) -> str:
     """Merge and write a folder for transformers and sentence-transformers."""
     from prompteol_jax.embedder import Embedder
-    from prompteol_jax.export.sentence_transformers import write_sentence_files
+    from prompteol_jax.export.sentence_transformers import encode_there, write_sentence_files
     from prompteol_jax.lora.lora import merge_lora
     from prompteol_jax.pretrained.load import save_pretrained
 
@@ -146,7 +199,12 @@ def export_hf(run: Run, output: Path, dtype: str) -> str:
     template = embedder.template
     del embedder
     again = Embedder.from_pretrained(str(output), template=template, dtype="float32")
-    return f"merged model in {dtype}, {_compared(vectors, again, dtype)}"
+    said = f"merged model in {dtype}, {_compared(vectors, again, dtype)}"
+    del again
+    theirs = encode_there(output, SENTENCES)
+    if theirs is None:
+        return f"{said}; sentence-transformers is not installed, its prompt was rendered instead"
+    return f"{said}, sentence-transformers' within {_relative(vectors, theirs, dtype):.1e}"
 
 
 def export_orbax(run: Run, output: Path, dtype: str) -> str:
@@ -190,13 +248,17 @@ def _compared(vectors: Any, again: Embedder, dtype: str) -> str:
 
     Raises: UserError where that is not near enough.
     """
+    relative = _relative(vectors, again.encode(SENTENCES, progress=False), dtype)
+    return f"read back: vectors within {relative:.1e} of the run's"
+
+
+def _relative(vectors: Any, others: Any, dtype: str) -> float:
     import numpy as np
 
-    difference = np.abs(again.encode(SENTENCES, progress=False) - vectors).max()
-    relative = float(difference / np.abs(vectors).max())
+    relative = float(np.abs(others - vectors).max() / np.abs(vectors).max())
     if not relative <= TOLERANCES[dtype]:
         raise UserError(
             "what was written does not encode as the run does: vectors differ by "
             f"{relative:.1e} of their largest number, {TOLERANCES[dtype]:.0e} is allowed in {dtype}"
         )
-    return f"read back: vectors within {relative:.1e} of the run's"
+    return relative

@@ -1,19 +1,30 @@
-"""What makes a Hugging Face folder one of sentence-transformers: modules, pooling, and the prompt.
+"""Files that make a Hugging Face folder one of sentence-transformers: modules, pooling, prompt.
 
-A prompt of sentence-transformers stands before a text and cannot stand behind it. From version 6 on
-it can render a text through the tokenizer's chat template, though, so the whole prompt goes there:
-the tokenizer itself, and all who use it otherwise, stay as they were.
+A prompt of sentence-transformers comes before a text and cannot follow it. From version 6 on it can
+render a text through the tokenizer's chat template, so the whole prompt goes there. The tokenizer
+itself stays as it was for everyone else.
+
+The folder is checked by transformers' tokenizer, which reads it for sentence-transformers, and by
+sentence-transformers itself where that is installed.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+from jaxtyping import Float
+
 from prompteol_jax.errors import UserError
+from prompteol_jax.storage import json_files
 from prompteol_jax.text.template import Template
 from prompteol_jax.text.tokenizer import Tokenizer, load_tokenizer
+from prompteol_jax.verify import torch_reference
 
 CHAT_TEMPLATE: Final = "chat_template.jinja"
 _MODULES: Final = (
@@ -21,8 +32,11 @@ _MODULES: Final = (
     ("1_Pooling", "sentence_transformers.sentence_transformer.modules.pooling.Pooling"),
 )
 _STATES: Final = {"method": "forward", "method_output_name": "last_hidden_state"}
-# Beginnings that tokenizers merge with what stands before them, and ends likewise.
-_PROBES: Final = ("A cat sleeps.", "", "(x)", '"quoted"', "  two  spaces  ", "é 😀", "1 2\n3\n")
+# Texts whose beginnings and ends tokenizers merge with the prompt, and other hard ones.
+_PROBES: Final = (
+    *("A cat sleeps.", "", "(x)", '"quoted"', "  two  spaces  ", "é 😀", "1 2\n3\n"),
+    *("The man (old) is riding, 3% today", "café – naïve", "tabs\tand\nlines", "你好 🇨🇭"),
+)
 
 
 def write_sentence_files(folder: Path, template: Template, *, width: int) -> None:
@@ -58,6 +72,27 @@ def write_sentence_files(folder: Path, template: Template, *, width: int) -> Non
     _amend_tokenizer(folder, _bos(tokenizer))
     text = chat_template(template, tokenizer)
     (folder / CHAT_TEMPLATE).write_text(text, encoding="utf-8")
+    _settle_tokenizer(folder, template, tokenizer)
+
+
+def encode_there(folder: Path, texts: Sequence[str]) -> Float[np.ndarray, "n D"] | None:
+    """Encode texts by sentence-transformers, from the folder alone; None if it is not installed.
+
+    Raises: UserError where it cannot read the folder.
+    """
+    if find_spec("sentence_transformers") is None:
+        return None
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        return np.asarray(model.encode(list(texts), show_progress_bar=False), np.float32)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"sentence-transformers {metadata.version('sentence-transformers')} cannot read what "
+            f"was written: {reason}"
+        ) from error
 
 
 def chat_template(template: Template, tokenizer: Tokenizer) -> str:
@@ -84,6 +119,37 @@ def chat_template(template: Template, tokenizer: Tokenizer) -> str:
     )
 
 
+def _settle_tokenizer(folder: Path, template: Template, tokenizer: Tokenizer) -> None:
+    """Let transformers read the tokenizer's files as this project does.
+
+    transformers rebuilds a tokenizer from the class that tokenizer_config.json names, which can be
+    another one than that of tokenizer.json. Where the ids then differ, the class that reads
+    tokenizer.json as it is takes its place.
+
+    Raises: UserError where no class gives the ids of the run.
+    """
+    prompts = [template.fill(probe) for probe in _PROBES]
+    wanted = [ids.tolist() for ids in tokenizer.ids(prompts)]
+    path = folder / "tokenizer_config.json"
+    fields = json_files.read_object(path)
+    changes = [{}, {"tokenizer_class": "PreTrainedTokenizerFast"}]
+    for change in changes if (folder / "tokenizer.json").is_file() else changes[:1]:
+        json_files.write_object(path, fields | change)
+        plain = torch_reference.tokenized(folder, prompts)
+        found = torch_reference.rendered(folder, _PROBES)
+        # Without a BOS of its own, a tokenizer leaves it to the chat template.
+        alike = all(ids in (right, right[1:]) for ids, right in zip(plain, wanted, strict=True))
+        if found == wanted and alike:
+            return
+    both = zip(_PROBES, found, plain, wanted, strict=True)
+    text, *_ = next(row for row in both if row[1] != row[3] or row[2] not in (row[3], row[3][1:]))
+    raise UserError(
+        f"transformers' tokenizer of class {fields.get('tokenizer_class')} reads {text!r} in the "
+        "prompt differently from the run, so neither transformers nor sentence-transformers can "
+        "get its vectors; export --to peft or orbax instead"
+    )
+
+
 def _bos(tokenizer: Tokenizer) -> str:
     """The text that stands for BOS; its entry in the vocabulary may be another."""
     added = tokenizer.backend.get_added_tokens_decoder().get(tokenizer.bos_id)
@@ -93,11 +159,11 @@ def _bos(tokenizer: Tokenizer) -> str:
 def _amend_tokenizer(folder: Path, bos: str) -> None:
     """Drop a chat template of the base model, and name a token to pad with where there is none.
 
-    Which one does not matter: what is padded is never looked at.
+    Any token will do: padding is never read.
     """
     path, special = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
-    fields = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    named = json.loads(special.read_text(encoding="utf-8")) if special.is_file() else {}
+    fields = json_files.read_object(path) if path.is_file() else {}
+    named = json_files.read_object(special) if special.is_file() else {}
     fields.pop("chat_template", None)
     if fields.get("pad_token") is None and named.get("pad_token") is None:
         fields["pad_token"] = bos

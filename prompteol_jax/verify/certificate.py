@@ -111,8 +111,12 @@ def check_parity(embedder: Embedder, z_BD: Float[np.ndarray, "n D"]) -> Check:
         return Check("parity", "not checked", f"{source.name} has no files for transformers")
     if missing := torch_reference.missing(source.adapter):
         return Check("parity", "not checked", f"{' and '.join(missing)} is not installed")
-    prompts = [embedder.template.fill(text) for text in SENTENCES]
-    ids = [row.tolist() for row in source.tokenizer.ids(prompts)]
+    prefix = embedder.prompt.prefix_C.tolist()
+    found = embedder.prompt(SENTENCES)  # cut as `encode` cuts
+    ids = [
+        [*(prefix if shared else []), *row.tolist()]
+        for row, shared in zip(found.ids, found.shared, strict=True)
+    ]
     theirs = torch_reference.vectors(
         source.folder,
         ids,

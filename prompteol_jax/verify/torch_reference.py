@@ -66,6 +66,25 @@ def layers(
     return [np.concatenate(layer) for layer in zip(*parts, strict=True)]
 
 
+def tokenized(folder: Path, prompts: Sequence[str]) -> list[list[int]]:
+    """Return the ids that transformers' own tokenizer of a folder gives whole prompts."""
+    return _tokenizer(folder)(list(prompts), return_token_type_ids=False)["input_ids"]
+
+
+def rendered(folder: Path, texts: Sequence[str]) -> list[list[int]]:
+    """Return the ids of texts after the chat template of a folder, one message each."""
+    tokenizer = _tokenizer(folder)
+    chats = [[{"role": "user", "content": text}] for text in texts]
+    return tokenizer.apply_chat_template(chats, tokenize=True, return_dict=True)["input_ids"]
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    with _quiet():
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
 def _forwards(
     folder: Path, ids: Sequence[Sequence[int]], adapter: Path | None
 ) -> Iterator[tuple[Any, Any]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from prompteol_jax import Embedder
 from prompteol_jax.cli import main as cli
+from prompteol_jax.cli.options import ModelOptions
 from prompteol_jax.export import export
 from prompteol_jax.lora import lora as adapters
 from prompteol_jax.lora import peft
@@ -162,3 +164,63 @@ def test_refuses_what_cannot_be_exported_before_any_work(tmp_path, monkeypatch):
     for changes, kind, message in cases:
         with pytest.raises(kind, match=message):
             export.export_run(dataclasses.replace(good, **changes))
+
+
+@pytest.fixture
+def trained(checkpoints, tmp_path):
+    """A base of one's own and a run that was trained on it; `record` notes the base's content."""
+    base = tmp_path / "base"
+    shutil.copytree(checkpoints("llama-gqa-tiny"), base)
+    source = write_run(tmp_path / "run", str(base))
+
+    def record():
+        path = source / "config.json"
+        work = ModelOptions(model=str(base)).work("float32")
+        path.write_text(json.dumps({**json.loads(path.read_text()), "work": work}))
+
+    return base, source, record
+
+
+def change(base):
+    weights = base / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("is_recorded", "told"),
+    [
+        (True, "run belongs to another run: weights.model.safetensors was '"),
+        (False, "which recorded no digest of it: model.safetensors is newer than the adapter"),
+    ],
+)
+def test_a_base_that_changed_after_training_is_refused(
+    trained, tmp_path, capsys, is_recorded, told
+):
+    base, source, record = trained
+    if is_recorded:
+        record()
+    run(source, "--to", "peft", "--output", tmp_path / "same")
+    change(base)
+    with pytest.raises(SystemExit):
+        run(source, "--to", "peft", "--output", tmp_path / "other")
+    line = capsys.readouterr().err
+    assert told in line and "or take what is there now with --other-base" in line
+    run(source, "--to", "peft", "--other-base", "--output", tmp_path / "other")
+
+
+@pytest.mark.slow
+def test_a_tokenizer_of_a_foreign_class_is_named_by_one_that_reads_it(data, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(data / "weights" / "tinystories-656k", base)
+    path = base / "tokenizer_config.json"
+    path.chmod(0o644)
+    base.chmod(0o755)
+    fields = json.loads(path.read_text()) | {"tokenizer_class": "LlamaTokenizer"}
+    path.write_text(json.dumps(fields))
+    source = write_run(tmp_path / "run", str(base))
+    run(source, "--to", "hf", "--output", tmp_path / "merged")
+    wanted = vectors(base, TEXTS, adapter=str(source))
+    theirs = by_sentence_transformers(tmp_path / "merged", TEXTS)
+    np.testing.assert_allclose(theirs, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
