@@ -10,7 +10,7 @@ export PROMPTEOL_DATA
 PYTEST := $(BIN)/python -m pytest -q
 PARALLEL := -n 2 --dist worksteal
 
-.PHONY: setup demo unit test slow huge plan-test lint docs clean
+.PHONY: setup demo unit test slow huge plan-test lint docs examples clean
 
 setup: $(BIN)/.ready
 
@@ -56,6 +56,10 @@ $(TPU_VENV)/.ready: pyproject.toml
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The scripts and the notebook of examples/, all of them.
+examples: setup
+	$(PYTEST) tests/laws/test_examples.py
 
 # The documentation as a site in build/site; every warning is an error.
 docs: $(BIN)/.docs-ready

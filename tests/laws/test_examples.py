@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
+TRAINING = "finetune_own_pairs.py"  # compiles a step
+SCRIPTS = [
+    pytest.param(path.name, marks=[pytest.mark.slow] if path.name == TRAINING else [])
+    for path in sorted(EXAMPLES.glob("*.py"))
+]
 NOTEBOOKS = sorted(path.name for path in EXAMPLES.glob("*.ipynb"))
 
 
