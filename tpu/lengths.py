@@ -17,6 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final, Literal
 
+from prompteol_jax.cli.options import flag
 from prompteol_jax.errors import UserError, listed, nearest
 
 STORED: Final = {"encode": "plan/lengths_sts_dev.json", "train": "plan/lengths_nli.json"}
@@ -130,21 +131,16 @@ class LengthsOptions:
     """The file to write."""
     texts: Literal["sts", "nli", "lines"] = "lines"
     """Distinct cleaned sentences of STS-B dev, all sentences of triplets, or distinct lines."""
-    cut: int | None = None
+    cut: int | None = flag(None, at_least=1)
     """Tokens that a sentence is cut to before it goes into the template; for triplets 32."""
 
 
 def count(options: LengthsOptions) -> Lengths:
-    """Count the own ids of sentences under template `eol`.
-
-    Raises: UserError where `cut` is below 1.
-    """
+    """Count the own ids of sentences under template `eol`."""
     from prompteol_jax.text.prompt import Prompt, stable_prefix
     from prompteol_jax.text.template import TEMPLATES, read_template
     from prompteol_jax.text.tokenizer import load_tokenizer
 
-    if options.cut is not None and options.cut < 1:
-        raise UserError(f"--cut {options.cut} must be 1 or more")
     texts = _texts(options)
     tokenizer = load_tokenizer(options.tokenizer, vocab_size=2**31)
     prompt = Prompt(read_template("eol"), tokenizer, max_tokens=2048)

@@ -22,7 +22,7 @@ from typing import Any, Final, Literal
 
 from prompteol_jax import runtime
 from prompteol_jax.cli.commands import run_one_of
-from prompteol_jax.cli.options import ModelOptions
+from prompteol_jax.cli.options import ModelOptions, flag
 from prompteol_jax.errors import UserError
 
 PROGRAM: Final = "python -m tpu.bench"
@@ -41,19 +41,19 @@ class EncodeBench(ModelOptions):
     lengths: Path | None = None
     """Lengths of made-up texts, without --texts: a file of `python -m tpu.lengths`, by default that
     of STS-B dev."""
-    n: int = 512
+    n: int = flag(512, at_least=1)
     """Number of texts, from the first; fewer if there are no more."""
     clean: bool = False
     """Rewrite each text with the punctuation rules of the original's evaluation."""
     peer: tuple[Literal["transformers", "sentence-transformers"], ...] = ()
     """Peers: `transformers` as the released code uses it, or the package sentence-transformers."""
-    peer_batch: int | None = None
+    peer_batch: int | None = flag(None, at_least=1)
     """Texts that a peer computes at once, instead of its own number: 16 and 32."""
     peer_python: Path = Path(sys.executable)
     """The Python that peers run in, which needs torch."""
     tokenizer: Path | None = None
     """Folder of the tokenizer of a random: model."""
-    rounds: int = 3
+    rounds: int = flag(3, at_least=1)
     """Timed runs of each."""
     planned: Path | None = None
     """Plan of the same job, from `python -m tpu.plan --json`, to show in the table."""
@@ -61,6 +61,15 @@ class EncodeBench(ModelOptions):
     """File for everything that was measured."""
     profile: Path | None = None
     """Folder for a trace of one more run: scopes prefix, attention, mlp and pool."""
+
+    def problems(self) -> list[str]:
+        """List what cannot be measured together."""
+        found = _problems(self)
+        if self.peer and (self.adapter or self.layer is not None or self.pooling != "last"):
+            found.append("a peer knows no --adapter, --layer or --pooling mean")
+        if self.texts and self.lengths:
+            found.append("--texts and --lengths exclude each other")
+        return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,7 +81,7 @@ class TrainBench:
     """
 
     model: str
-    """As `encode` takes it, random:SHAPE too."""
+    """A model as `tpu.bench encode` takes it, also random:SHAPE."""
     data: str = "synthetic"
     """`synthetic`, or a .csv or .jsonl file of triplets."""
     template: str = "eol"
@@ -83,15 +92,15 @@ class TrainBench:
     """Dtype of activations and frozen weights; float32 on a CPU, bfloat16 elsewhere by default."""
     quantize: Literal["nf4", "int8"] | None = None
     """Kind of the frozen matrices of linear layers; the peer does not quantize them."""
-    batch: int = 64
+    batch: int = flag(64, at_least=2, why="every anchor needs negatives")
     """Triplets of a batch."""
-    rank: int = 64
+    rank: int = flag(64, at_least=1)
     """LoRA: rank of the updates of every linear layer."""
-    dropout: float = 0.05
+    dropout: float = flag(0.05, at_least=0, below=1)
     """LoRA: dropout of the updates' inputs."""
-    base_dropout: float | None = None
+    base_dropout: float | None = flag(None, at_least=0, below=1)
     """The model's own dropout, instead of its config's (OPT: 0.1)."""
-    chunks: int = 1
+    chunks: int = flag(1, at_least=1)
     """Parts that a batch is encoded in."""
     remat: Literal["none", "dots", "full"] = "none"
     """What the backward pass recomputes."""
@@ -101,7 +110,7 @@ class TrainBench:
     """The Python that the peer runs in, which needs torch and peft."""
     tokenizer: Path | None = None
     """Folder of the tokenizer of a random: model."""
-    rounds: int = 5
+    rounds: int = flag(5, at_least=1)
     """Timed steps of each, after two that compile."""
     planned: Path | None = None
     """Plan of the same job, from `python -m tpu.plan --json`, to show in the table."""
@@ -109,6 +118,21 @@ class TrainBench:
     """File for everything that was measured."""
     profile: Path | None = None
     """Folder for a trace of one more step: scopes prefix, attention, mlp, pool and loss."""
+
+    def problems(self) -> list[str]:
+        """List what cannot be measured together."""
+        return _problems(self)
+
+
+def _problems(options: EncodeBench | TrainBench) -> list[str]:
+    found = []
+    if options.model.startswith(RANDOM) and options.tokenizer is None:
+        found.append(f"--model {options.model} needs --tokenizer FOLDER")
+    if options.peer and options.model == "tiny":
+        found.append("tiny has no folder that a peer could read; give another --model")
+    if options.json is not None and not options.json.parent.is_dir():
+        found.append(f"the folder of --json {options.json} does not exist")
+    return found
 
 
 def encode(options: EncodeBench) -> dict[str, Any]:
@@ -132,7 +156,6 @@ COMMANDS: Final[dict[str, tuple[type, Callable[[Any], object]]]] = {
 
 
 def _run(job: str, options: Any, measure: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-    _check(options)
     if options.peer:  # two frameworks share a GPU: neither may take all of its memory at once
         runtime.share_gpu_memory()
     planned = None if options.planned is None else read_plan(options.planned, job)
@@ -145,38 +168,9 @@ def _run(job: str, options: Any, measure: Callable[[Any], dict[str, Any]]) -> di
     return result
 
 
-def _check(options: Any) -> None:
-    """Refuse what cannot be measured, before any work.
-
-    Raises: UserError that lists every problem.
-    """
-    problems = [
-        f"--{flag} {value} must be 1 or more"
-        for flag in ("rounds", "n", "peer-batch", "batch-tokens")
-        if (value := getattr(options, flag.replace("-", "_"), None)) is not None and value < 1
-    ]
-    if options.model.startswith(RANDOM) and options.tokenizer is None:
-        problems.append(f"--model {options.model} needs --tokenizer FOLDER")
-    if options.peer and options.model == "tiny":
-        problems.append("tiny has no folder that a peer could read; give another --model")
-    if isinstance(options, EncodeBench):
-        if options.peer and _is_ours_alone(options):
-            problems.append("a peer knows no --adapter, --layer or --pooling mean")
-        if options.texts and options.lengths:
-            problems.append("--texts and --lengths exclude each other")
-    if options.json is not None and not options.json.parent.is_dir():
-        problems.append(f"the folder of --json {options.json} does not exist")
-    if problems:
-        raise UserError("; ".join(problems))
-
-
-def _is_ours_alone(options: EncodeBench) -> bool:
-    return bool(options.adapter) or options.layer is not None or options.pooling != "last"
-
-
 @contextlib.contextmanager
 def _made(options: Any) -> Iterator[Any]:
-    """The options with a random: model written to a folder, for as long as it is needed."""
+    """Yield the options, a random: model in them replaced by a folder for as long as needed."""
     if not options.model.startswith(RANDOM):
         yield options
         return
@@ -190,7 +184,7 @@ def _made(options: Any) -> Iterator[Any]:
 
 
 def read_plan(path: Path, job: str) -> dict[str, Any]:
-    """The rates of a plan.
+    """Read the rates of a plan.
 
     Raises: UserError where a file is no plan of this job, or of one that does not fit.
     """

@@ -13,7 +13,6 @@ Ctrl-C end a launch as an error does: with --delete the slice is deleted.
 from __future__ import annotations
 
 import dataclasses
-import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from typing import Annotated, Final
 import tyro
 
 from prompteol_jax.cli.commands import run_command
+from prompteol_jax.cli.options import check, flag
 from prompteol_jax.errors import UserError
 from tpu.launch.job import is_training, writes_to_bucket
 from tpu.launch.launch import DEFAULT_FETCH, Launch
@@ -48,7 +48,7 @@ class LaunchOptions:
     spot: bool = False
     """Take a spot slice; when it is taken away, or a training saved and ended because it will be,
     ask again. A training gets --resume."""
-    restarts: int = 20
+    restarts: int = flag(20, at_least=0)
     """How often a spot slice is asked for again."""
     fetch: tuple[str, ...] = DEFAULT_FETCH
     """Files and folders of the checkout on host 0 to copy here at the end; none where the command
@@ -59,21 +59,36 @@ class LaunchOptions:
     """Delete the slice at the end, also after an error, Ctrl-C, SIGTERM or SIGHUP."""
     create_flags: str = ""
     """More flags for the creation, in one string: "--network=mine --reserved"."""
-    poll_s: float = 30.0
+    poll_s: float = flag(30.0, above=0)
     """Seconds between looks at a slice that is not ready."""
     dry_run: bool = False
     """Print the commands and run none."""
 
+    def problems(self) -> list[str]:
+        """List what is wrong with the names of the slice, the folder and the flags for gcloud."""
+        found = []
+        try:
+            parse_slice(self.slice)
+        except UserError as error:
+            found.append(str(error))
+        if not self.fetch_to.is_dir():
+            found.append(f"--fetch-to {self.fetch_to} is no folder: make it first")
+        try:
+            shlex.split(self.create_flags)
+        except ValueError as error:
+            found.append(f"--create-flags {self.create_flags!r}: {error}")
+        return found
 
-def check(options: LaunchOptions, command: Sequence[str]) -> None:
-    """Refuse, all at once, what cannot work.
 
-    Raises: UserError.
+def check_launch(options: LaunchOptions, command: Sequence[str]) -> None:
+    """Refuse a launch that cannot work.
+
+    Raises: UserError that lists every problem.
     """
     wrong = []
     try:
-        parse_slice(options.slice)
-    except ValueError as error:
+        check(options)
+    except UserError as error:
         wrong.append(str(error))
     if not command:
         wrong.append("no command: put it behind --, as in `v5e-8 --zone Z -- python -m eval.sts`")
@@ -81,16 +96,6 @@ def check(options: LaunchOptions, command: Sequence[str]) -> None:
         wrong.append(
             "--spot: what a spot slice holds is lost with it; give the training --output gs://..."
         )
-    if options.restarts < 0:
-        wrong.append(f"--restarts {options.restarts} must be 0 or more")
-    if not 0 < options.poll_s < math.inf:
-        wrong.append(f"--poll-s {options.poll_s:g} must be above 0 and finite")
-    if not options.fetch_to.is_dir():
-        wrong.append(f"--fetch-to {options.fetch_to} is no folder: make it first")
-    try:
-        shlex.split(options.create_flags)
-    except ValueError as error:
-        wrong.append(f"--create-flags {options.create_flags!r}: {error}")
     if wrong:
         raise UserError("; ".join(wrong))
 
@@ -103,12 +108,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         LaunchOptions, args=words[:cut], prog=PROGRAM, config=(tyro.conf.FlagCreatePairsOff,)
     )
     statuses: list[int] = []
-    run_command(PROGRAM, lambda o: statuses.append(run(o, words[cut + 1 :])), options)
+    run_command(PROGRAM, lambda command: statuses.append(run(options, command)), words[cut + 1 :])
     if statuses[0]:
         raise SystemExit(statuses[0])
 
 
 def run(options: LaunchOptions, command: Sequence[str]) -> int:
     """Launch a command and return its status on host 0."""
-    check(options, command)
+    check_launch(options, command)
     return Launch(options, command).run()

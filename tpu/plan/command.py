@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from prompteol_jax.cli.options import check, flag, spelled
 from prompteol_jax.errors import NotFound, UserError, nearest
 from tpu.chips import parse_topology
 
@@ -48,11 +49,11 @@ class PlanOptions:
     """Kind of the linear layers' frozen matrices."""
     packed: bool = True
     """Encode: several short sentences a row; --no-packed for one a row in fixed buckets."""
-    batch_tokens: int | None = None
+    batch_tokens: int | None = flag(None, at_least=1)
     """Encode: tokens computed at once over all devices; the device's own number by default."""
-    batch: int = 256
+    batch: int = flag(256, at_least=2, why="every anchor needs negatives")
     """Train: triplets of the global batch."""
-    chunks: int = 1
+    chunks: int = flag(1, at_least=1)
     """Train: parts that a batch is encoded in."""
     remat: Literal["none", "dots", "full"] = "dots"
     """Train: what the backward pass recomputes."""
@@ -61,28 +62,16 @@ class PlanOptions:
     plot: Path | None = None
     """File (.svg, .png) for the plot of --sweep."""
 
-    def check(self) -> None:
-        """Refuse flags that cannot be planned, or change nothing in this job, all of them at once.
-
-        Raises: UserError.
-        """
+    def problems(self) -> list[str]:
+        """List names that are wrong, and flags that change nothing in this job."""
         from prompteol_jax.mesh import parse_mesh
 
-        wrong = [
-            f"--{flag} {value} must be {allowed}"
-            for flag, value, allowed, least in (
-                ("batch", self.batch, "2 or more: every anchor needs negatives", 2),
-                ("chunks", self.chunks, "1 or more", 1),
-                ("batch-tokens", self.batch_tokens, "1 or more", 1),
-            )
-            if value is not None and value < least
+        topologies = [*self.slices(), *([] if self.topology == AUTO else [self.topology])]
+        return [
+            *(f"{flag} changes nothing in {job}: drop it" for flag, job in self._unused()),
+            *problems(parse_topology, topologies),
+            *problems(parse_mesh, () if self.mesh == AUTO else (self.mesh,)),
         ]
-        wrong += [f"--{flag} changes nothing in {job}: drop it" for flag, job in self._unused()]
-        wrong += problems(parse_topology, () if self.topology == AUTO else (self.topology,))
-        wrong += problems(parse_topology, self.slices())
-        wrong += problems(parse_mesh, () if self.mesh == AUTO else (self.mesh,))
-        if wrong:
-            raise UserError("; ".join(wrong))
 
     def slices(self) -> list[str]:
         """Return the slices of --sweep."""
@@ -98,7 +87,7 @@ class PlanOptions:
         for name, job in jobs:
             field = next(f for f in dataclasses.fields(self) if f.name == name)
             if getattr(self, name) != field.default:
-                yield name.replace("_", "-"), job
+                yield spelled(name), job
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -142,7 +131,7 @@ def make_job(options: PlanOptions) -> Encode | Train:
 
     Raises: UserError or NotFound for what cannot be planned, before anything is compiled.
     """
-    options.check()
+    check(options)
     from tpu.lengths import read_lengths
     from tpu.plan.jobs import Encode, Train
 

@@ -117,10 +117,10 @@ class Encode:
             )
         _, long = self._streams()
         if self.packed and long.total and self._negligible(long):
+            share = long.tokens / self.lengths.tokens
             notes.append(
                 f"{long.total:,} of {self.lengths.total:,} sentences are not planned: they have "
-                f"more than {batching.SHORT} ids, "
-                f"{long.tokens / self.lengths.tokens:.2%} of all ids"
+                f"more than {batching.SHORT} ids, {share:.2%} of all ids"
             )
         return tuple(notes)
 

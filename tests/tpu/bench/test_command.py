@@ -131,8 +131,8 @@ def test_a_plan_stands_beside_what_is_measured(texts, tmp_path, capsys):
         (["--model", "tiny", "--peer", "transformers"], "tiny has no folder that a peer could"),
         (["--model", "m", "--peer", "transformers", "--layer", "1"], "a peer knows no --adapter"),
         (["--model", "tiny", "--lengths", "x"], "--texts and --lengths exclude each other"),
-        (["--model", "tiny", "--rounds", "0", "--json", "no/a"], "be 1 or more; the folder of"),
-        (["--model", "tiny", "--n", "0"], "--n 0 must be 1 or more"),
+        (["--model", "tiny", "--rounds", "0", "--json", "no/a"], "be at least 1; the folder of"),
+        (["--model", "tiny", "--n", "0"], "--n 0 must be at least 1"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(texts, small, capsys, flags, message):

@@ -351,7 +351,12 @@ def test_all_that_is_wrong_comes_in_one_line():
     )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    for part in ("slice 'v5e' is none of", "--output gs://", "--poll-s 0", "--fetch-to nowhere"):
+    for part in (
+        "slice 'v5e' is none of",
+        "--output gs://",
+        "--poll-s 0.0 must be above 0",
+        "--fetch-to nowhere",
+    ):
         assert part in done.stderr
 
 
