@@ -1,4 +1,4 @@
-"""Encoding measured: sentences, tokens and useful FLOPs a second, a peer's in turn with ours."""
+"""Measure encoding: sentences, tokens and useful FLOP a second, in turn with peers."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ from prompteol_jax.storage import corpus
 from prompteol_jax.text.template import clean_sentence
 from tpu.bench import device
 from tpu.bench.peer_process import Peer
+from tpu.chips import GIB
 from tpu.lengths import Lengths, read_lengths
 from tpu.plan.jobs import linear_weights
 
 if TYPE_CHECKING:
     from tpu.bench.command import EncodeBench
 
-_OPENING: Final = "A"  # of every text that is made up; its words follow with a space each
-_WORDS: Final = 50  # of one id that there must be, so that enough texts are distinct
-_SAME: Final = 0.99  # cosine of two vectors of one text in bfloat16; they differ in rounding alone
+_OPENING: Final = "A"  # first word of every text that is made up
+_WORDS: Final = 50  # words of one id that a tokenizer needs for enough distinct texts
+_SAME: Final = 0.99  # smallest cosine of two bfloat16 vectors of a text that differ by rounding
 
 
 def measure(options: EncodeBench) -> dict[str, Any]:
-    """Measure as asked.
+    """Measure encoding and return what `--json` gets.
 
-    Returns: what `--json` gets: `ours` and `peers` with the seconds of every round, what follows
-        from them, and under `shown` what the table shows.
+    It has `ours` and `peers` with the seconds of every round and the rates, and under `shown` the
+    cells of the table.
     """
     texts = None if options.texts is None else read_texts(options)
     with device.compile_seconds() as compiling, contextlib.ExitStack() as stack:
@@ -59,7 +60,7 @@ def measure(options: EncodeBench) -> dict[str, Any]:
             embedder.encode(texts)
     peak, whose = device.peak_bytes()
     others = [
-        f"{kind} computes another model (least cosine with ours {cosine:.2f})"
+        f"{kind} computes another model (smallest cosine with ours {cosine:.2f})"
         for kind, cosine in agreement.items()
         if not cosine > _SAME
     ]
@@ -87,7 +88,10 @@ def measure(options: EncodeBench) -> dict[str, Any]:
 
 
 def read_texts(options: EncodeBench) -> list[str]:
-    """The first distinct texts of the file."""
+    """Read the first distinct texts of the file.
+
+    Raises: UserError where it holds no text.
+    """
     chunks = corpus.open_corpus(options.texts).chunks(4096)
     read = chain.from_iterable(chunks)
     if options.clean:
@@ -99,7 +103,7 @@ def read_texts(options: EncodeBench) -> list[str]:
 
 
 def made_texts(embedder: Embedder, lengths: Lengths, n: int) -> list[str]:
-    """Distinct texts of random words whose ids are as many as the lengths say.
+    """Make n distinct texts of random words with so many ids as the lengths say.
 
     Raises: UserError where the tokenizer has too few words of one id.
     """
@@ -127,9 +131,9 @@ def _peer(kind: str, options: EncodeBench, embedder: Embedder) -> Peer:
 
 
 def _agreement(embedder: Embedder, peer: Peer, texts: Sequence[str]) -> float:
-    """The least cosine between our vector of a text and the peer's, over the first texts.
+    """Return the smallest cosine between our vector of a text and the peer's, over the first texts.
 
-    It also lets the peer see its first batch before it is timed.
+    The peer also warms up on this batch, before it is timed.
     """
     some = list(texts[:64])
     with tempfile.TemporaryDirectory() as folder:
@@ -144,7 +148,7 @@ def _agreement(embedder: Embedder, peer: Peer, texts: Sequence[str]) -> float:
 def _rounds(
     embedder: Embedder, peers: Sequence[Peer], texts: Sequence[str], rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds of ours and each peer, in turn, the texts in a new order every round."""
+    """Return the seconds of ours and each peer, in turn, the texts in a new order every round."""
     seconds: dict[str, list[float]] = {"ours": [], **{peer.kind: [] for peer in peers}}
     for number in range(rounds):
         shuffled = random.Random(number).sample(texts, len(texts))
@@ -158,7 +162,7 @@ def _rounds(
 
 
 def _ours(embedder: Embedder, seconds: list[float]) -> dict[str, Any]:
-    """Rates from the median round; useful FLOPs are 2 for a weight and a real token."""
+    """Return the rates of the median round; useful FLOP are 2 for a weight and a real token."""
     report, middle = embedder.report, statistics.median(seconds)
     weights = linear_weights(embedder.pretrained.config)
     useful = 2 * weights * report.tokens / middle
@@ -208,6 +212,6 @@ def _note(ours: dict[str, Any]) -> str:
             f"the device waited {ours['waiting']:.1%} of the last run",
             f"best matrix product {ours['matrix_flops'] / 1e12:,.2f} TFLOP/s",
             f"loaded in {ours['load_s']:.1f} s, compiled in {ours['compile_s']:.1f} s",
-            f"peak memory of the {ours['peak_of']} {ours['peak_bytes'] / 2**30:.2f} GiB",
+            f"peak memory of the {ours['peak_of']} {ours['peak_bytes'] / GIB:.2f} GiB",
         ]
     )

@@ -1,7 +1,7 @@
 """The peers of `tpu.bench`, in torch: `python -m tpu.bench.peer KIND FOLDER`, one process each.
 
-Requests and replies are lines of JSON on standard input and output. A peer gets prompts, template
-and all, and a request's seconds count tokenizing, as ours do.
+Requests and replies are lines of JSON on standard input and output. A peer gets whole prompts, and
+a request's seconds include tokenizing, as ours do.
 
     transformers             the causal model with all hidden states, batches of 16 in the order
                              given: what the released code of PromptEOL does

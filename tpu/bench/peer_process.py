@@ -1,4 +1,4 @@
-"""A peer in a process beside ours, asked line by line: see `tpu.bench.peer` for what it does."""
+"""A peer in a second process, with requests and replies as lines: see `tpu.bench.peer`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Peer:
     """A running peer; use it in a `with` statement.
 
     Attributes:
-        about: its device and the versions of its libraries.
+        about: Device of the peer and versions of its libraries.
     Raises: UserError where it does not start.
     """
 
@@ -37,13 +37,13 @@ class Peer:
         self._process.wait()
 
     def ask(self, prompts: Sequence[Any], **more: Any) -> dict[str, Any]:
-        """Let it work on prompts; its reply holds `seconds`."""
+        """Let the peer work on prompts and return its reply, which holds `seconds`."""
         self._process.stdin.write(json.dumps({"prompts": prompts, **more}) + "\n")
         self._process.stdin.flush()
         return self._reply()
 
     def compared(self, ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
-        """What a result says of a peer: its seconds, and how often ours go into them, paired."""
+        """Return what a result says of a peer: its seconds, and the median of their ratio to ours."""
         ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
         return {"seconds": theirs, "ratio": statistics.median(ratios), **self.about}
 

@@ -118,8 +118,8 @@ def compile_step(step: Step, topology: Topology, mesh: Mesh) -> Compiled:
             spent = time.perf_counter() - start
             return Compiled(step, held, needed - held, needed, flops, 0, None, spent)
     memory = compiled.memory_analysis()
-    places = [tuple(device.coords) for device in mesh.devices.flat]
-    estimated = cost.estimate(hlo.parse(compiled.as_text()), topology, places)
+    coordinates = [tuple(device.coords) for device in mesh.devices.flat]
+    estimated = cost.estimate(hlo.parse(compiled.as_text()), topology, coordinates)
     output = memory.output_size_in_bytes - memory.alias_size_in_bytes
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes + output
     needed += memory.generated_code_size_in_bytes

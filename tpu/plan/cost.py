@@ -1,12 +1,11 @@
-"""Seconds of a compiled program: the compiler's cycles, and what it gives no estimate for.
+"""Estimate the seconds of a compiled program.
 
-Instructions are gone through in the order they are scheduled, loop bodies once and times their
-trips. Compute is the compiler's `estimated_cycles` over the clock. Collectives carry no estimate:
-their time on the links (`links`) is added. What is started and waited for later (`-start` and
-`-done`) waits only for what the instructions between them have not covered, the links carrying one
-collective at a time. Copies between HBM and the core's memory that run beside the instructions are
-treated likewise, at the rate of HBM. A custom call (a Pallas kernel) carries no estimate either:
-it is charged what `kernels` counts.
+The walk follows the schedule, and counts a loop body once, times its trips. Compute is the
+compiler's `estimated_cycles` over the clock. Collectives have no estimate: `interconnect` gives
+their time on the links. What is started and awaited later (`-start`, `-done`) costs only the time
+that the instructions between do not cover; the links carry one collective at a time. Copies between
+HBM and the core's memory that overlap with instructions are treated likewise, at the rate of HBM. A
+custom call (a Pallas kernel) has no estimate either: `kernels` counts it.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from tpu.chips import Topology
 from tpu.plan import interconnect, kernels
 from tpu.plan.hlo import Instruction, Program
 
-# What takes no time of its own: names, views, and the ends of what was started before.
+# What takes no time: names, views, and the ends of what was started before.
 FREE: Final = frozenset(
     "parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id "
     "opt-barrier domain add-dependency".split()
@@ -29,7 +28,7 @@ COPIES: Final = frozenset(("copy-start", "slice-start", "dynamic-slice-start", "
 
 @dataclasses.dataclass
 class Collective:
-    """All collectives of one kind and place in the program, a step and device."""
+    """All collectives of one kind and source operation, per step and device."""
 
     kind: str
     source: str
@@ -43,11 +42,12 @@ class Cost:
     """Where the time of a step goes.
 
     Attributes:
-        compute_s: by the compiler's estimates.
-        collective_s: waits for the links, what is overlapped left out; link_s: links busy.
-        copy_s: waits for copies between HBM and the core's memory.
-        kernel_s: custom calls.
-        unpriced: runs of instructions without any estimate, by opcode.
+        compute_s: Seconds of compute, by the compiler's estimates.
+        collective_s: Seconds of waiting for the links, overlapped time left out.
+        copy_s: Seconds of waiting for copies between HBM and the core's memory.
+        kernel_s: Seconds of custom calls.
+        link_s: Seconds in which the links are busy.
+        unpriced: Runs of instructions without an estimate, by opcode.
     """
 
     compute_s: float = 0.0
@@ -64,7 +64,7 @@ class Cost:
         return self.compute_s + self.collective_s + self.copy_s + self.kernel_s
 
     def add(self, other: Cost, times: int | float = 1) -> None:
-        """Count another stretch of the program in, as often as it runs."""
+        """Add the cost of another part of the program, as often as it runs."""
         for name in ("compute_s", "collective_s", "copy_s", "kernel_s", "link_s"):
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
         for key, found in other.collectives.items():
@@ -76,25 +76,33 @@ class Cost:
             self.unpriced[opcode] += times * count
 
 
-def estimate(program: Program, topology: Topology, places: interconnect.Coordinates) -> Cost:
-    """Estimate a step of the program on one device of the slice."""
-    return _Walk(program, topology, places).cost(program.entry)
+def estimate(program: Program, topology: Topology, coordinates: interconnect.Coordinates) -> Cost:
+    """Estimate a step of the program on one device of the slice.
+
+    Args:
+        coordinates: Coordinates of the mesh's devices, in their order.
+    """
+    return _Walk(program, topology, coordinates).cost(program.entry)
 
 
 @dataclasses.dataclass
 class _Pending:
-    """Something under way: when its lane is through with it, on the clock of the walk."""
+    """A collective or copy in flight.
+
+    Attributes:
+        ends: Seconds on the clock of the walk at which its lane has finished it.
+    """
 
     ends: float
     lane: str
 
 
 class _Walk:
-    def __init__(self, program: Program, topology: Topology, places: interconnect.Coordinates):
-        self.program, self.topology, self.places = program, topology, places
+    def __init__(self, program: Program, topology: Topology, coordinates: interconnect.Coordinates):
+        self.program, self.topology, self.coordinates = program, topology, coordinates
 
     def cost(self, name: str) -> Cost:
-        """The cost of one computation."""
+        """Return the cost of one computation."""
         total = Cost()
         free = {"link": 0.0, "hbm": 0.0}  # when each lane is free again
         pending: dict[str, _Pending] = {}
@@ -111,13 +119,13 @@ class _Walk:
                     wait = max(0.0, ended.ends - now)
                     total.add(Cost(**{_WAITS[ended.lane]: wait}))
             else:
-                self._at_once(instruction, bytes_of, total)
+                self._finished(instruction, bytes_of, total)
         return total
 
     def _started(
         self, instruction: Instruction, bytes_of: dict[str, int], total: Cost
     ) -> tuple[str, float] | None:
-        """The lane and seconds of what runs beside the instructions that follow."""
+        """Return the lane and seconds of what overlaps with the instructions that follow."""
         if not instruction.opcode.endswith("-start"):
             return None
         collective = self._collective_in(instruction)
@@ -138,15 +146,16 @@ class _Walk:
         return next((i for i in inner if interconnect.kind(i)), None)
 
     def _count(self, collective: Instruction, operands: int, total: Cost) -> float:
-        """Book a collective and return its seconds on the links."""
-        seconds = interconnect.seconds(collective, operands, self.topology, self.places)
+        """Add a collective and return its seconds on the links."""
+        seconds = interconnect.seconds(collective, operands, self.topology, self.coordinates)
         kind = interconnect.kind(collective)
         key = (kind, collective.source)
-        booked = Collective(kind, collective.source, 1, operands, seconds)
-        total.add(Cost(link_s=seconds, collectives={key: booked}))
+        counted = Collective(kind, collective.source, 1, operands, seconds)
+        total.add(Cost(link_s=seconds, collectives={key: counted}))
         return seconds
 
-    def _at_once(self, instruction: Instruction, bytes_of: dict[str, int], total: Cost) -> None:
+    def _finished(self, instruction: Instruction, bytes_of: dict[str, int], total: Cost) -> None:
+        """Add an instruction that ends before the next one begins."""
         opcode, called = instruction.opcode, instruction.called
         operands = sum(bytes_of.get(name, 0) for name in instruction.operands)
         if opcode == "while":

@@ -1,14 +1,14 @@
-"""How long a collective keeps the links of a slice busy.
+"""Compute how long a collective keeps the links of a slice busy.
 
-A group of chips is taken as the smallest box of the slice that holds it. The box has one ring where
-its chips can be gone through neighbor by neighbor back to the first, and a ring carries data both
-ways at once. With n chips and b bytes of the whole array:
+A group of chips counts as the smallest box of the slice that holds it. The box has a ring where a
+path from neighbor to neighbor visits all its chips and returns to the first; a ring carries data
+both ways at the same time. With n chips and b bytes of the whole array:
 
     all-gather, reduce-scatter   (n - 1) / n * b      all-to-all           (n - 1) / n * b / 2
     all-reduce                   2 (n - 1) / n * b    collective-permute   b
 
-over the rate of one link on a line of chips, of two on a ring, of two for each axis that is closed
-in itself where a box has several.
+over the rate of one link on a line of chips, of two links on a ring, and of two links per wrapped
+axis on a torus.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Coordinates = Sequence[tuple[int, ...]]
 
 
 def kind(instruction: Instruction) -> str | None:
-    """The kind of collective, whether it runs at once or is started here; None for the rest."""
+    """Return the kind of a collective or of its start; None for another instruction."""
     name = instruction.opcode.removesuffix("-start")
     return name if name in KINDS else None
 
 
 def whole_bytes(instruction: Instruction, operand_bytes: int, size: int) -> int:
-    """Bytes of the whole array that a collective of `size` devices moves."""
+    """Return the bytes of the whole array that a collective of `size` devices moves."""
     kind_ = kind(instruction)
     if kind_ == "all-gather":
         return operand_bytes * size
@@ -41,25 +41,29 @@ def whole_bytes(instruction: Instruction, operand_bytes: int, size: int) -> int:
 
 
 def seconds(
-    instruction: Instruction, operand_bytes: int, topology: Topology, places: Coordinates
+    instruction: Instruction, operand_bytes: int, topology: Topology, coordinates: Coordinates
 ) -> float:
-    """Time on the links; `places` are the coordinates of the mesh's devices in their order."""
+    """Return the seconds of a collective on the links.
+
+    Args:
+        coordinates: Coordinates of the mesh's devices, in their order.
+    """
     joined = groups(instruction)
     if kind(instruction) == "collective-permute":
-        far = max((_distance(places[a], places[b]) for a, b in joined), default=0)
+        far = max((_distance(coordinates[a], coordinates[b]) for a, b in joined), default=0)
         return far * operand_bytes / topology.chip.link
     n = max(map(len, joined), default=1)
     if n < 2:
         return 0.0
     share = (n - 1) / n * whole_bytes(instruction, operand_bytes, n)
     factor = {"all-reduce": 2.0, "all-to-all": 0.5}.get(kind(instruction), 1.0)
-    links = min(_links(topology, [places[i] for i in group]) for group in joined)
+    links = min(_links(topology, [coordinates[i] for i in group]) for group in joined)
     return factor * share / (links * topology.chip.link)
 
 
 def _links(topology: Topology, group: Coordinates) -> int:
-    """Links out of each chip that a ring algorithm over the group can keep busy at once."""
-    extents = [len({place[axis] for place in group}) for axis in range(len(topology.shape))]
+    """Count the links of each chip that a ring algorithm over the group keeps busy."""
+    extents = [len({chip[axis] for chip in group}) for axis in range(len(topology.shape))]
     wide = [axis for axis, extent in enumerate(extents) if extent > 1]
     closed = [a for a in wide if extents[a] == topology.shape[a] and topology.ring(a)]
     if len(closed) == len(wide):

@@ -1,7 +1,7 @@
-"""What a custom call is charged: the compiler gives no estimate for one.
+"""Estimate custom calls, for which the compiler has no estimate.
 
-A kernel is charged max(FLOPs / peak, bytes / bandwidth) / 0.7, with the bytes of its operands and
-results and the FLOPs that our own function counts from their shapes.
+A kernel takes max(FLOP / peak, bytes / bandwidth) / 0.7 seconds, with the bytes of its operands and
+results and the FLOP that its module in `ops` counts from their shapes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from tpu.chips import Chip
 from tpu.plan.hlo import Array, Instruction, arrays
 
 EFFICIENCY: Final = 0.7
-# Calls that give memory a name and move nothing.
+# Calls that name memory and move nothing.
 IDLE: Final = frozenset(("ConcatBitcast", "AllocateBuffer", "AssumeGatherIndicesInBound"))
 
 
 def seconds(instruction: Instruction, chip: Chip) -> float | None:
-    """Seconds of a custom call; None for one that nobody here can count."""
+    """Return the seconds of a custom call; None for one that has no counter."""
     if instruction.target in IDLE:
         return 0.0
     counted = next((f for name, f in FLOPS.items() if name in instruction.source), None)
@@ -35,13 +35,13 @@ def seconds(instruction: Instruction, chip: Chip) -> float | None:
 
 
 def _split(operands: tuple[Array, ...]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-    """The stacks of `stacks.kernel_call`, whose layers the first operand lists, and the rest."""
+    """Return the stacks, as many as the first operand lists layers, and the other operands."""
     at, *rest = operands
     count = at.shape[0]
     return tuple(rest[:count]), tuple(rest[count:])
 
 
-Count = Callable[[tuple[Array, ...], tuple[Array, ...]], int]  # FLOPs, of operands and results
+Count = Callable[[tuple[Array, ...], tuple[Array, ...]], int]  # FLOP, of operands and results
 
 
 def _attention(backward: bool) -> Count:
