@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import subprocess
@@ -26,24 +27,30 @@ class Peer:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self.about = self._reply()
+        try:
+            self.about = self._reply()
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __enter__(self) -> Peer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and its error was raised
+            self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait()
 
     def ask(self, prompts: Sequence[Any], **more: Any) -> dict[str, Any]:
         """Let the peer work on prompts and return its reply, which holds `seconds`."""
-        self._process.stdin.write(json.dumps({"prompts": prompts, **more}) + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended: there is no reply
+            self._process.stdin.write(json.dumps({"prompts": prompts, **more}) + "\n")
+            self._process.stdin.flush()
         return self._reply()
 
     def compared(self, ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
-        """Return what a result says of a peer: its seconds, and the median of their ratio to ours."""
+        """Return what a result says of a peer: its seconds and their median ratio to ours."""
         ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
         return {"seconds": theirs, "ratio": statistics.median(ratios), **self.about}
 
