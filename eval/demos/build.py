@@ -7,12 +7,12 @@ from the model itself, or from a file.
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -21,8 +21,8 @@ from eval.shared import results
 from eval.sts.tasks import read_tasks
 from prompteol_jax import Embedder
 from prompteol_jax.cli.options import ModelOptions, check, flag
-from prompteol_jax.errors import NotFound, UserError
-from prompteol_jax.storage import paths
+from prompteol_jax.errors import NotFound, UserError, listed, listed_lines
+from prompteol_jax.storage import paths, tables
 from prompteol_jax.text.template import Demonstration, Template, clean_sentence
 
 CHOICES: Final = 50  # next tokens among which a word's first piece is looked for
@@ -172,25 +172,48 @@ def _entries(options: BuildOptions, rng: np.random.Generator) -> list[Demonstrat
     path = options.dictionary
     if not path.is_file():
         raise NotFound(f"--dictionary {path} does not exist")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        missing = {"word", "definition"} - set(reader.fieldnames or ())
-        if missing:
-            raise UserError(f"{path} lacks the column {' and '.join(sorted(missing))}")
-        rows = [(reader.line_num, row["definition"], row["word"]) for row in reader]
-    bad = [str(line) for line, *cells in rows if not all(c and c.strip() for c in cells)]
-    if bad:
-        raise UserError(f"{path}: word or definition is empty in line {', '.join(bad[:20])}")
-    chosen = rng.permutation(len(rows))[: options.entries]
-    return [Demonstration(clean_sentence(rows[n][1].strip()), rows[n][2].strip()) for n in chosen]
+    entries, problems = [], []
+    with path.open("rb") as file:
+        rows = list(tables.csv_rows(file, str(path), partial(_check_dictionary, path)))
+    for line, row in rows:
+        problem = _entry_problem(row)
+        if problem:
+            problems.append(f"line {line}: {problem}")
+        else:
+            entries.append((row["definition"].strip(), row["word"].strip()))
+    if problems:
+        raise UserError(f"{path}:{listed_lines(problems)}")
+    chosen = rng.permutation(len(entries))[: options.entries]
+    return [Demonstration(clean_sentence(entries[n][0]), entries[n][1]) for n in chosen]
+
+
+def _check_dictionary(path: Path, names: Sequence[str]) -> Sequence[str]:
+    missing = {"word", "definition"} - set(names)
+    if missing:
+        raise UserError(f"{path} lacks the column {' and '.join(sorted(missing))}")
+    return names
+
+
+def _entry_problem(row: dict[str, Any] | tables.Bad) -> str | None:
+    if isinstance(row, tables.Bad):
+        return row.what
+    cells = row.get("word"), row.get("definition")
+    if not all(isinstance(cell, str) and cell.strip() for cell in cells):
+        return "word or definition is empty"
+    return None if all(map(tables.is_utf8, cells)) else "not UTF-8"
 
 
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
         raise NotFound(f"{path} does not exist")
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    with path.open("rb") as file:
+        tables.skip_mark(file, str(path))
+        lines = tables.escaped(file.read()).split("\n")
     lines = lines[:-1] if lines[-1] == "" else lines
-    empty = [str(n) for n, line in enumerate(lines, start=1) if not line.strip()]
-    if empty or not lines:
-        raise UserError(f"{path}: " + (f"empty lines: {', '.join(empty)}" if empty else "empty"))
+    bad = [n for n, line in enumerate(lines, start=1) if not line.strip()]
+    if bad or not lines:
+        raise UserError(f"{path}: " + (f"empty lines: {listed(bad)}" if bad else "empty"))
+    bad = [n for n, line in enumerate(lines, start=1) if not tables.is_utf8(line)]
+    if bad:
+        raise UserError(f"{path}: not UTF-8 in lines {listed(bad)}")
     return [line.strip() for line in lines]

@@ -9,19 +9,18 @@ The latter two are put before the slot of a template that is given.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from prompteol_jax.errors import NotFound, UserError
+from prompteol_jax.errors import NotFound, UserError, listed_lines
+from prompteol_jax.storage import tables
 from prompteol_jax.text.template import Demonstration, Template, from_notation
 
-SHOWN_PROBLEMS: Final = 20
 Line = tuple[int, Callable[[], Template]]
 
 
@@ -37,23 +36,17 @@ def read_candidates(path: Path, base: Template) -> list[Template]:
         raise UserError(
             f"{path}: unknown kind {path.suffix!r}; candidates come as {', '.join(_READERS)}"
         )
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}") from None
     found: dict[str, Template] = {}
     problems = []
-    for number, build in _READERS[path.suffix.lower()](text, base):
+    for number, build in _READERS[path.suffix.lower()](path, base):
         try:
             template = dataclasses.replace(build(), name=f"{path.stem}:{number}")
-        except ValueError as error:
+        except UserError as error:
             problems.append(f"line {number}: {error}")
         else:
             found.setdefault(key(template), template)
     if problems:
-        rest = len(problems) - SHOWN_PROBLEMS
-        shown = problems[:SHOWN_PROBLEMS] + ([f"and {rest} more"] if rest > 0 else [])
-        raise UserError(f"{len(problems)} bad lines in {path}:\n  " + "\n  ".join(shown))
+        raise UserError(f"{len(problems)} bad lines in {path}:{listed_lines(problems)}")
     if not found:
         raise UserError(f"{path} holds no candidates")
     return list(found.values())
@@ -78,42 +71,47 @@ def write_candidates(path: Path, shown: Sequence[Demonstration]) -> None:
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def _txt_lines(text: str, _base: Template) -> Iterator[Line]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield number, lambda line=line: from_notation(line, "candidate")
+def _notation_lines(path: Path, _base: Template) -> Iterator[Line]:
+    with path.open("rb") as file:
+        tables.skip_mark(file, str(path))
+        for number, raw in enumerate(file.read().split(b"\n"), start=1):
+            line = tables.escaped(raw)
+            if line.strip():
+                yield number, partial(_from_notation, line)
 
 
-def _jsonl_lines(text: str, base: Template) -> Iterator[Line]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield number, lambda line=line: _from_fields(json.loads(line), base)
+def _table_rows(path: Path, base: Template) -> Iterator[Line]:
+    for number, row in tables.read_rows(path, _check_columns):
+        yield number, partial(_from_fields, row, base)
 
 
-def _csv_lines(text: str, base: Template) -> Iterator[Line]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    missing = {"text", "word"} - set(reader.fieldnames or ())
+_READERS: Final = {".txt": _notation_lines, ".csv": _table_rows, ".jsonl": _table_rows}
+
+
+def _check_columns(names: Sequence[str]) -> Sequence[str]:
+    missing = {"text", "word"} - set(names)
     if missing:
-        yield 1, lambda: _refuse(f"no column {' and '.join(sorted(missing))} in the header")
-        return
-    for row in reader:
-        fields = {name: row[name] for name in ("text", "word")}
-        yield reader.line_num, lambda fields=fields: _from_fields(fields, base)
+        raise UserError(f"no column {' and '.join(sorted(missing))} in the header")
+    return names
 
 
-_READERS: Final = {".txt": _txt_lines, ".csv": _csv_lines, ".jsonl": _jsonl_lines}
+def _from_notation(line: str) -> Template:
+    if not tables.is_utf8(line):
+        raise UserError("not UTF-8")
+    return from_notation(line, "candidate")
 
 
-def _refuse(problem: str) -> Template:
-    raise UserError(problem)
-
-
-def _from_fields(fields: Any, base: Template) -> Template:
-    if not isinstance(fields, dict):
-        raise UserError(f"an object is needed, found {type(fields).__name__}")
-    entries = fields["demonstrations"] if set(fields) == {"demonstrations"} else [fields]
+def _from_fields(row: dict[str, Any] | tables.Bad, base: Template) -> Template:
+    if isinstance(row, tables.Bad):
+        raise UserError(row.what)
+    if set(row) == {"demonstrations"}:
+        entries = row["demonstrations"]
+    else:
+        entries = [{name: row[name] for name in ("text", "word") if name in row}]
     around = {"prefix": base.prefix, "suffix": base.suffix, "demonstrations": entries}
     shown = Template.from_json(around, "candidate").demonstrations
     if not shown or not all(d.text.strip() and d.word.strip() for d in shown):
         raise UserError("a demonstration needs a text and a word, neither of them empty")
+    if not all(tables.is_utf8(part) for d in shown for part in d):
+        raise UserError("not UTF-8")
     return extended(base, shown, "candidate")

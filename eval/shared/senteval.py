@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from prompteol_jax.errors import NotFound, UserError
+from prompteol_jax.errors import NotFound, UserError, listed_lines
 from prompteol_jax.storage import paths as places
 
-SHOWN_PROBLEMS: Final = 20
 _MARK: Final = b"\xef\xbb\xbf"  # of UTF-8, which some editors put before the first line
 
 
@@ -66,7 +65,7 @@ def check(root: Path, paths: Sequence[Path]) -> None:
     if missing:
         raise NotFound(
             f"{root} lacks {len(missing)} of the {len(paths)} files asked for; add them or name "
-            "fewer tasks:\n  " + _shortened(missing)
+            f"fewer tasks:{listed_lines(missing)}"
         )
 
 
@@ -74,7 +73,7 @@ def refuse(root: Path, problems: Sequence[str]) -> None:
     """Raise a UserError with all problems, where there are any."""
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-        raise UserError(f"{count} in {root}:\n  " + _shortened(problems))
+        raise UserError(f"{count} in {root}:{listed_lines(problems)}")
 
 
 def content(file: Path, problems: list[str]) -> bytes:
@@ -97,9 +96,3 @@ def lines(file: Path, problems: list[str]) -> Iterator[tuple[int, str]]:
         except UnicodeDecodeError as error:
             problems.append(f"{file}:{number}: not UTF-8 ({error.reason})")
             yield number, line.decode(errors="replace")
-
-
-def _shortened(problems: Sequence[str]) -> str:
-    shown = problems[:SHOWN_PROBLEMS]
-    rest = len(problems) - len(shown)
-    return "\n  ".join([*shown, f"and {rest} more"] if rest else shown)
