@@ -382,7 +382,7 @@ class Embedder:
 
         Raises: UserError as `words`.
         """
-        inner = isinstance(self.decoder.finish, build.Identity)
+        inner = isinstance(self.decoder.final_norm, build.Identity)
         lm_head.check_reads(inner=inner, pooling=self.pooling)
         self._head.check(k)
 
@@ -408,7 +408,7 @@ def as_template(template: Template | str | Path) -> Template:
 def _width(pretrained: Pretrained, decoder: Decoder, pooling: Pooling) -> int:
     """Return the number of features of a pooling's vectors."""
     config = pretrained.config
-    final = config.D if isinstance(decoder.finish, build.Identity) else config.width
+    final = config.D if isinstance(decoder.final_norm, build.Identity) else config.width
     return pooling.width(inner=config.D, final=final, depth=decoder.depth)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 # Simulated devices share cores: one waits for another longer than the 40 seconds after which XLA
 # ends the process.
@@ -97,3 +97,22 @@ def hide_errors_of(package: str, logger: str) -> None:
     if not any(getattr(known, "package", None) == package for known in log.filters):
         is_other.package = package
         log.addFilter(is_other)
+
+
+def default_dtype() -> str:
+    """Return the dtype of activations that suits jax's default device."""
+    import jax
+
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def is_simulated(mesh: Any) -> bool:
+    """Return whether the devices of a `jax.sharding.Mesh` are simulated on the CPU."""
+    return mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
+
+
+def side_by_side(total: int, on_cpu: int) -> int:
+    """Return how many of `total` small fits to run at once: on a CPU at most `on_cpu`."""
+    import jax
+
+    return min(total, on_cpu) if jax.default_backend() == "cpu" else total

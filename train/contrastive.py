@@ -71,7 +71,7 @@ def start_devices(config: TrainConfig) -> Mesh:
     runtime.simulate_devices(shape[0] * shape[1] // (config.processes or 1))
     distributed.initialize(config.coordinator, config.processes, config.process)
     mesh = make_mesh(shape)
-    if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
+    if runtime.is_simulated(mesh):
         say(f"mesh {config.mesh}: {mesh.size} devices simulated on the CPU")
     return mesh
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import jax
 from jax.sharding import Mesh
 
+from prompteol_jax import runtime
 from prompteol_jax.distributed import Share
 from prompteol_jax.lora.lora import LoraConfig
 from prompteol_jax.ops.scan import Remat
@@ -48,8 +48,7 @@ def resolve(config: TrainConfig, mesh: Mesh, rows: Sequence[Triplet]) -> Resolve
 
     Raises: UserError where the rows cannot fill a batch, or lack a column of the loss.
     """
-    default = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    config = dataclasses.replace(config, dtype=config.dtype or default)
+    config = dataclasses.replace(config, dtype=config.dtype or runtime.default_dtype())
     share, loss = Share.of(mesh), find_loss(config.loss)
     batches = Batches(
         rows,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import cached_property, partial
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,11 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from prompteol_jax import nn
 from prompteol_jax.mesh import gathered
 from prompteol_jax.models.decoder import Decoder, Rows
-from prompteol_jax.ops import dropout, platform
+from prompteol_jax.ops import dropout, select
 from prompteol_jax.ops.scan import Remat
 from train.gradcache import in_chunks
 from train.losses import LossFunction
 from train.optimizer import optimizer_shardings
-
-_SHORT: Final = 16  # tokens of a prefix that a TPU computes in every row
 
 
 class Batch(NamedTuple):
@@ -169,12 +167,13 @@ class TrainStep:
         """Return the vectors of every triplet's columns; the shared prefix is computed once."""
         C = len(prefix_C)
         prefix_keys, keys = (None, None) if key is None else _keys(key, batch, C)
-        rows, cache, head = batch.rows, None, 0
-        if at_head(C, platform.current()):
-            rows, keys, head = with_head(rows, prefix_C), _joined(prefix_keys, keys), C
+        rows, cache, in_rows = batch.rows, None, 0
+        if select.prefix_in_rows(C):
+            rows, keys, in_rows = with_head(rows, prefix_C), _joined(prefix_keys, keys), C
         elif C:
             cache = model.prefill(prefix_C, prefix_keys)
-        encode = in_chunks(partial(model, remat=self.remat, head=head), self.chunks)
+        run = partial(model, remat=self.remat, prefix_tokens=in_rows)
+        encode = in_chunks(run, self.chunks)
         return _from_own_shard(encode(rows, cache, keys), batch.slot_B3, self.shards)
 
 
@@ -199,14 +198,6 @@ def _gathered(trainable: PyTree, dtype: Any) -> PyTree:
         return leaf.replace(jax.lax.optimization_barrier(factor))
 
     return jax.tree.map(gather, trainable, is_leaf=lambda x: isinstance(x, nn.Lora))
-
-
-def at_head(C: int, kind: str) -> bool:
-    """Say whether a prefix of C tokens is computed at the head of every row, not in its own pass.
-
-    On a TPU a pass over few tokens takes as long as reading all weights, forward and backward.
-    """
-    return kind == "tpu" and 0 < C <= _SHORT
 
 
 def with_head(rows: Rows, prefix_C: jax.Array) -> Rows:

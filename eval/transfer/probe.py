@@ -26,6 +26,7 @@ from jaxtyping import Float32, Int64
 
 from eval.transfer import draws, probe_step
 from eval.transfer.probe_step import Fits, Protocol
+from prompteol_jax import runtime
 
 LOOK_IN: Final = 8  # rounds between two looks of the host
 CPU_SLOTS: Final = 32  # the fastest of 4 to 32, two cores, 768 features
@@ -90,7 +91,7 @@ def fit(
         advance: Function called with the number of fits that ended since the last call.
     """
     if slots is None:
-        slots = CPU_SLOTS if jax.default_backend() == "cpu" else len(splits)
+        slots = runtime.side_by_side(len(splits), on_cpu=CPU_SLOTS)
     slots = min(slots, len(splits))
     fits = _lay_out(splits, decay_XW, protocol, seed)
     x_MZ, first_WYZ = _with_bias(features_MD, classes, decay_XW.shape[1], seed)

@@ -21,7 +21,9 @@ from jaxtyping import Array, Float, Int
 from prompteol_jax.encoding.runners import Reading, end_as
 from prompteol_jax.methods.edits import apply_edits
 from prompteol_jax.methods.pooling import read_states
-from prompteol_jax.models.decoder import Decoder, Rows, View
+from prompteol_jax.models.decoder import Decoder, Rows
+from prompteol_jax.ops.context import AttentionContext, LayerInfo
+from prompteol_jax.ops.scan import Saved
 
 KeysValues = tuple[Float[Array, "C K H"], Float[Array, "C K H"]]
 
@@ -31,17 +33,18 @@ class LayerwiseRunner:
 
     def __init__(self, decoder: Decoder):
         self._blocks = unstack(decoder.blocks)
-        self._ends = Decoder(decoder.stem, None, decoder.last, decoder.finish, decoder.dtype)
+        self._ends = decoder.without_blocks()
+        self._infos = [_changing(decoder.layers.info(n)) for n in range(decoder.depth - 1)]
 
     def prefill(self, ids_C: Int[np.ndarray, "C"]) -> list[KeysValues]:
         """Return the keys and values of a prompt prefix in every layer."""
         rows = Rows(ids_C[None], np.zeros((1, 1), np.int32))
-        x_BTD, view = _begin(self._ends, rows, 0)
+        x_BTD, context = _begin(self._ends, rows, 0)
         cache = []
-        for block in self._blocks:
-            x_BTD, kv = _block_with_keys(block, x_BTD, view)
+        for block, info in zip(self._blocks, self._infos, strict=True):
+            x_BTD, kv = _block_with_keys(block, x_BTD, context, info)
             cache.append(kv)
-        return [*cache, _last_keys(self._ends, x_BTD, view)]
+        return [*cache, _last_keys(self._ends, x_BTD, context)]
 
     def encode(
         self, rows: Rows, cache: list[KeysValues] | None, reading: Reading
@@ -49,15 +52,15 @@ class LayerwiseRunner:
         """Return the vectors of the sentences in `rows`, float32."""
         depth = len(self._blocks) + 1
         prefixes = [None] * depth if cache is None else cache
-        x_BTD, view = _begin(self._ends, rows, 0 if cache is None else cache[0][0].shape[0])
+        x_BTD, context = _begin(self._ends, rows, 0 if cache is None else cache[0][0].shape[0])
         inner = []
         for layer, block in enumerate(self._blocks):
             x_BTD = self._edited(x_BTD, layer, rows, reading)
-            x_BTD = _block(block, x_BTD, view, prefixes[layer])
+            x_BTD = _block(block, x_BTD, context, self._infos[layer], prefixes[layer])
             if reading.pooling.layers == "all":
                 inner.append(_read(x_BTD, rows, reading))
         x_BTD = self._edited(x_BTD, depth - 1, rows, reading)
-        final_BSE = _end(self._ends, rows, x_BTD, view, prefixes[-1], reading)
+        final_BSE = _end(self._ends, rows, x_BTD, context, prefixes[-1], reading)
         return reading.pooling.join(inner, final_BSE)
 
     def _edited(self, x_BTD: jax.Array, layer: int, rows: Rows, reading: Reading) -> jax.Array:
@@ -83,29 +86,34 @@ def _in_turn(call: Callable[..., Any]) -> Callable[..., Any]:
 
 @_in_turn
 @jax.jit
-def _begin(ends: Decoder, rows: Rows, offset: jax.Array) -> tuple[jax.Array, View]:
+def _begin(ends: Decoder, rows: Rows, offset: jax.Array) -> tuple[jax.Array, AttentionContext]:
     return ends.begin(rows, offset)
 
 
 @_in_turn
 @jax.jit
-def _block(block: nnx.Module, x_BTD: jax.Array, view: View, prefix: Any) -> jax.Array:
-    return block(x_BTD, view, prefix, None)[0]
+def _block(
+    block: nnx.Module, x_BTD: jax.Array, context: AttentionContext, info: LayerInfo, prefix: Any
+) -> jax.Array:
+    return block(Saved(x_BTD), context.of_layer(info), prefix)[0].value
 
 
 @_in_turn
 @jax.jit
 @jax.named_scope("prefix")
-def _block_with_keys(block: nnx.Module, x_BTD: jax.Array, view: View) -> tuple:
-    x_BTD, (k_BTKH, v_BTKH) = block(x_BTD, view, None, None)
-    return x_BTD, (k_BTKH[0], v_BTKH[0])
+def _block_with_keys(
+    block: nnx.Module, x_BTD: jax.Array, context: AttentionContext, info: LayerInfo
+) -> tuple:
+    x, (k_BTKH, v_BTKH) = block(Saved(x_BTD), context.of_layer(info), None)
+    return x.value, (k_BTKH[0], v_BTKH[0])
 
 
 @_in_turn
 @jax.jit
 @jax.named_scope("prefix")
-def _last_keys(ends: Decoder, x_BTD: jax.Array, view: View) -> KeysValues:
-    k_BTKH, v_BTKH = ends.last.keys_values(x_BTD, view, None)
+def _last_keys(ends: Decoder, x_BTD: jax.Array, context: AttentionContext) -> KeysValues:
+    context = context.of_layer(ends.layers.info(ends.depth - 1))
+    k_BTKH, v_BTKH = ends.last.keys_values(x_BTD, context)
     return k_BTKH[0], v_BTKH[0]
 
 
@@ -124,9 +132,20 @@ def _read(x_BTD: jax.Array, rows: Rows, reading: Reading) -> jax.Array:
 @_in_turn
 @jax.jit
 def _end(
-    ends: Decoder, rows: Rows, x_BTD: jax.Array, view: View, prefix: Any, reading: Reading
+    ends: Decoder,
+    rows: Rows,
+    x_BTD: jax.Array,
+    context: AttentionContext,
+    prefix: Any,
+    reading: Reading,
 ) -> jax.Array:
-    return end_as(ends, rows, x_BTD, view, prefix, reading)
+    return end_as(ends, rows, x_BTD, context, prefix, reading)
+
+
+def _changing(info: LayerInfo) -> LayerInfo:
+    """Return what differs by layer as arguments of one compiled block, which needs no index."""
+    numbers = (None if n is None else np.int32(n) for n in info[1:])
+    return LayerInfo(None, *numbers)
 
 
 def unstack(blocks: nnx.Module) -> list[nnx.Module]:

@@ -57,7 +57,7 @@ class Head:
         self, decoder: Decoder, z_nD: Float[np.ndarray, "n D"], k: int
     ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
         """Return ids and probabilities of the k most likely next tokens after final vectors."""
-        head_VD = decoder.stem.tokens[...] if self._own is None else self._own
+        head_VD = decoder.embedding.tokens[...] if self._own is None else self._own
         ids, p = [np.zeros((0, k), np.int32)], [np.zeros((0, k), np.float32)]
         for start in range(0, len(z_nD), _ROWS):
             z_BD = jnp.asarray(z_nD[start : start + _ROWS]).astype(head_VD.dtype)

@@ -16,7 +16,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 import jax
@@ -41,10 +40,10 @@ from prompteol_jax.errors import NotFinite
 from prompteol_jax.methods.edits import Edit
 from prompteol_jax.methods.pooling import LAST, Pooling
 from prompteol_jax.models.decoder import Decoder
+from prompteol_jax.ops import select
 from prompteol_jax.progress import progress_bar
 from prompteol_jax.text.prompt import Prompt, PromptIds
 
-RUNNERS: Final = MappingProxyType({"cpu": LayerwiseRunner})  # by platform; else WholeRunner
 _CHUNK: Final = 1024  # texts tokenized at once
 _CHUNKS_AHEAD: Final = 2
 _BATCHES_AHEAD: Final = 2  # in flight beyond the one whose result is awaited
@@ -186,8 +185,8 @@ class Pipeline:
     @cached_property
     def runner(self) -> Runner:
         """What computes the batches; made when it is first needed."""
-        platform = self.mesh.devices.flat[0].platform
-        return RUNNERS.get(platform, WholeRunner)(self.decoder)
+        layerwise = select.runs_layer_by_layer(self.mesh)
+        return (LayerwiseRunner if layerwise else WholeRunner)(self.decoder)
 
     @cached_property
     def cache(self) -> Any:

@@ -19,6 +19,7 @@ from prompteol_jax.errors import UserError
 from prompteol_jax.methods.edits import Edit
 from prompteol_jax.methods.pooling import Pooling
 from prompteol_jax.models.decoder import Decoder
+from prompteol_jax.ops import select
 
 Plan = Literal["fixed", "fitted", "packed"]
 
@@ -51,16 +52,4 @@ def check_plan(
 
 def default_batch_tokens(mesh: Mesh, decoder: Decoder) -> int:
     """Return the tokens of a batch that keep the devices of a mesh busy."""
-    platform = mesh.devices.flat[0].platform
-    of_device = device_batch_tokens(platform, decoder.width, quantized=decoder.quantized)
-    return of_device * mesh.shape["data"]
-
-
-def device_batch_tokens(platform: str, D: int, *, quantized: bool) -> int:
-    """Return the same for one device that has no part in a model axis.
-
-    On a TPU all activations of the batch then stay in the core's memory. Quantized weights are
-    dequantized once a batch, so they want more tokens: as many as keep those of D features there.
-    """
-    tpu = max(2048, 2**24 // D) if quantized else max(1024, 2**22 // D)
-    return {"cpu": 512, "tpu": tpu}.get(platform, 16384)
+    return select.batch_tokens(mesh, decoder.width, quantized=decoder.quantized)

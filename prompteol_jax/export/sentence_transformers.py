@@ -151,7 +151,9 @@ def _settle_tokenizer(folder: Path, template: Template, tokenizer: Tokenizer) ->
 
 
 def _bos(tokenizer: Tokenizer) -> str:
-    """The text that stands for BOS; its entry in the vocabulary may be another."""
+    """Return the text that stands for BOS; its entry in the vocabulary may be another."""
+    if tokenizer.bos_id is None:
+        return ""
     added = tokenizer.backend.get_added_tokens_decoder().get(tokenizer.bos_id)
     return added.content if added else tokenizer.entry(tokenizer.bos_id)
 
@@ -166,7 +168,7 @@ def _amend_tokenizer(folder: Path, bos: str) -> None:
     named = json_files.read_object(special) if special.is_file() else {}
     fields.pop("chat_template", None)
     if fields.get("pad_token") is None and named.get("pad_token") is None:
-        fields["pad_token"] = bos
+        fields["pad_token"] = bos or fields.get("eos_token") or named.get("eos_token")
     _write(path, fields)
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Final
 
 import jax
@@ -24,10 +23,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from prompteol_jax import distributed, models, nn
-from prompteol_jax.mesh import gathered
 from prompteol_jax.models import build, initial
 from prompteol_jax.models.decoder import Decoder
-from prompteol_jax.ops import dropout, einsum, lora_tpu, platform, scan
+from prompteol_jax.ops import dropout, einsum, lora, select
+from prompteol_jax.ops.scan import NONE, Saved, Tape, as_saved
 from prompteol_jax.quant import formats as quant
 from prompteol_jax.weights.mapping import TensorMap
 
@@ -65,55 +64,36 @@ class Update(nnx.Module):
         x_dims, w_dims, y_dims = einsum.split_equation(equation)
         contracted = "".join(c for c in w_dims if c in x_dims)
         outer = "".join(c for c in w_dims if c in y_dims)
-        self.heads = tuple(make.sizes[c] for c in outer)
-        outer = _JOINED.get(outer, outer)
+        joined = _JOINED.get(outer, outer)
         self.a = make.lora("R" + contracted, config.rank)
-        self.b = make.lora("R" + outer, config.rank)
-        batch = "".join(c for c in x_dims if c not in contracted)
-        self.down = f"{x_dims},R{contracted}->{batch}R"
-        self.up = f"{batch}R,R{outer}->{batch}{outer}"
-        self.merge = f"R{outer},R{contracted}->{outer}{contracted}"
-        self.last = lora_tpu.Last(contracted == "I", outer in "IJ")
-        self.scale = config.scale
-        self.rate = config.dropout
+        self.b = make.lora("R" + joined, config.rank)
+        self.merge = f"R{joined},R{contracted}->{joined}{contracted}"
+        self.form = lora.LowRank(
+            equation,
+            a_dims="R" + contracted,
+            b_dims="R" + joined,
+            outputs=tuple(make.sizes[c] for c in outer),
+            rate=config.dropout,
+            scale=config.scale,
+        )
 
-    def __call__(self, x: jax.Array, keys: dropout.Keys | None) -> jax.Array:
-        """The scaled update, dropout on its input where there are keys.
-
-        The backward pass drops the input out again: kept, the dropped copies would be the largest
-        part of its memory.
-        """
-        return self.together([self], x, [keys])[0]
+    def __call__(
+        self, x: jax.Array | Saved, keys: dropout.Keys | None, tape: Tape = NONE
+    ) -> jax.Array:
+        """Return the scaled update, dropout on its input where there are keys."""
+        return self.together([self], x, [keys], tape)[0]
 
     @staticmethod
     def together(
-        updates: Sequence[Update], x: jax.Array, keys: Sequence[dropout.Keys | None]
+        updates: Sequence[Update],
+        x: jax.Array | Saved,
+        keys: Sequence[dropout.Keys | None],
+        tape: Tape = NONE,
     ) -> list[jax.Array]:
-        """The updates of several layers with one input."""
-        one = updates[0]
-        factors = [lora_tpu.Factors(u.a.get_value(), u.b.get_value()) for u in updates]
-        if platform.current() == "tpu" and lora_tpu.applies(x, factors):
-            rest = dict(rate=one.rate, scale=one.scale)
-            ys = lora_tpu.updates(x, keys, factors, one.last, **rest)
-            return [einsum.settled(u._apart(y)) for u, y in zip(updates, ys, strict=True)]
-        if len(updates) > 1:  # a kernel may hold one of them
-            return [update(x, keys_of) for update, keys_of in zip(updates, keys, strict=True)]
-        return [einsum.apart(partial(one.by_products, *keys), x)]
-
-    def by_products(self, keys: dropout.Keys | None, x: jax.Array) -> jax.Array:
-        """The update as two products."""
-        a, b = (gathered(f[...], f.dims.lstrip("L")) for f in (self.a, self.b))
-
-        @jax.checkpoint
-        def shrink(x: jax.Array, keys: dropout.Keys | None, a: jax.Array) -> jax.Array:
-            return einsum.dot(self.down, dropout.drop(x, keys, self.rate), a)
-
-        h = scan.keep(shrink(x, keys, a.astype(x.dtype)).astype(x.dtype))
-        return self._apart(einsum.dot(self.up, h, b.astype(x.dtype)) * self.scale)
-
-    def _apart(self, y: jax.Array) -> jax.Array:
-        """Heads by themselves again."""
-        return y.reshape(*y.shape[:-1], *self.heads)
+        """Return the updates of several layers with one input."""
+        forms = [update.form for update in updates]
+        factors = [lora.Factors(*map(_factor, (u.a, u.b))) for u in updates]
+        return select.low_rank_updates(forms, as_saved(x), keys, factors, tape)
 
     def product(self) -> jax.Array:
         """The update as a weight, `scale * b a`, heads joined, float32."""
@@ -121,17 +101,21 @@ class Update(nnx.Module):
         if self.a.ndim > 2:
             equation = "L" + equation.replace(",", ",L").replace("->", "->L")
         precision = jax.lax.Precision.HIGHEST
-        return self.scale * jnp.einsum(equation, self.b[...], self.a[...], precision=precision)
+        return self.form.scale * jnp.einsum(equation, self.b[...], self.a[...], precision=precision)
+
+
+def _factor(parameter: nn.Lora) -> Saved:
+    return as_saved(parameter.get_value())
 
 
 def add_lora(
-    model: Decoder, config: models.Config, lora: LoraConfig, mesh: Mesh, key: jax.Array
+    model: Decoder, config: models.Config, adapter: LoraConfig, mesh: Mesh, key: jax.Array
 ) -> Decoder:
     """Put a fresh update on every target layer: `a` uniform within 1/sqrt(inputs), `b` zero.
 
     Source: peft's default initialization (kaiming uniform with a = sqrt(5)).
     """
-    model = attach(model, config, lora, mesh)
+    model = attach(model, config, adapter, mesh)
     fresh = {
         path: distributed.to_global(_draw(path, key, leaf.shape), leaf.sharding)
         for path, leaf in build.leaves(model).items()
@@ -149,12 +133,14 @@ def _draw(path: str, key: jax.Array, shape: tuple[int, ...]) -> np.ndarray:
     return np.float32(bound) * (2 * draw - 1)
 
 
-def attach(model: Decoder, config: models.Config, lora: LoraConfig, mesh: Mesh) -> Decoder:
+def attach(model: Decoder, config: models.Config, adapter: LoraConfig, mesh: Mesh) -> Decoder:
     """A copy of the model with placeholders of updates on the target layers."""
     model = nnx.merge(*nnx.split(model))
     depth = model.depth - 1
     make = nn.Placeholders(config.sizes, jnp.float32, mesh)
-    targets = {row.target.removesuffix(".a") for row in factor_table(model, config, lora.targets)}
+    targets = {
+        row.target.removesuffix(".a") for row in factor_table(model, config, adapter.targets)
+    }
     for path, linear in list(nnx.iter_modules(model)):
         if not isinstance(linear, nn.Linear):
             continue
@@ -162,7 +148,7 @@ def attach(model: Decoder, config: models.Config, lora: LoraConfig, mesh: Mesh) 
         place = name.replace("blocks.", "block.").replace("last.", "block.")
         if f"{place}.lora" in targets:
             stacked = name.startswith("blocks.")
-            update = Update(linear.equation, make.stacked(depth) if stacked else make, lora)
+            update = Update(linear.equation, make.stacked(depth) if stacked else make, adapter)
             linear.lora = nnx.data(update)
     return model
 
@@ -231,5 +217,5 @@ def lora_config(model: Decoder, config: models.Config) -> LoraConfig:
         if target.removesuffix(".w") in places
     }
     return LoraConfig(
-        rank=rank, alpha=one.scale * rank, dropout=one.rate, targets=tuple(sorted(names))
+        rank=rank, alpha=one.form.scale * rank, dropout=one.form.rate, targets=tuple(sorted(names))
     )

@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from types import MappingProxyType, ModuleType
 from typing import Final
 
-from prompteol_jax.models import llama, opt
+from prompteol_jax.models import llama, opt, qwen3
 
-Config = opt.OptConfig | llama.LlamaConfig
+Config = opt.OptConfig | llama.LlamaConfig | qwen3.Qwen3Config
 FAMILIES: Final[Mapping[str, tuple[type, ModuleType]]] = MappingProxyType(
-    {"opt": (opt.OptConfig, opt), "llama": (llama.LlamaConfig, llama)}
+    {
+        "opt": (opt.OptConfig, opt),
+        "llama": (llama.LlamaConfig, llama),
+        "qwen3": (qwen3.Qwen3Config, qwen3),
+    }
 )

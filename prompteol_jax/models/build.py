@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ HEAD: Final = TensorMap("lm_head.weight", "head", "V D -> V D")
 
 
 class Identity(nnx.Module):
-    """In the place of the final norm where an inner layer is asked for: nothing."""
+    """Stands for the final norm where an inner layer is asked for."""
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         return x_BTD
@@ -89,10 +88,11 @@ def abstract_decoder(
     _, family = FAMILIES[config.family]
     depth = config.L if layers is None else layers
     return Decoder(
-        stem=family.Stem(config, make),
+        embedding=family.make_embedding(config, make),
         blocks=family.Block(config, make.stacked(depth - 1)),
         last=family.Block(config, make),
-        finish=Identity() if layers is not None else family.Finish(config, make),
+        final_norm=Identity() if layers is not None else family.make_final_norm(config, make),
+        layers=config.layers(depth),
         dtype=dtype,
     )
 
@@ -225,6 +225,4 @@ def read_head(folder: Path, config: Config, mesh: Mesh, *, dtype: Any) -> jax.Ar
 
 def replace_dropout(config: Config, rate: float | None) -> Config:
     """Set the model's own dropout of training; None keeps the checkpoint's."""
-    if rate is None or config.family != "opt":
-        return config
-    return dataclasses.replace(config, dropout=rate)
+    return config if rate is None else config.with_dropout(rate)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import jax
 import numpy as np
@@ -17,9 +17,19 @@ from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.quant import formats as quant
 from prompteol_jax.weights import load
 
+# Leaves are seeded by the paths of the first release, so that a seed gives the same numbers.
+_FIRST_PATHS: Final = (
+    ("embedding.", "stem."),
+    ("final_norm.", "finish."),
+    (".attention.", "."),
+    (".mlp.", "."),
+)
+
 
 def generator(key: jax.Array, path: str) -> np.random.Generator:
-    """The random numbers of one leaf: a pure function of the key and the leaf's path."""
+    """Return the random numbers of one leaf: a pure function of the key and the leaf's path."""
+    for now, first in _FIRST_PATHS:
+        path = path.replace(now, first)
     return np.random.default_rng([*jax.random.key_data(key).tolist(), zlib.crc32(path.encode())])
 
 
@@ -72,7 +82,7 @@ def _draw(path: str, random: np.random.Generator, shape: tuple[int, ...]) -> np.
         return np.ones(shape, np.float32)
     if path.endswith((".b", ".bias")):
         return np.zeros(shape, np.float32)
-    deviation = {"stem.tokens": 0.01, "stem.positions": 0.001}.get(path)
+    deviation = {"embedding.tokens": 0.01, "embedding.positions": 0.001}.get(path)
     if deviation is None:
         outputs = 2 if path.endswith(("q.w", "k.w", "v.w")) else 1  # axes behind which inputs stand
         first = outputs + path.startswith("blocks.")

@@ -1,6 +1,6 @@
 """LLaMA 1, 2 and 3 (Touvron et al. 2023; Llama Team 2024): RMSNorm, RoPE, SwiGLU, grouped heads.
 
-Everything that is peculiar to the family is here: config, modules, weight table.
+The family's config, modules and weight table.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from prompteol_jax import nn
-from prompteol_jax.mesh import constrain
 from prompteol_jax.models.config import MOST_LAYERS, Fields, shown
-from prompteol_jax.models.decoder import View, project_heads, project_keys_values
-from prompteol_jax.ops import attention, dropout, einsum, scan
+from prompteol_jax.models.context import Layers
+from prompteol_jax.ops.attention import KeysValues
+from prompteol_jax.ops.context import AttentionContext
+from prompteol_jax.ops.scan import Saved
 from prompteol_jax.weights.mapping import TensorMap
 
 # Fields of each kind of RoPE in a config, and what they are called here.
@@ -118,6 +118,7 @@ class LlamaConfig:
     """The shape of a LLaMA model; P is the longest prompt."""
 
     family: ClassVar[str] = "llama"
+    mlp_matrices: ClassVar[int] = 3
     L: int
     D: int
     N: int
@@ -145,8 +146,16 @@ class LlamaConfig:
 
     @property
     def dropout(self) -> float:
-        """LLaMA has no dropout of its own."""
+        """Rate of the base model's own dropout: LLaMA has none."""
         return 0.0
+
+    def with_dropout(self, rate: float) -> LlamaConfig:
+        """Return the config with another rate of its own dropout, of which there is none."""
+        return self
+
+    def layers(self, depth: int) -> Layers:
+        """Return what the first `depth` layers are, but for their weights."""
+        return Layers(depth, self.D, self.H, ropes=(self.rope,))
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> LlamaConfig:
@@ -206,83 +215,42 @@ class LlamaConfig:
         }
 
 
-class Stem(nnx.Module):
-    """Word embedding, and the angles by which heads turn."""
+def make_embedding(config: LlamaConfig, make: nn.Placeholders) -> nn.Embedding:
+    """Return the word embedding."""
+    return nn.Embedding(make)
 
-    def __init__(self, config: LlamaConfig, make: nn.Placeholders):
-        self.tokens = make.matrix("VD")
-        self.rope = config.rope
-        self.H = config.H
 
-    def __call__(
-        self, ids_BT: jax.Array, place_BT: jax.Array, keys: dropout.Keys | None
-    ) -> jax.Array:
-        return nn.lookup(self.tokens[...], ids_BT)
-
-    def angles(self, place_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Cosines and sines of every token's place."""
-        return attention.rotary_angles(place_BT, jnp.asarray(self.rope.inverse_frequencies(self.H)))
+def make_final_norm(config: LlamaConfig, make: nn.Placeholders) -> nn.RMSNorm:
+    """Return the final norm."""
+    return nn.RMSNorm(make, eps=config.norm_eps)
 
 
 class Block(nnx.Module):
-    """Attention and gated feed-forward, each behind a norm and beside a residual."""
+    """Attention and gated feed-forward, each with a norm before it and a residual."""
 
     def __init__(self, config: LlamaConfig, make: nn.Placeholders):
         self.attention_norm = nn.RMSNorm(make, eps=config.norm_eps)
-        self.q = nn.Linear("BTD,NHD->BTNH", make, bias=config.attention_bias)
-        self.k = nn.Linear("BTD,KHD->BTKH", make, bias=config.attention_bias)
-        self.v = nn.Linear("BTD,KHD->BTKH", make, bias=config.attention_bias)
-        self.o = nn.Linear("BTI,DI->BTD", make, bias=config.attention_bias)
+        self.attention = nn.Attention(make, bias=config.attention_bias)
         self.mlp_norm = nn.RMSNorm(make, eps=config.norm_eps)
-        self.gate = nn.Linear("BTD,FD->BTF", make, bias=config.mlp_bias)
-        self.up = nn.Linear("BTD,FD->BTF", make, bias=config.mlp_bias)
-        self.down = nn.Linear("BTF,DF->BTD", make, bias=config.mlp_bias)
+        self.mlp = nn.GatedMlp(make, jax.nn.silu, bias=config.mlp_bias)
 
     def __call__(
-        self, x_BTD: jax.Array, view: View, prefix: tuple | None, keys: dropout.Keys | None
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """The block's output for the view's queries, and the keys and values of every token."""
-        *own, rest = dropout.split_keys(keys, 3)
-        query_keys = dropout.split_keys(view.query_keys(rest), 5)
+        self, x: Saved, context: AttentionContext, prefix: KeysValues | None
+    ) -> tuple[Saved, tuple[jax.Array, jax.Array]]:
+        """Return the output of the context's queries, and the keys and values of every token."""
         with jax.named_scope("attention"):
-            y_BTD, x_BTD = self.attention_norm.beside(x_BTD)
-            q_BQNH, kv = project_heads(self, y_BTD, view, query_keys[0], own)
-            x_BQD = view.queries(x_BTD)
-            turn = view.query_angles(), view.angles
-            y_BQNH = attention.attend(
-                q_BQNH, *kv, view.mask_BQT, prefix, view.real_C, view.start_BT, view.head or 0, turn
-            )
-            y_BQI = attention.join_heads(y_BQNH)
-            x_BQD = scan.keep(constrain(x_BQD + self.o(y_BQI, query_keys[1]), "BQD"))
+            y_BTD, x_BTD = self.attention_norm.fork(x, context.tape)
+            y_BQD, kv = self.attention(y_BTD, context, prefix)
+            x = nn.residual(context.queries(x_BTD), y_BQD, context.tape)
         with jax.named_scope("mlp"):
-            y_BQD, x_BQD = self.mlp_norm.beside(x_BQD)
-            wide = nn.together([self.gate, self.up], y_BQD, query_keys[2:4])
-            gate_BQF, up_BQF = (scan.keep(constrain(x, "BQF")) for x in wide)
-            # Computed once, and not anew for every block of the product.
-            y_BQF = einsum.settled(jax.nn.silu(gate_BQF) * up_BQF)
-            x_BQD = constrain(x_BQD + self.down(y_BQF, query_keys[4]), "BQD")
-        return x_BQD, _turned(*kv, view)
+            y_BQD, x_BQD = self.mlp_norm.fork(x, context.tape)
+            return nn.residual(x_BQD, self.mlp(y_BQD, context)), kv
 
     def keys_values(
-        self, x_BTD: jax.Array, view: View, keys: dropout.Keys | None
+        self, x_BTD: jax.Array, context: AttentionContext
     ) -> tuple[jax.Array, jax.Array]:
-        """Keys and values alone, for the last layer of a prefix."""
-        *own, _ = dropout.split_keys(keys, 3)
-        return _turned(*project_keys_values(self, self.attention_norm(x_BTD), own), view)
-
-
-def _turned(k_BTKH: jax.Array, v_BTKH: jax.Array, view: View) -> tuple[jax.Array, jax.Array]:
-    return attention.rotate(k_BTKH, view.angles), v_BTKH
-
-
-class Finish(nnx.Module):
-    """The final norm."""
-
-    def __init__(self, config: LlamaConfig, make: nn.Placeholders):
-        self.norm = nn.RMSNorm(make, eps=config.norm_eps)
-
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        return self.norm(x_BTD)
+        """Return keys and values alone, for the last layer of a prefix."""
+        return self.attention.keys_values(self.attention_norm(x_BTD), context)
 
 
 def _linear(source: str, target: str, dims: str) -> tuple[TensorMap, TensorMap]:
@@ -296,17 +264,17 @@ def _linear(source: str, target: str, dims: str) -> tuple[TensorMap, TensorMap]:
 
 
 WEIGHTS: Final[tuple[TensorMap, ...]] = (
-    TensorMap("embed_tokens.weight", "stem.tokens", "V D -> V D"),
+    TensorMap("embed_tokens.weight", "embedding.tokens", "V D -> V D"),
     TensorMap("layers.{l}.input_layernorm.weight", "block.attention_norm.scale", "D -> D"),
-    *_linear("self_attn.q_proj", "q", "(N H) D -> N H D"),
-    *_linear("self_attn.k_proj", "k", "(K H) D -> K H D"),
-    *_linear("self_attn.v_proj", "v", "(K H) D -> K H D"),
-    *_linear("self_attn.o_proj", "o", "D I -> D I"),
+    *_linear("self_attn.q_proj", "attention.q", "(N H) D -> N H D"),
+    *_linear("self_attn.k_proj", "attention.k", "(K H) D -> K H D"),
+    *_linear("self_attn.v_proj", "attention.v", "(K H) D -> K H D"),
+    *_linear("self_attn.o_proj", "attention.o", "D I -> D I"),
     TensorMap("layers.{l}.post_attention_layernorm.weight", "block.mlp_norm.scale", "D -> D"),
-    *_linear("mlp.gate_proj", "gate", "F D -> F D"),
-    *_linear("mlp.up_proj", "up", "F D -> F D"),
-    *_linear("mlp.down_proj", "down", "D F -> D F"),
-    TensorMap("norm.weight", "finish.norm.scale", "D -> D"),
+    *_linear("mlp.gate_proj", "mlp.gate", "F D -> F D"),
+    *_linear("mlp.up_proj", "mlp.up", "F D -> F D"),
+    *_linear("mlp.down_proj", "mlp.down", "D F -> D F"),
+    TensorMap("norm.weight", "final_norm.scale", "D -> D"),
 )
 ALIAS: Final = {"embed_tokens.weight": "lm_head.weight"}
 IGNORED: Final = (r"lm_head\.weight", r"(.+\.)?rotary_emb\.inv_freq")

@@ -1,6 +1,6 @@
 """OPT (Zhang et al. 2022): learned positions, ReLU, biases everywhere; 350m is post-norm.
 
-Everything that is peculiar to the family is here: config, modules, weight table.
+The family's config, modules and weight table.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import jax
 from flax import nnx
 
 from prompteol_jax import nn
-from prompteol_jax.mesh import constrain
 from prompteol_jax.models.config import MOST_LAYERS, Fields
-from prompteol_jax.models.decoder import View, project_heads, project_keys_values
-from prompteol_jax.ops import attention, dropout, scan
+from prompteol_jax.models.context import Layers
+from prompteol_jax.ops import dropout
+from prompteol_jax.ops.attention import KeysValues
+from prompteol_jax.ops.context import AttentionContext
+from prompteol_jax.ops.scan import NONE, Saved, Tape
 from prompteol_jax.weights.mapping import TensorMap
 
 POSITION_OFFSET: Final = 2  # the first two rows of OPT's position table are never used
@@ -34,6 +36,7 @@ class OptConfig:
     """
 
     family: ClassVar[str] = "opt"
+    mlp_matrices: ClassVar[int] = 2
     L: int
     D: int
     N: int
@@ -61,6 +64,14 @@ class OptConfig:
     def tied(self) -> bool:
         """The language-model head is the word embedding."""
         return True
+
+    def with_dropout(self, rate: float) -> OptConfig:
+        """Return the config with another rate of its own dropout."""
+        return dataclasses.replace(self, dropout=rate)
+
+    def layers(self, depth: int) -> Layers:
+        """Return what the first `depth` layers are, but for their weights."""
+        return Layers(depth, self.D, self.D // self.N)
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> OptConfig:
@@ -120,7 +131,7 @@ class OptConfig:
         }
 
 
-class Stem(nnx.Module):
+class Embedding(nnx.Module):
     """Word embedding, projected where its width is not D, plus learned positions."""
 
     def __init__(self, config: OptConfig, make: nn.Placeholders):
@@ -128,73 +139,57 @@ class Stem(nnx.Module):
         self.positions = make.matrix("PD")
         self.project_in = nn.Linear("BTE,DE->BTD", make) if config.E != config.D else None
 
-    def __call__(
-        self, ids_BT: jax.Array, place_BT: jax.Array, keys: dropout.Keys | None
-    ) -> jax.Array:
+    def __call__(self, ids_BT: jax.Array, position_BT: jax.Array) -> jax.Array:
         x = nn.lookup(self.tokens[...], ids_BT)
         if self.project_in is not None:
             x = self.project_in(x)
-        return x + nn.lookup(self.positions[...], place_BT + POSITION_OFFSET)
-
-    def angles(self, place_BT: jax.Array) -> None:
-        """OPT turns nothing."""
+        return x + nn.lookup(self.positions[...], position_BT + POSITION_OFFSET)
 
 
 class Block(nnx.Module):
-    """Attention and feed-forward, each with a residual and a norm before it (350m: behind it)."""
+    """Attention and feed-forward, each with a residual and a norm before it (350m: after it)."""
 
     def __init__(self, config: OptConfig, make: nn.Placeholders):
         self.attention_norm = nn.LayerNorm(make)
-        self.q = nn.Linear("BTD,NHD->BTNH", make, bias=True)
-        self.k = nn.Linear("BTD,KHD->BTKH", make, bias=True)
-        self.v = nn.Linear("BTD,KHD->BTKH", make, bias=True)
-        self.o = nn.Linear("BTI,DI->BTD", make, bias=True)
+        self.attention = nn.Attention(make, bias=True)
         self.mlp_norm = nn.LayerNorm(make)
-        self.up = nn.Linear("BTD,FD->BTF", make, bias=True)
-        self.down = nn.Linear("BTF,DF->BTD", make, bias=True)
+        self.mlp = nn.ReluMlp(make, bias=True)
         self.pre_norm = config.pre_norm
         self.rate = config.dropout
 
     def __call__(
-        self, x_BTD: jax.Array, view: View, prefix: tuple | None, keys: dropout.Keys | None
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """The block's output for the view's queries, and the keys and values of every token."""
-        *own, rest = dropout.split_keys(keys, 3)
-        query_keys = dropout.split_keys(view.query_keys(rest), 6)
+        self, x: Saved, context: AttentionContext, prefix: KeysValues | None
+    ) -> tuple[Saved, tuple[jax.Array, jax.Array]]:
+        """Return the output of the context's queries, and the keys and values of every token."""
+        tape = context.tape
         with jax.named_scope("attention"):
-            y_BTD = x_BTD
-            if self.pre_norm:
-                y_BTD, x_BTD = self.attention_norm.beside(x_BTD)
-            q_BQNH, kv = project_heads(self, y_BTD, view, query_keys[0], own)
-            x_BQD = view.queries(x_BTD)
-            y_BQNH = attention.attend(
-                q_BQNH, *kv, view.mask_BQT, prefix, view.real_C, view.start_BT, view.head or 0
-            )
-            y_BQI = attention.join_heads(y_BQNH)
-            x_BQD = x_BQD + dropout.drop(self.o(y_BQI, query_keys[1]), query_keys[2], self.rate)
-            x_BQD = scan.keep(constrain(x_BQD, "BQD"))
-            if not self.pre_norm:
-                x_BQD = self.attention_norm(x_BQD)
+            y_BTD, x_BTD = self._before(self.attention_norm, x, tape)
+            y_BQD, kv = self.attention(y_BTD, context, prefix)
+            y_BQD = dropout.drop(y_BQD, context.query_key(dropout.ATTENTION), self.rate)
+            x = nn.residual(context.queries(x_BTD), y_BQD, tape)
+            x = self._after(self.attention_norm, x, tape)
         with jax.named_scope("mlp"):
-            y_BQD = x_BQD
-            if self.pre_norm:
-                y_BQD, x_BQD = self.mlp_norm.beside(x_BQD)
-            y_BQF = scan.relu(constrain(self.up(y_BQD, query_keys[3]), "BQF"))
-            x_BQD = x_BQD + dropout.drop(self.down(y_BQF, query_keys[4]), query_keys[5], self.rate)
-            x_BQD = constrain(x_BQD, "BQD")
-            x_BQD = x_BQD if self.pre_norm else self.mlp_norm(scan.keep(x_BQD))
-        return x_BQD, kv
+            y_BQD, x_BQD = self._before(self.mlp_norm, x, tape)
+            y_BQD = self.mlp(y_BQD, context)
+            y_BQD = dropout.drop(y_BQD, context.query_key(dropout.MLP), self.rate)
+            x = nn.residual(x_BQD, y_BQD, NONE if self.pre_norm else tape)
+            return self._after(self.mlp_norm, x, tape), kv
+
+    def _before(self, norm: nn.LayerNorm, x: Saved, tape: Tape) -> tuple[jax.Array, jax.Array]:
+        return norm.fork(x, tape) if self.pre_norm else (x.value, x.value)
+
+    def _after(self, norm: nn.LayerNorm, x: Saved, tape: Tape) -> Saved:
+        return x if self.pre_norm else Saved(norm(x.value, tape))
 
     def keys_values(
-        self, x_BTD: jax.Array, view: View, keys: dropout.Keys | None
+        self, x_BTD: jax.Array, context: AttentionContext
     ) -> tuple[jax.Array, jax.Array]:
-        """Keys and values alone, for the last layer of a prefix."""
-        *own, _ = dropout.split_keys(keys, 3)
+        """Return keys and values alone, for the last layer of a prefix."""
         y_BTD = self.attention_norm(x_BTD) if self.pre_norm else x_BTD
-        return project_keys_values(self, y_BTD, own)
+        return self.attention.keys_values(y_BTD, context)
 
 
-class Finish(nnx.Module):
+class FinalNorm(nnx.Module):
     """Final norm (not in 350m) and projection to the embedding width (only in 350m)."""
 
     def __init__(self, config: OptConfig, make: nn.Placeholders):
@@ -204,6 +199,9 @@ class Finish(nnx.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         x_BTD = x_BTD if self.norm is None else self.norm(x_BTD)
         return x_BTD if self.project_out is None else self.project_out(x_BTD)
+
+
+make_embedding, make_final_norm = Embedding, FinalNorm
 
 
 def _affine(source: str, target: str, dims: str, bias: str) -> tuple[TensorMap, TensorMap]:
@@ -222,19 +220,19 @@ def _norm(source: str, target: str) -> tuple[TensorMap, TensorMap]:
 
 
 WEIGHTS: Final[tuple[TensorMap, ...]] = (
-    TensorMap("decoder.embed_tokens.weight", "stem.tokens", "V E -> V E"),
-    TensorMap("decoder.embed_positions.weight", "stem.positions", "P D -> P D"),
-    TensorMap("decoder.project_in.weight", "stem.project_in.w", "D E -> D E"),
+    TensorMap("decoder.embed_tokens.weight", "embedding.tokens", "V E -> V E"),
+    TensorMap("decoder.embed_positions.weight", "embedding.positions", "P D -> P D"),
+    TensorMap("decoder.project_in.weight", "embedding.project_in.w", "D E -> D E"),
     *_norm("decoder.layers.{l}.self_attn_layer_norm", "block.attention_norm"),
-    *_affine("self_attn.q_proj", "q", "(N H) D -> N H D", "(N H) -> N H"),
-    *_affine("self_attn.k_proj", "k", "(K H) D -> K H D", "(K H) -> K H"),
-    *_affine("self_attn.v_proj", "v", "(K H) D -> K H D", "(K H) -> K H"),
-    *_affine("self_attn.out_proj", "o", "D I -> D I", "D -> D"),
+    *_affine("self_attn.q_proj", "attention.q", "(N H) D -> N H D", "(N H) -> N H"),
+    *_affine("self_attn.k_proj", "attention.k", "(K H) D -> K H D", "(K H) -> K H"),
+    *_affine("self_attn.v_proj", "attention.v", "(K H) D -> K H D", "(K H) -> K H"),
+    *_affine("self_attn.out_proj", "attention.o", "D I -> D I", "D -> D"),
     *_norm("decoder.layers.{l}.final_layer_norm", "block.mlp_norm"),
-    *_affine("fc1", "up", "F D -> F D", "F -> F"),
-    *_affine("fc2", "down", "D F -> D F", "D -> D"),
-    *_norm("decoder.final_layer_norm", "finish.norm"),
-    TensorMap("decoder.project_out.weight", "finish.project_out.w", "E D -> E D"),
+    *_affine("fc1", "mlp.up", "F D -> F D", "F -> F"),
+    *_affine("fc2", "mlp.down", "D F -> D F", "D -> D"),
+    *_norm("decoder.final_layer_norm", "final_norm.norm"),
+    TensorMap("decoder.project_out.weight", "final_norm.project_out.w", "E D -> E D"),
 )
 ALIAS: Final = {"decoder.embed_tokens.weight": "lm_head.weight"}
 IGNORED: Final = (r"lm_head\.weight", r"decoder\.version")

@@ -1,29 +1,30 @@
 """Layers: modules made of ops."""
 
-from prompteol_jax.nn.linear import (
-    LayerNorm,
-    Linear,
-    Lora,
-    Placeholders,
-    RMSNorm,
-    Weight,
-    from_bits,
-    frozen_dot,
-    lookup,
-    to_bits,
-    together,
-)
+from prompteol_jax.nn.attention import Attention
+from prompteol_jax.nn.embedding import Embedding
+from prompteol_jax.nn.linear import Linear, frozen_dot, fused_linears
+from prompteol_jax.nn.mlp import GatedMlp, PlainMlp, ReluMlp
+from prompteol_jax.nn.norms import LayerNorm, RMSNorm
+from prompteol_jax.nn.parameters import Lora, Placeholders, Weight, from_scan, to_scan
+from prompteol_jax.nn.residual import residual
+from prompteol_jax.ops.bits import lookup
 
 __all__ = [
+    "Attention",
+    "Embedding",
+    "GatedMlp",
     "LayerNorm",
     "Linear",
     "Lora",
     "Placeholders",
+    "PlainMlp",
     "RMSNorm",
+    "ReluMlp",
     "Weight",
-    "from_bits",
+    "from_scan",
     "frozen_dot",
+    "fused_linears",
     "lookup",
-    "to_bits",
-    "together",
+    "residual",
+    "to_scan",
 ]

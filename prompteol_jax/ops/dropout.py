@@ -1,19 +1,25 @@
 """Dropout whose masks belong to the tokens of sentences, wherever in a batch they are.
 
-A token's key is made of its sentence's number and its place in the sentence, then folded for a
-layer and for each place in a block. Folding and the bits of a mask are hashes of two 32-bit words:
+A token's key is made of its sentence's number and its position in the sentence, then folded for a
+layer and for each site in a block. Folding and the bits of a mask are hashes of two 32-bit words:
 threefry, which draws the run's own keys, would cost several times more here.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key, UInt32
+
+_GOLDEN: Final = np.uint32(0x9E3779B9)
+# Sites of a block. Of every token: inputs of the updates of keys and values; the queries' own.
+KEYS, VALUES, QUERIES = range(3)
+# Of the queries alone: inputs of the updates of linear layers, and results of the two branches.
+QUERY, OUT, GATE, UP, DOWN, ATTENTION, MLP = range(7)
 
 
 class Keys(NamedTuple):
@@ -26,8 +32,8 @@ class Keys(NamedTuple):
 def drop(x: jax.Array, keys: Keys | None, rate: float) -> jax.Array:
     """Zero entries of `[B, T, ...]` with probability `rate`, scale up the rest; none without keys.
 
-    Every token draws from a key of its own: its mask depends neither on its place in the batch nor
-    on how the batch is cut. The backward pass draws the mask again instead of keeping it.
+    Every token draws from its own key: its mask depends neither on its index in the batch nor on
+    how the batch is sharded. The backward pass draws the mask again instead of saving it.
     """
     return x if keys is None or rate == 0.0 else _drop(x, keys, rate)
 
@@ -36,10 +42,10 @@ def drop(x: jax.Array, keys: Keys | None, rate: float) -> jax.Array:
 def _drop(x: jax.Array, keys: Keys, rate: float) -> jax.Array:
     shape = x.shape[2:]
     keys = Keys(*(word.reshape(word.shape + (1,) * len(shape)) for word in keys))
-    place = jnp.uint32(0)
+    feature = jnp.uint32(0)
     for axis, size in enumerate(shape):
-        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-    return jnp.where(is_kept(keys, place, rate), x * (1.0 / (1.0 - rate)), 0).astype(x.dtype)
+        feature = feature * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    return jnp.where(is_kept(keys, feature, rate), x * (1.0 / (1.0 - rate)), 0).astype(x.dtype)
 
 
 _drop.defvjp(
@@ -48,16 +54,13 @@ _drop.defvjp(
 )
 
 
-def is_kept(keys: Keys, place: jax.Array, rate: float) -> jax.Array:
-    """Say what dropout keeps: a hash of a token's key and a place among its features decides.
+def is_kept(keys: Keys, feature: jax.Array, rate: float) -> jax.Array:
+    """Return what dropout keeps: a hash of a token's key and a feature's number decides.
 
     Multiplications and shifts fuse into whatever uses the mask.
     """
-    bits = _mixed(keys.low ^ (place * _GOLDEN), keys.high)
+    bits = _mixed(keys.low ^ (feature * _GOLDEN), keys.high)
     return bits >= jnp.uint32(round(rate * 2**32))
-
-
-_GOLDEN = np.uint32(0x9E3779B9)
 
 
 def _mixed(low: jax.Array, high: jax.Array) -> jax.Array:
@@ -79,15 +82,10 @@ def fold_keys(keys: Keys | None, data: int | jax.Array) -> Keys | None:
     return Keys(low, _mixed(keys.high ^ step, low))
 
 
-def split_keys(keys: Keys | None, places: int) -> list[Keys | None]:
-    """The tokens' keys for several places in a block."""
-    return [fold_keys(keys, place) for place in range(places)]
-
-
 def token_keys(
-    key: Key[Array, ""], sentence_BT: Int[Array, "B T"], place_BT: Int[Array, "B T"]
+    key: Key[Array, ""], sentence_BT: Int[Array, "B T"], position_BT: Int[Array, "B T"]
 ) -> Keys:
-    """One key a token, of its sentence's number and its place in the sentence alone."""
+    """One key a token, of its sentence's number and its position in the sentence alone."""
     low, high = jax.random.bits(key, (2,))
     whole = Keys(jnp.full(sentence_BT.shape, low), jnp.full(sentence_BT.shape, high))
-    return fold_keys(fold_keys(whole, sentence_BT), place_BT)
+    return fold_keys(fold_keys(whole, sentence_BT), position_BT)

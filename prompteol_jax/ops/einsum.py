@@ -13,78 +13,52 @@ from jax.extend import core
 
 from prompteol_jax import axes
 from prompteol_jax.ops import platform
-
-
-def split_equation(equation: str) -> tuple[str, str, str]:
-    """Split `"BTD,FD->BTF"` into the axes of input, weight and output."""
-    operands, y_dims = equation.split("->")
-    x_dims, w_dims = operands.split(",")
-    return x_dims, w_dims, y_dims
+from prompteol_jax.ops.cpu_matmul import as_matrices, split_equation
 
 
 def product(equation: str, x: jax.Array, w: jax.Array, result: Any) -> jax.Array:
     """Contract two operands of one dtype to the dtype `result`; float32 at the highest precision.
 
-    On a CPU every product that can be one of two matrices is: XLA's compiler would transpose a
-    weight of three axes before it multiplies, element by element, each time.
+    On a CPU every product that can be one of two matrices is.
     """
-    x_dims, w_dims, y_dims = split_equation(equation)
-    shared = "".join(c for c in x_dims if c in w_dims)
-    own_x, own_w = (dims.replace(shared, "") for dims in (x_dims, w_dims))
-    is_flat = y_dims in (own_x + own_w, own_w + own_x) and not set(own_x) & set(own_w)
-    if platform.current() != "cpu" or not is_flat:
+    matrices = as_matrices(equation) if platform.current() == "cpu" else None
+    if matrices is None:
         return _einsum(equation, x, w, result)
+    x_dims, w_dims, y_dims = split_equation(equation)
     sizes = dict(zip(x_dims + w_dims, x.shape + w.shape, strict=True))
-    letters = {own_x: "x", own_w: "w", shared: "s"}
-
-    def matrix(dims: str, own: str) -> tuple[str, list[int]]:
-        parts = [shared, own] if dims == shared + own else [own, shared]
-        return "".join(letters[p] for p in parts), [math.prod(map(sizes.get, p)) for p in parts]
-
-    (x_matrix, x_shape), (w_matrix, w_shape) = matrix(x_dims, own_x), matrix(w_dims, own_w)
-    y_matrix = "xw" if y_dims == own_x + own_w else "wx"
-    flat = f"{x_matrix},{w_matrix}->{y_matrix}"
-    y = _einsum(flat, x.reshape(x_shape), w.reshape(w_shape), result)
+    x_shape, w_shape = matrices.shapes(sizes)
+    y = _einsum(matrices.equation, x.reshape(x_shape), w.reshape(w_shape), result)
     return y.reshape([sizes[c] for c in y_dims])
 
 
-def matrix_product(one: Any, other: Any, axis: int, other_axis: int) -> Any:
-    """Contract an axis each of two matrices of one dtype to float32, as a kernel's program may."""
-    precision = jax.lax.Precision.HIGHEST if one.dtype == jnp.float32 else None
-    contracted = (((axis,), (other_axis,)), ((), ()))
-    return jax.lax.dot_general(
-        one, other, contracted, precision=precision, preferred_element_type=jnp.float32
-    )
-
-
-def apart(update: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+def materialize_first(update: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
     """Compute an update of `x` before what it is added to, forward and backward, on a TPU.
 
-    XLA adds one of two products within the other one; left to itself it writes the large one to HBM
-    in float32 and adds it within the small one.
+    XLA fuses the addition into one of the two matmuls. By default it picks the small one and spills
+    the large result to HBM in float32.
     """
     if platform.current() != "tpu":
         return update(x)
-    return settled(update(_settled_back(x)).astype(x.dtype))
+    return barrier(update(_barrier_back(x)).astype(x.dtype))
 
 
 @jax.custom_vjp
-def settled(x: jax.Array) -> jax.Array:
-    """Compute x by itself, before what follows; its gradient is free of that."""
+def barrier(x: jax.Array) -> jax.Array:
+    """Return x behind an optimization barrier in the forward pass only."""
     return jax.lax.optimization_barrier(x)
 
 
 @jax.custom_vjp
-def _settled_back(x: jax.Array) -> jax.Array:
+def _barrier_back(x: jax.Array) -> jax.Array:
     return x
 
 
-settled.defvjp(lambda x: (settled(x), None), lambda _, dy: (dy,))
-_settled_back.defvjp(lambda x: (x, None), lambda _, dy: (jax.lax.optimization_barrier(dy),))
+barrier.defvjp(lambda x: (barrier(x), None), lambda _, dy: (dy,))
+_barrier_back.defvjp(lambda x: (x, None), lambda _, dy: (jax.lax.optimization_barrier(dy),))
 
 
 def matrix_flops(jaxpr: Any) -> int:
-    """FLOPs of all matrix products of a traced program, 2 a multiply-add, loops by their trips."""
+    """Count FLOPs of a traced program's matrix products, 2 a multiply-add, loops by their trips."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -116,16 +90,16 @@ def dot(equation: str, x: jax.Array, w: jax.Array, result: Any = jnp.float32) ->
 
 
 def summed_dtype(equation: str, dtype: Any) -> Any:
-    """The dtype for the result of a product that is cast to `dtype` soon.
+    """Return the dtype of a product's result that is cast to `dtype` next.
 
-    Devices that hold a part each of the contracted axes add their results up in it: in `dtype` that
-    is half the way. Where one device has it all, and on a CPU, it is float32.
+    Where the contracted axes are sharded, partial sums are all-reduced in this dtype: bfloat16
+    halves the traffic. Elsewhere, and on a CPU, it is float32.
     """
     x_dims, _, y_dims = split_equation(equation)
     mesh = jax.sharding.get_abstract_mesh()
     contracted = [axes.RULES.get(letter) for letter in x_dims if letter not in y_dims]
-    parts = math.prod(mesh.shape[axis] for axis in contracted if axis and not mesh.empty)
-    return jnp.float32 if parts == 1 or platform.current() == "cpu" else dtype
+    shards = math.prod(mesh.shape[axis] for axis in contracted if axis and not mesh.empty)
+    return jnp.float32 if shards == 1 or platform.current() == "cpu" else dtype
 
 
 def _dot_forward(equation: str, x: jax.Array, w: jax.Array, result: Any) -> tuple[jax.Array, tuple]:
@@ -147,7 +121,7 @@ def _dot_backward(
 def _product_over_rows(
     x: jax.Array, x_dims: str, y: jax.Array, y_dims: str, w_dims: str
 ) -> jax.Array:
-    """The contraction `x_dims,y_dims->w_dims`, the narrower operand first where that is free.
+    """Contract `x_dims,y_dims->w_dims`, the narrower operand first where that is free.
 
     XLA's CPU compiler transposes the first operand of a product over rows, slowly, together with
     all that is fused into it. The barrier keeps it from swapping the two again.

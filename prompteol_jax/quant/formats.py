@@ -27,7 +27,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prompteol_jax import axes
-from prompteol_jax.ops import platform
+from prompteol_jax.ops.bits import unpack
 
 Kind = Literal["nf4", "int8"]
 KINDS: Final = get_args(Kind)
@@ -131,31 +131,12 @@ class Nf4(Quantized):
         # By way of bfloat16, exact for a byte: libtpu aborts over bytes of few columns on a v5p.
         index = self.scale_codes.astype(jnp.bfloat16).astype(jnp.int32)
         scale = jnp.asarray(SCALE_LEVELS)[index] * step + self.offset
-        unpacked = unpack_by_product if platform.current() == "tpu" else unpack
-        codes = unpacked(self.codes.reshape(rows, blocks, BLOCK // 2))
+        codes = unpack(self.codes.reshape(rows, blocks, BLOCK // 2))
         blocked = _level(codes) * scale[..., None]
         numbers = math.prod(self.item)
         if rows * blocks * BLOCK > numbers:
             blocked = blocked.reshape(-1)[:numbers]
         return blocked.reshape(self.item).astype(dtype)
-
-
-def unpack(bytes_: jax.Array) -> jax.Array:
-    """The two codes of every byte, `[..., n]` to `[..., 2 n]`, the one in the high bits first."""
-    pairs = jnp.stack([bytes_ >> 4, bytes_ & 15], axis=-1)
-    return pairs.reshape(*bytes_.shape[:-1], -1)
-
-
-def unpack_by_product(bytes_: jax.Array) -> jax.Array:
-    """The same; bytes are doubled by a product with zeros and ones, which is exact.
-
-    A TPU lays an axis of two out as one of 128, so that it would move 64 times the bytes.
-    """
-    twice = jnp.repeat(jnp.eye(bytes_.shape[-1], dtype=jnp.bfloat16), 2, axis=1)
-    both = jnp.matmul(bytes_.astype(jnp.bfloat16), twice, preferred_element_type=jnp.float32)
-    both = both.astype(jnp.int32)
-    is_second = jax.lax.broadcasted_iota(jnp.int32, both.shape, both.ndim - 1) % 2 == 1
-    return jnp.where(is_second, both & 15, both >> 4)
 
 
 def _level(codes: jax.Array) -> jax.Array:

@@ -83,6 +83,7 @@ class Prompt:
         # No tokenizer needs all of an endless text to tell that it is too long.
         ample = _AMPLE * self.max_tokens
         whole = self.tokenizer.ids([self.template.fill(text[:ample]) for text in texts])
+        _check_not_empty(whole)
         truncated = np.zeros(len(texts), bool)
         for n, (text, ids) in enumerate(zip(texts, whole, strict=True)):
             if len(text) > ample or len(ids) > self.max_tokens:
@@ -100,7 +101,7 @@ class Prompt:
         while size < len(text) and len(spans) < self.max_tokens + _REACH:
             size *= 2
             spans = self.tokenizer.spans(self.template.fill(text[:size]))
-        if len(spans) < self.max_tokens:
+        if len(spans) + len(self.tokenizer.first_ids) <= self.max_tokens:
             (ids,) = self.tokenizer.ids([self.template.fill(text)])
             return ids, False
         longest = min(self._guess(text[:size], spans) + _REACH, len(text) - 1)
@@ -111,7 +112,7 @@ class Prompt:
         before = self.template.head + text
         stripped = len(before) - len(before.lstrip())
         after = sum(start >= len(before) - stripped for start, _ in spans)
-        kept = self.max_tokens - 1 - after
+        kept = self.max_tokens - len(self.tokenizer.first_ids) - after
         return max(0, spans[kept - 1][1] + stripped - len(self.template.head)) if kept > 0 else 0
 
     def _shortened(self, text: str, longest: int) -> Iterator[np.ndarray]:
@@ -122,6 +123,16 @@ class Prompt:
         for top in range(longest, -1, -_BATCH):
             ends = range(top, max(top - _BATCH, -1), -1)
             yield from self.tokenizer.ids([self.template.fill(text[:end]) for end in ends])
+
+
+def _check_not_empty(ids: Sequence[np.ndarray]) -> None:
+    """Refuse a prompt of no ids: an empty text, no template and a vocabulary without BOS."""
+    empty = [n for n, own in enumerate(ids) if not len(own)]
+    if empty:
+        raise UserError(
+            f"text {empty[0]} has no tokens, since the template adds none and the tokenizer has no "
+            "BOS; leave empty texts out or use a template with words"
+        )
 
 
 def stable_prefix(template: Template, tokenizer: Tokenizer) -> Int32[np.ndarray, " C"]:

@@ -37,7 +37,7 @@ _SPACES: Final = ("\u0120", "\u2581")  # how vocabularies write the space before
 
 
 class Tokenizer:
-    """A tokenizer as PromptEOL uses it: BOS first, no EOS, no padding, no truncation.
+    """A tokenizer as PromptEOL uses it: BOS first if it has one, no EOS, padding or truncation.
 
     Unpaired surrogates, which Python makes of invalid UTF-8, count as U+FFFD. Several threads may
     use one tokenizer at once; the work is done outside Python's global lock.
@@ -47,10 +47,15 @@ class Tokenizer:
         self,
         backend: tokenizers.Tokenizer,
         *,
-        bos_id: int,
+        bos_id: int | None,
         decode: Callable[[list[int]], str] | None = None,
     ):
-        """Wrap a backend, whose own special tokens are not used; `decode` replaces its decoding."""
+        """Wrap a backend, whose own special tokens are not used.
+
+        Args:
+            bos_id: id that is put first; None for a vocabulary without BOS, such as Qwen's.
+            decode: function that replaces the backend's decoding.
+        """
         backend.no_padding()
         backend.no_truncation()
         self.backend = backend
@@ -72,8 +77,13 @@ class Tokenizer:
         return self.backend.id_to_token(int(number))
 
     def ids(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the int32 ids of each text, BOS first."""
-        return [np.array([self.bos_id, *ids], np.int32) for ids in self._bare(texts)]
+        """Return the int32 ids of each text, BOS first if there is one."""
+        return [np.array([*self.first_ids, *ids], np.int32) for ids in self._bare(texts)]
+
+    @property
+    def first_ids(self) -> list[int]:
+        """What every text begins with: BOS, or nothing."""
+        return [] if self.bos_id is None else [self.bos_id]
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Return the characters that each id but BOS comes from, as (start, end) in the text."""
@@ -82,7 +92,8 @@ class Tokenizer:
     def decode(self, ids: Iterable[SupportsInt]) -> str:
         """Return the text of the ids, without the BOS that `ids` puts first."""
         numbers = [int(number) for number in ids]
-        return self._decode(numbers[1:] if numbers[:1] == [self.bos_id] else numbers)
+        has_bos = bool(numbers) and numbers[:1] == self.first_ids
+        return self._decode(numbers[1:] if has_bos else numbers)
 
     def cut(self, texts: Sequence[str], max_tokens: int) -> list[str]:
         """Return each text cut to its first `max_tokens` ids, BOS not counted, and decoded again.
@@ -112,6 +123,7 @@ class _Known(NamedTuple):
     name: str
     entries: dict[str, int]
     golden: dict[str, list[int]]
+    has_bos: bool = True
 
 
 _PROMPT: Final = 'This sentence : "A jockey riding a horse." means in one word:"'
@@ -142,6 +154,15 @@ _KNOWN: Final = (
         "LLaMA 3",
         {"Hello": 9906, "\u0120world": 1917, "<|begin_of_text|>": 128000},
         {"Hello world": [128000, 9906, 1917]},
+    ),
+    _Known(
+        "Qwen 2, 2.5 and 3",
+        {"Hello": 9707, "\u0120world": 1879, "<|endoftext|>": 151643},
+        {
+            "Hello world": [9707, 1879],
+            "e\u0301": [963],  # NFC
+        },
+        has_bos=False,
     ),
 )
 
@@ -179,7 +200,7 @@ def load_tokenizer(folder: Path, *, vocab_size: int | None = None) -> Tokenizer:
     prepended = backend.encode("").ids
     if bos_id is None and len(prepended) == 1:
         (bos_id,) = prepended
-    if bos_id is None:
+    if bos_id is None and not _lacks_bos(backend):
         raise UserError(
             f"{folder}: the tokenizer has no BOS token, with which every prompt must begin; "
             "name it as bos_token in tokenizer_config.json"
@@ -191,7 +212,7 @@ def load_tokenizer(folder: Path, *, vocab_size: int | None = None) -> Tokenizer:
         *_wrong_ids(tokenizer),
         *_too_large(tokenizer, vocab_size),
     ]
-    if bos_id == read.unk_token_id and bos_id != read.eos_token_id:
+    if bos_id is not None and bos_id == read.unk_token_id and bos_id != read.eos_token_id:
         problems.append(f"its BOS, id {bos_id}, is its unknown token")
     if problems:
         raise UserError(
@@ -306,21 +327,34 @@ def _foreign_frame(tokenizer: Tokenizer, eos_id: int | None) -> list[str]:
     """Refuse a backend that puts anything but BOS before a text, or but EOS after it."""
     framed = tokenizer.backend.encode("a").ids
     bare = tokenizer.backend.encode("a", add_special_tokens=False).ids
-    before, after = ([], [tokenizer.bos_id]), ([], [eos_id])
+    before, after = ([], tokenizer.first_ids), ([], [eos_id])
     if framed in [start + bare + end for start in before for end in after]:
         return []
-    return [f"it frames the ids {bare} as {framed}, where only BOS {tokenizer.bos_id} is expected"]
+    bos = "nothing" if tokenizer.bos_id is None else f"only BOS {tokenizer.bos_id}"
+    return [f"it frames the ids {bare} as {framed}, where {bos} is expected"]
 
 
 def golden_ids(tokenizer: Tokenizer) -> list[Golden]:
     """Tokenize the texts whose ids are known; none where the vocabulary is not recognized."""
-    entry = tokenizer.backend.token_to_id
     return [
         Golden(known.name, text, ids, tokenizer.ids([text])[0].tolist())
-        for known in _KNOWN
-        if all(entry(text) == number for text, number in known.entries.items())
+        for known in _recognized(tokenizer.backend)
         for text, ids in known.golden.items()
     ]
+
+
+def _recognized(backend: tokenizers.Tokenizer) -> list[_Known]:
+    entry = backend.token_to_id
+    return [
+        known
+        for known in _KNOWN
+        if all(entry(text) == number for text, number in known.entries.items())
+    ]
+
+
+def _lacks_bos(backend: tokenizers.Tokenizer) -> bool:
+    """Return whether the vocabulary is known to have no BOS."""
+    return any(not known.has_bos for known in _recognized(backend))
 
 
 def _wrong_ids(tokenizer: Tokenizer) -> list[str]:

@@ -9,9 +9,10 @@ import pytest
 @pytest.fixture(scope="session")
 def tokenizers(data):
     """The folder of the tokenizer that goes with a model's name."""
+    import oracle
 
     def find(name):
-        return data / "weights" / f"{name.split('-')[0].rstrip('3').removeprefix('tiny')}-tokenizer"
+        return data / "weights" / oracle.tokenizer_of(name)
 
     return find
 

@@ -135,8 +135,8 @@ def test_damaged_weights_are_an_error_that_names_the_text(embedders):
     embedder = Embedder(shared.pretrained, shared.template)
     leaves = build.leaves(shared.decoder)
     (dog,) = embedder.pretrained.tokenizer.ids([" dog"])
-    tokens = leaves["stem.tokens"].at[dog[-1]].set(np.nan)
-    embedder.use(build.fill(shared.decoder, leaves | {"stem.tokens": tokens}))
+    tokens = leaves["embedding.tokens"].at[dog[-1]].set(np.nan)
+    embedder.use(build.fill(shared.decoder, leaves | {"embedding.tokens": tokens}))
     assert np.isfinite(embedder.encode(["a man"])).all()
     with pytest.raises(
         FloatingPointError, match=r"1 vectors are not finite, the first that of 'a dog'"

@@ -55,6 +55,19 @@ SHAPES: dict[str, dict[str, Any]] = {
         rope_parameters=_LLAMA3_ROPE,
         tie_word_embeddings=True,
     ),
+    # Heads narrower than D / N, one key/value head, a tied head; the prompt is longer than windows.
+    "qwen3-tiny": _LLAMA | dict(num_key_value_heads=1, head_dim=24, tie_word_embeddings=True),
+    "qwen3-odd-tiny": _LLAMA
+    | dict(
+        num_hidden_layers=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        attention_bias=True,
+        use_sliding_window=True,
+        sliding_window=12,
+        max_window_layers=2,
+        tie_word_embeddings=False,
+    ),
     "tinyllama-1.1b": dict(
         hidden_size=2048,
         num_hidden_layers=22,
@@ -63,6 +76,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         intermediate_size=5632,
     ),
 }
+
+# Prefix of transformers' classes, and rows of the embedding.
+FAMILIES = {"opt": ("OPT", 50272), "llama": ("Llama", 32000), "qwen3": ("Qwen3", 151936)}
+TOKENIZERS = {"llama3": "llama", "qwen3": "qwen2"}
 
 
 class Reference(NamedTuple):
@@ -84,18 +101,27 @@ class Reference(NamedTuple):
         return self.states[-1]
 
 
+def family_of(name: str) -> str:
+    """Return the family of a shape's name, as `opt` of `opt-350m-tiny`."""
+    first = name.removeprefix("tiny").split("-")[0]
+    return first if first in FAMILIES else first.rstrip("3")
+
+
+def tokenizer_of(name: str) -> str:
+    """Return the folder's name of the tokenizer that goes with a model."""
+    first = name.removeprefix("tiny").split("-")[0]
+    return f"{TOKENIZERS.get(first, first)}-tokenizer"
+
+
 def build(name: str, **changes: Any) -> Any:
     """Draw a random causal model of transformers, biases and norms moved off 0 and 1."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+    import transformers
 
     torch.manual_seed(0)
-    fields = SHAPES[name] | changes
-    model = (
-        OPTForCausalLM(OPTConfig(vocab_size=50272, **fields))
-        if name.startswith("opt")
-        else LlamaForCausalLM(LlamaConfig(vocab_size=32000, **fields))
-    )
+    family, V = FAMILIES[family_of(name)]
+    config = getattr(transformers, f"{family}Config")(vocab_size=V, **SHAPES[name] | changes)
+    model = getattr(transformers, f"{family}ForCausalLM")(config)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim == 1:

@@ -171,7 +171,7 @@ def test_a_run_starts_from_the_adapter_it_is_given(whole):
     assert len(jax.tree.leaves(trainable.start)) == 24
     for path, leaf in theirs.items():
         np.testing.assert_array_equal(ours[path], leaf)
-    assert decoder.last.q.lora.rate == 0.3
+    assert decoder.last.attention.q.lora.form.rate == 0.3
 
 
 def test_refuses_an_adapter_that_is_none_before_any_weight_is_read(tmp_path, monkeypatch):

@@ -16,10 +16,10 @@ from prompteol_jax.lora import lora as adapters
 from prompteol_jax.lora import peft
 from prompteol_jax.mesh import make_mesh, parse_mesh
 from prompteol_jax.models import build
+from prompteol_jax.ops import select
 from prompteol_jax.pretrained.load import load_pretrained
 from prompteol_jax.text.prompt import Prompt
 from prompteol_jax.text.template import PROMPTEOL
-from train import step
 from train.data.batch_shape import choose_batch_shape
 from train.data.collate import Collator
 from train.data.sentences import Sentences
@@ -276,7 +276,7 @@ def test_the_loss_under_opts_dropout_is_that_of_transformers(checkpoint, nli):
 def test_a_prefix_at_the_head_of_every_row_is_the_prefix(name, checkpoint, nli, monkeypatch):
     found = []
     for at_head in (False, True):
-        monkeypatch.setattr(step, "at_head", lambda C, platform, chosen=at_head: chosen)
+        monkeypatch.setattr(select, "prefix_in_rows", lambda C, mesh=None, chosen=at_head: chosen)
         train_step, start, frozen, (batch, prefix_C, *_) = step_of(
             checkpoint(name), "1x1", nli, **DROPOUT
         )

@@ -38,4 +38,4 @@ def test_a_quantized_base_is_frozen_and_no_checkpoint_holds_it(tmp_path):
     base = sum(leaf.nbytes for leaf in jax.tree.leaves(small.frozen))
     on_disk = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
     assert on_disk < 3 * adapter + base / 4
-    assert isinstance(small.decoder(small.start).last.q.lora.a, nn.Lora)
+    assert isinstance(small.decoder(small.start).last.attention.q.lora.a, nn.Lora)

@@ -21,10 +21,10 @@ from prompteol_jax import axes, models, nn
 from prompteol_jax.distributed import Share
 from prompteol_jax.encoding import batching, packing, runners
 from prompteol_jax.encoding.buckets import Buckets
-from prompteol_jax.encoding.strategy import device_batch_tokens
 from prompteol_jax.lora import lora as adapters
 from prompteol_jax.models import build
 from prompteol_jax.models.decoder import Decoder, KVCache, Rows
+from prompteol_jax.ops import select
 from prompteol_jax.ops.scan import Remat
 from prompteol_jax.quant import formats as quant
 from tpu.lengths import Lengths
@@ -141,7 +141,7 @@ class Encode:
 
     @property
     def _device_tokens(self) -> int:
-        return device_batch_tokens("tpu", self.config.D, quantized=self.quantize is not None)
+        return select.device_batch_tokens("tpu", self.config.D, quantized=self.quantize is not None)
 
     def _streams(self) -> tuple[Lengths, Lengths]:
         """Return the sentences that share rows if `packed`, and the others."""
@@ -256,7 +256,7 @@ def linear_weights(config: models.Config) -> int:
     """Count the weights of the decoder's linear layers: no embeddings, norms, biases or head."""
     c = config
     attention = 2 * c.D * c.N * c.sizes["H"] + 2 * c.D * c.sizes["K"] * c.sizes["H"]
-    return c.L * (attention + (2 if c.family == "opt" else 3) * c.D * c.F)
+    return c.L * (attention + c.mlp_matrices * c.D * c.F)
 
 
 def _rows(mesh: Mesh, B: int, T: int, S: int | None) -> Rows:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from prompteol_jax.ops import attention_program, attention_tpu, lora_program, lora_tpu, norm
+from prompteol_jax.ops import attention_tpu, lora_tpu, norm_tpu
 from tpu.chips import Chip
 from tpu.plan.hlo import Array, Instruction, arrays
 
@@ -47,7 +47,7 @@ Count = Callable[[tuple[Array, ...], tuple[Array, ...]], int]  # FLOP, of operan
 def _attention(backward: bool) -> Count:
     def count(operands: tuple[Array, ...], results: tuple[Array, ...]) -> int:
         B, width, T = results[0].shape
-        return attention_program.flops(B, T, width, backward=backward)
+        return attention_tpu.flops(B, T, width, backward=backward)
 
     return count
 
@@ -58,7 +58,7 @@ def _update(backward: bool) -> Count:
         a, *_ = factors
         outputs = tuple(b.shape[2] for b in factors[len(factors) // 2 :])
         tokens, (R, inputs) = words.shape[0] * words.shape[2], a.shape[1:]
-        return lora_program.flops(tokens, R, inputs, outputs, backward=backward)
+        return lora_tpu.flops(tokens, R, inputs, outputs, backward=backward)
 
     return count
 
@@ -72,6 +72,6 @@ FLOPS: Final[Mapping[str, Count]] = {
     attention_tpu.BACKWARD: _attention(backward=True),
     lora_tpu.FORWARD: _update(backward=False),
     lora_tpu.BACKWARD: _update(backward=True),
-    norm.FORWARD: _none,
-    norm.BACKWARD: _none,
+    norm_tpu.FORWARD: _none,
+    norm_tpu.BACKWARD: _none,
 }

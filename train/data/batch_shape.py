@@ -17,11 +17,11 @@ from jaxtyping import Bool, Int
 from prompteol_jax import distributed
 from prompteol_jax.distributed import Channel, Share
 from prompteol_jax.encoding import packing
+from prompteol_jax.ops import select
 from prompteol_jax.progress import progress_bar
 from train.data.sentences import Sentences
 from train.data.triplets import Batches
 from train.run.say import say
-from train.step import at_head
 
 _SHORTEST_ROW: Final = 64  # tokens
 _LONGEST_ROW: Final = 128  # tokens, unless a sentence is longer: attention spans the whole row
@@ -94,11 +94,10 @@ def row_shapes(longest: int, C: int, mesh: Mesh) -> list[tuple[int, int]]:
     A TPU has a kernel for rows of whole tiles, of which a prefix of C tokens at their head is a
     part: there is one shape. Elsewhere the one with the least padding may be taken.
     """
-    platform = mesh.devices.flat[0].platform
-    if platform == "tpu":
-        head = C if at_head(C, platform) else 0
-        tokens, most = packing.row_shape(longest + head)
-        return [(tokens - head, most)]
+    if select.packs_whole_tiles(mesh):
+        prefix = C if select.prefix_in_rows(C, mesh) else 0
+        tokens, most = packing.row_shape(longest + prefix)
+        return [(tokens - prefix, most)]
     least = max(_SHORTEST_ROW, -(-longest // _TILE) * _TILE)
     lengths = range(least, max(least, _LONGEST_ROW) + 1, _TILE)
     return [(tokens, tokens // _SENTENCE) for tokens in lengths]

@@ -76,7 +76,7 @@ def test_vectors_are_the_same_on_every_mesh(name, mesh, embedders, texts):
     sharded, alone = embedders(name, mesh), embedders(name)
     vectors = sharded.encode(texts)
     assert np.abs(vectors - alone.encode(texts)).max() <= 1e-5
-    query = sharded.decoder.last.q.w[...]
+    query = sharded.decoder.last.attention.q.w[...]
     assert query.sharding.num_devices == 8
     model = int(mesh[-1])
     assert query.addressable_shards[0].data.shape[0] == query.shape[0] // model

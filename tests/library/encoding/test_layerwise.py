@@ -38,7 +38,7 @@ def test_both_runners_give_the_same(name, mesh, decoders):
 def test_blocks_are_views_of_the_stacked_weights_on_the_same_devices(mesh, decoders):
     _, model = decoders("opt", mesh)
     for number, block in enumerate(unstack(model.blocks)):
-        stack, single = model.blocks.up.w[...], block.up.w[...]
+        stack, single = model.blocks.mlp.up.w[...], block.mlp.up.w[...]
         np.testing.assert_array_equal(single, stack[number])
         assert single.sharding.spec == jax.sharding.PartitionSpec(*stack.sharding.spec[1:])
         for whole, part in zip(stack.addressable_shards, single.addressable_shards, strict=True):

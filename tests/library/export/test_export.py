@@ -123,8 +123,8 @@ def test_orbax_alone_reads_the_merged_weights(dtype, tmp_path, capsys):
         "tiny", make_mesh((1, 1)), dtype="float32", adapter=str(source), quantize="int8"
     )
     merged = adapters.merge_lora(whole.decoder)
-    wanted = np.asarray(merged.last.o.w[...].astype(dtype))
-    np.testing.assert_array_equal(np.asarray(found["last.o.w"]), wanted)
+    wanted = np.asarray(merged.last.attention.o.w[...].astype(dtype))
+    np.testing.assert_array_equal(np.asarray(found["last.attention.o.w"]), wanted)
     assert {"config.json", "tokenizer.json"} < {path.name for path in (tmp_path / "out").iterdir()}
 
 

@@ -13,6 +13,8 @@ from prompteol_jax.mesh import make_mesh
 from prompteol_jax.models import build
 from prompteol_jax.ops import dropout
 
+PART = dict.fromkeys("qkvo", "attention") | {"up": "mlp", "down": "mlp", "gate": "mlp"}
+
 
 @pytest.mark.parametrize("name", ["opt-350m", "llama"])
 def test_a_fresh_adapter_changes_nothing_and_is_drawn_as_peft_draws_it(name, decoders):
@@ -24,11 +26,13 @@ def test_a_fresh_adapter_changes_nothing_and_is_drawn_as_peft_draws_it(name, dec
     assert not any(array.any() for path, array in drawn.items() if path.endswith(".b"))
     widths = {"q": 32, "k": 32, "v": 32, "o": config.sizes["N"] * config.sizes["H"], "up": 32}
     for layer, width in (widths | {"down": 64}).items():
-        a = drawn[f"blocks.{layer}.lora.a"]
+        a = drawn[f"blocks.{PART[layer]}.{layer}.lora.a"]
         assert a.shape[:2] == (2, 5)
         assert 0.9 * width**-0.5 < np.abs(a).max() <= width**-0.5
         assert (a[0] != a[1]).all()
-    adapted_projections = {p.split(".")[1] for p in drawn if p.startswith(("stem", "finish"))}
+    adapted_projections = {
+        p.split(".")[1] for p in drawn if p.startswith(("embedding", "final_norm"))
+    }
     assert adapted_projections == ({"project_in", "project_out"} if name == "opt-350m" else set())
     assert adapters.lora_config(adapted, config) == dataclasses.replace(
         lora, targets=adapters.lora_config(adapted, config).targets
@@ -47,8 +51,9 @@ def test_only_the_layers_that_are_named_are_adapted(targets, decoders):
     adapted = adapters.attach(model, config, LoraConfig(rank=2, targets=targets), mesh)
     layers = {path.split(".lora.")[0] for path in build.leaves(adapted) if ".lora." in path}
     names = {"q_proj": "q", "fc1": "up", "out_proj": "o"}
-    blocks = {f"{b}.{names[t]}" for t in targets if t in names for b in ("blocks", "last")}
-    assert layers == (blocks or {"finish.project_out"})
+    found = [names[t] for t in targets if t in names]
+    blocks = {f"{b}.{PART[name]}.{name}" for name in found for b in ("blocks", "last")}
+    assert layers == (blocks or {"final_norm.project_out"})
     assert not any(".lora." in path for path in build.leaves(model))
 
 
@@ -56,7 +61,7 @@ def test_an_update_is_its_product_and_drops_out_its_input_token_by_token(decoder
     config, model = decoders("opt")
     lora = LoraConfig(rank=2, dropout=0.5, targets=("q_proj",))
     model = adapters.attach(model, config, lora, make_mesh((1, 1)))
-    update, rng = model.last.q.lora, np.random.default_rng(0)
+    update, rng = model.last.attention.q.lora, np.random.default_rng(0)
     for factor in (update.a, update.b):
         factor.set_value(jnp.asarray(rng.normal(size=factor.shape), jnp.float32))
     x = jnp.asarray(rng.normal(size=(3, 5, 32)), jnp.float32)

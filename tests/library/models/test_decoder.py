@@ -35,10 +35,10 @@ def gradient(model, remat="none"):
     """Of a loss over all vectors, to the word embeddings."""
 
     def loss(tokens):
-        changed = build.fill(model, build.leaves(model) | {"stem.tokens": tokens})
+        changed = build.fill(model, build.leaves(model) | {"embedding.tokens": tokens})
         return jnp.square(changed(ROWS, remat=remat)).sum()
 
-    return jax.grad(loss)(model.stem.tokens[...])
+    return jax.grad(loss)(model.embedding.tokens[...])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -28,7 +28,7 @@ def test_refuses_a_layer_that_does_not_exist(layer):
 
 def test_refuses_a_stored_head_that_is_not_the_embedding_it_is_said_to_be(tmp_path, decoders):
     config, model = decoders("llama")
-    head = build.leaves(model)["stem.tokens"]
+    head = build.leaves(model)["embedding.tokens"]
     tied = dataclasses.replace(config, tied=True)
     build.save_decoder(tmp_path, tied, model, dtype="float32", head=head)
     build.check_tied_head(tmp_path, tied)

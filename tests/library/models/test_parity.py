@@ -19,6 +19,8 @@ NAMES = (
     "llama-gqa-tiny",
     "llama-odd-tiny",
     "llama3-tiny",
+    "qwen3-tiny",
+    "qwen3-odd-tiny",
     "tinystories-656k",
 )
 
@@ -189,7 +191,9 @@ def test_half_precision_on_disk_is_read_exactly(
     oracle.assert_close(embedder.encode(texts), oracle.run(oracle.load(folder), ids).vectors)
 
 
-@pytest.mark.parametrize("name", ["opt-tiny", "opt-350m-tiny", "llama-odd-tiny", "llama3-tiny"])
+@pytest.mark.parametrize(
+    "name", "name", ["opt-tiny", "opt-350m-tiny", "llama-odd-tiny", "llama3-tiny", "qwen3-odd-tiny"]
+)
 def test_a_written_folder_gives_transformers_the_same_model(
     name, checkpoints, embedders, references, texts, tmp_path
 ):

@@ -71,7 +71,7 @@ def gradients(model, mesh, kind):
 
     def value(factors):
         model = nnx.merge(graph, factors, frozen)
-        z_BSD = model(rows, None, keys, remat=kind, head=3)
+        z_BSD = model(rows, None, keys, remat=kind, prefix_tokens=3)
         return (z_BSD * weight).sum(), z_BSD
 
     with jax.set_mesh(mesh):

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from prompteol_jax.mesh import make_mesh
-from prompteol_jax.ops import attention
+from prompteol_jax.ops import attention, rope
+from prompteol_jax.ops.context import AttentionContext, AttentionSpec, visible
+from prompteol_jax.ops.scan import Saved
 
 B, T, C, N, K, H = 2, 6, 3, 4, 2, 8
 
@@ -18,6 +20,14 @@ def draw(*shape, seed=0):
 Q_BTNH, K_BTKH, V_BTKH = draw(B, T, N, H), draw(B, T, K, H, seed=1), draw(B, T, K, H, seed=2)
 PREFIX = draw(C, K, H, seed=3), draw(C, K, H, seed=4)
 START_BT = jnp.array([[0, 0, 0, 3, 3, 3], [0, 0, 2, 2, 2, 2]])
+
+
+SPEC = AttentionSpec(H**-0.5)
+
+
+def attend(q, k, v, mask, prefix=None, spec=SPEC, **context):
+    q, k, v = map(Saved, (q, k, v))
+    return attention.attend(q, k, v, AttentionContext(mask, **context), spec, prefix)
 
 
 def by_hand(q, k, v, mask):
@@ -32,23 +42,23 @@ def by_hand(q, k, v, mask):
 
 
 def test_a_query_sees_itself_and_what_is_before_it():
-    assert (np.asarray(attention.visible(4)) == np.tril(np.ones((1, 4, 4)))).all()
-    chosen = attention.visible(4, jnp.array([[2], [0]]))
+    assert (np.asarray(visible(4)) == np.tril(np.ones((1, 4, 4)))).all()
+    chosen = visible(4, jnp.array([[2], [0]]))
     assert chosen.astype(int).tolist() == [[[1, 1, 1, 0]], [[1, 0, 0, 0]]]
 
 
 def test_a_packed_query_sees_nothing_before_its_sentence():
-    mask = attention.visible(T, None, START_BT)
+    mask = visible(T, None, START_BT)
     assert mask[0, 4].tolist() == [False, False, False, True, True, False]
     assert mask[1, 1].tolist() == [True, True, False, False, False, False]
-    chosen = attention.visible(T, jnp.array([[4, 1], [5, 1]]), START_BT)
+    chosen = visible(T, jnp.array([[4, 1], [5, 1]]), START_BT)
     assert (chosen[0] == mask[0, jnp.array([4, 1])]).all()
     assert (chosen[1] == mask[1, jnp.array([5, 1])]).all()
 
 
 def test_a_head_is_seen_by_every_sentence_of_its_row_and_sees_only_itself():
     start_BT = jnp.array([[2, 2, 2, 2, 4, 4]])  # two tokens at the head, then two sentences
-    mask = np.asarray(attention.visible(T, None, start_BT, head=2))[0].astype(int)
+    mask = np.asarray(visible(T, None, start_BT, prefix_tokens=2))[0].astype(int)
     assert mask[1].tolist() == [1, 1, 0, 0, 0, 0]
     assert mask[3].tolist() == [1, 1, 1, 1, 0, 0]
     assert mask[5].tolist() == [1, 1, 0, 0, 1, 1]
@@ -56,33 +66,33 @@ def test_a_head_is_seen_by_every_sentence_of_its_row_and_sees_only_itself():
 
 @pytest.mark.parametrize("start_BT", [None, START_BT], ids=["rows", "packed"])
 def test_grouped_heads_attend_as_written_out_head_by_head(start_BT):
-    mask = attention.visible(T, None, start_BT)
-    y = attention.attend(Q_BTNH, K_BTKH, V_BTKH, mask)
+    mask = visible(T, None, start_BT)
+    y = attend(Q_BTNH, K_BTKH, V_BTKH, mask)
     np.testing.assert_allclose(y, by_hand(Q_BTNH, K_BTKH, V_BTKH, np.asarray(mask)), atol=2e-6)
 
 
 def test_a_prefix_is_the_same_as_tokens_before_every_row():
     wide = [jnp.broadcast_to(p, (B, *p.shape)) for p in PREFIX]
     k, v = (jnp.concatenate(two, axis=1) for two in zip(wide, (K_BTKH, V_BTKH), strict=True))
-    mask = attention.visible(C + T, jnp.arange(C, C + T)[None].repeat(B, 0))
-    y = attention.attend(Q_BTNH, K_BTKH, V_BTKH, attention.visible(T), PREFIX)
+    mask = visible(C + T, jnp.arange(C, C + T)[None].repeat(B, 0))
+    y = attend(Q_BTNH, K_BTKH, V_BTKH, visible(T), PREFIX)
     np.testing.assert_allclose(y, by_hand(Q_BTNH, k, v, np.asarray(mask)), atol=2e-6)
 
 
 def test_an_empty_prefix_changes_nothing():
     empty = tuple(p[:0] for p in PREFIX)
-    mask = attention.visible(T)
-    with_empty = attention.attend(Q_BTNH, K_BTKH, V_BTKH, mask, empty)
-    np.testing.assert_array_equal(with_empty, attention.attend(Q_BTNH, K_BTKH, V_BTKH, mask))
+    mask = visible(T)
+    with_empty = attend(Q_BTNH, K_BTKH, V_BTKH, mask, empty)
+    np.testing.assert_array_equal(with_empty, attend(Q_BTNH, K_BTKH, V_BTKH, mask))
 
 
 @pytest.mark.parametrize("prefix", [None, PREFIX], ids=["alone", "prefix"])
 @pytest.mark.parametrize("place", range(T))
 def test_no_gradient_flows_from_a_query_to_what_it_does_not_see(place, prefix):
-    mask = attention.visible(T, None, START_BT)
+    mask = visible(T, None, START_BT)
 
     def loss(k, v):
-        return jnp.square(attention.attend(Q_BTNH, k, v, mask, prefix)[:, place]).sum()
+        return jnp.square(attend(Q_BTNH, k, v, mask, prefix)[:, place]).sum()
 
     for gradient in jax.grad(loss, argnums=(0, 1))(K_BTKH, V_BTKH):
         reached_BT = np.abs(gradient).max((2, 3)) > 0
@@ -93,7 +103,7 @@ def test_no_gradient_flows_from_a_query_to_what_it_does_not_see(place, prefix):
 
 
 def test_large_scores_stay_finite():
-    y = attention.attend(1e4 * Q_BTNH, 1e4 * K_BTKH, V_BTKH, attention.visible(T))
+    y = attend(1e4 * Q_BTNH, 1e4 * K_BTKH, V_BTKH, visible(T))
     assert np.isfinite(y).all()
 
 
@@ -102,7 +112,7 @@ def test_rotation_keeps_lengths_and_makes_products_depend_on_distance_alone():
     q, k = draw(1, 1, 1, H), draw(1, 1, 1, H, seed=1)
 
     def turned(x, place):
-        return attention.rotate(x, attention.rotary_angles(jnp.array([[place]]), frequency))
+        return rope.apply_rope(x, rope.rope_table(jnp.array([[place]]), frequency))
 
     np.testing.assert_array_equal(turned(q, 0), q)
     np.testing.assert_allclose(jnp.linalg.norm(turned(q, 7)), jnp.linalg.norm(q), rtol=1e-6)

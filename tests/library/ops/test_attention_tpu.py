@@ -1,5 +1,8 @@
 """The kernel of packed rows computes what plain attention does, and its gradient."""
 
+import dataclasses
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,9 @@ import pytest
 
 from prompteol_jax.mesh import make_mesh
 from prompteol_jax.ops import attention, attention_tpu
+from prompteol_jax.ops.context import AttentionContext, AttentionSpec, visible
+from prompteol_jax.ops.rope import rope_table
+from prompteol_jax.ops.scan import Saved
 
 T = 128
 
@@ -25,28 +31,33 @@ def operands(B, N, K, H, C, seed=0):
     return q, k, v, jnp.asarray(start), (k_C, v_C) if C else None
 
 
-def plain(q, k, v, start, prefix, head=0, angles=None):
-    mask = attention.visible(T, None, start, head)
-    turn = angles and (angles, angles)
-    return attention.attend(q, k, v, mask, prefix, head=head, turn=turn)
+def attend(implementation, q, k, v, start, prefix, prefix_tokens=0, angles=None, **how):
+    context = AttentionContext(
+        visible(T, None, start, prefix_tokens),
+        ropes=() if angles is None else (angles,),
+        segment_start_BT=start,
+        prefix_tokens=prefix_tokens,
+    )
+    spec = AttentionSpec(q.shape[-1] ** -0.5)
+    return implementation(*map(Saved, (q, k, v)), context, spec, prefix, **how)
 
 
-def fused(q, k, v, start, prefix, head=0, angles=None):
-    return attention_tpu.attend(q, k, v, start, prefix, angles, head=head, interpret=True)
+plain = partial(attend, attention.attend)
+fused = partial(attend, attention_tpu.attend, interpret=True)
 
 
 @pytest.mark.parametrize(
-    ("N", "K", "H", "C", "head", "turned"),
+    ("N", "K", "H", "C", "prefix_tokens", "rotated"),
     [(2, 1, 16, 4, 0, False), (4, 2, 16, 4, 0, True), (1, 1, 16, 0, 3, True)],
 )
-def test_values_and_gradients_are_those_of_plain_attention(N, K, H, C, head, turned):
+def test_values_and_gradients_are_those_of_plain_attention(N, K, H, C, prefix_tokens, rotated):
     q, k, v, start, prefix = operands(2, N, K, H, C)
     weight = jax.random.normal(jax.random.key(9), q.shape)
-    place = jnp.arange(T) - start
-    angles = attention.rotary_angles(place, jnp.linspace(0.1, 1.0, H // 2)) if turned else None
+    position = jnp.arange(T) - start
+    angles = rope_table(position, jnp.linspace(0.1, 1.0, H // 2)) if rotated else None
 
     def value(attend, operands):
-        y = attend(*operands[:3], start, operands[3], head, angles)
+        y = attend(*operands[:3], start, operands[3], prefix_tokens, angles)
         return (y * weight).sum(), y
 
     wanted, found = (
@@ -74,6 +85,19 @@ def test_a_mesh_changes_nothing():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("T", "takes"), [(128, True), (256, True), (64, False), (24, False)])
-def test_only_whole_tiles_of_tokens_are_taken(T, takes):
-    assert attention_tpu.applies(T) == takes
+def test_why_the_reference_runs_can_be_told():
+    q, k, v, start, prefix = operands(1, 2, 1, 16, 4)
+    spec, mask = AttentionSpec(0.25), visible(T, None, start)
+    fits = AttentionContext(mask, segment_start_BT=start)
+
+    def reason(context=fits, spec=spec, tokens=T, **changes):
+        context = dataclasses.replace(context, **changes)
+        own = [Saved(x[:, :tokens]) for x in (q, k, v)]
+        return attention_tpu.supports(*own, context, spec, prefix)
+
+    assert reason() is None
+    assert reason(query_BQ=jnp.zeros((1, 1), jnp.int32)) == "queries are not all tokens"
+    assert reason(segment_start_BT=None) == "rows are not packed"
+    assert reason(tokens=24) == "not supported: rows of 24 tokens, no multiple of 128 up to 512"
+    assert reason(window=5, spec=AttentionSpec(0.25, 30.0)) == "not supported: window, softcap"
+    assert reason(prefix_mask_C=jnp.ones(4, bool)) == "not supported: padded prefix"

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 
-from prompteol_jax.ops.layer_slice import Part, alone, kernel_call
+from prompteol_jax.ops.kernel import kernel_call
+from prompteol_jax.ops.layer_slice import LayerSlice, unstacked
 
 STACK = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 8, 128)), jnp.float32)
 
@@ -32,12 +33,12 @@ def doubled(part, other, array):
 
 @pytest.mark.parametrize("layer", range(3))
 def test_a_kernel_reads_the_layer_that_is_meant(layer):
-    part = Part(STACK, jnp.int32(layer))
+    part = LayerSlice(STACK, jnp.int32(layer))
     np.testing.assert_array_equal(part.value(), STACK[layer])
-    y = jax.jit(doubled)(part, alone(STACK[0]), STACK[1])
+    y = jax.jit(doubled)(part, unstacked(STACK[0]), STACK[1])
     np.testing.assert_array_equal(y, 2 * STACK[layer] + STACK[0] + STACK[1])
 
 
 def test_a_change_of_layout_holds_for_every_layer():
-    part = Part(STACK, jnp.int32(2)).each(lambda x: x.swapaxes(1, 2).reshape(4, -1))
+    part = LayerSlice(STACK, jnp.int32(2)).map(lambda x: x.swapaxes(1, 2).reshape(4, -1))
     np.testing.assert_array_equal(part.value(), STACK[2].swapaxes(1, 2).reshape(4, -1))

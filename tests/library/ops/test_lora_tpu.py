@@ -6,13 +6,20 @@ import numpy as np
 import pytest
 
 from prompteol_jax.mesh import make_mesh
-from prompteol_jax.ops import dropout, einsum, lora_tpu
+from prompteol_jax.ops import dropout, einsum, lora, lora_tpu
+from prompteol_jax.ops.scan import NONE, Saved
 
 SIZES = {"D": 256, "N": 2, "H": 64, "I": 128, "F": 384}
 EQUATIONS = ["BTD,NHD->BTNH", "BTI,DI->BTD", "BTD,FD->BTF", "BTF,DF->BTD"]
-LAST = {
-    equation: lora_tpu.Last(bool(x), bool(y))
-    for equation, x, y in zip(EQUATIONS, (0, 1, 0, 0), (1, 0, 0, 0), strict=True)
+FORMS = {
+    equation: lora.LowRank(equation, a, b, outputs, rate=0.3, scale=0.25)
+    for equation, a, b, outputs in zip(
+        EQUATIONS,
+        ("RD", "RI", "RD", "RF"),
+        ("RI", "RD", "RF", "RD"),
+        ((2, 64), (256,), (384,), (256,)),
+        strict=True,
+    )
 }
 
 
@@ -39,9 +46,9 @@ def plain(equation, x, keys, a, b, rate, scale):
 
 def fused(cases, rate, x, keys, a, b):
     """The kernel's updates of one input, each with its factors."""
-    factors = [lora_tpu.Factors(*pair) for pair in zip(a, b, strict=True)]
-    rest = dict(rate=rate, scale=0.25, interpret=True)
-    return lora_tpu.updates(x, keys, factors, LAST[cases[0]], **rest)
+    factors = [lora.Factors(*map(Saved, pair)) for pair in zip(a, b, strict=True)]
+    forms = [FORMS[case]._replace(rate=rate) for case in cases]
+    return lora_tpu.updates(forms, Saved(x), keys, factors, interpret=True)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3])
@@ -75,10 +82,7 @@ def test_a_mesh_changes_nothing():
     @jax.jit
     def gradients(x, keys, a, b):
         def value(x, a, b):
-            return (
-                fused(EQUATIONS[1:2], 0.3, x, [keys], [a], [b])[0]
-                * weight.reshape(*weight.shape[:2], -1)
-            ).sum()
+            return (fused(EQUATIONS[1:2], 0.3, x, [keys], [a], [b])[0] * weight).sum()
 
         return jax.grad(value, argnums=(0, 1, 2))(x, a, b)
 
@@ -87,3 +91,31 @@ def test_a_mesh_changes_nothing():
         spread = gradients(x, keys, a, b)
     for one, other in zip(alone, spread, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("equations", [*([e] for e in EQUATIONS), [EQUATIONS[0]] * 3], ids=str)
+def test_the_reference_is_the_plain_product(equations):
+    drawn = [operands(e, seed=n, tokens=5) for n, e in enumerate(equations)]
+    (x, *_), a, b, _, keys = drawn[0], *zip(*(d[1:] for d in drawn), strict=True)
+    factors = [lora.Factors(*map(Saved, pair)) for pair in zip(a, b, strict=True)]
+    ys = lora.updates([FORMS[e] for e in equations], Saved(x), keys, factors)
+    for e, k, one, other, y in zip(equations, keys, a, b, ys, strict=True):
+        wanted = plain(e, x, k, one, other, 0.3, 0.25).reshape(y.shape)
+        np.testing.assert_allclose(y, wanted, atol=1e-5 * float(jnp.abs(wanted).max()))
+
+
+def test_why_the_reference_runs_can_be_told():
+    x, a, b, _, keys = operands(EQUATIONS[0])
+    factors = [lora.Factors(Saved(a), Saved(b))]
+
+    def reason(x=x, factors=factors):
+        return lora_tpu.supports([FORMS[EQUATIONS[0]]], Saved(x), [keys], factors, NONE)
+
+    assert reason() is None
+    assert reason(x[:, :24]).startswith("not supported: 24 tokens, 256 to (128,) features")
+    wide = lora.Factors(Saved(jnp.zeros((8, 2**17))), Saved(b))
+    assert reason(factors=[wide]).endswith("bytes of VMEM, above 67108864")
+    with jax.set_mesh(make_mesh((1, 2), jax.devices()[:2])):
+        assert reason() == "not supported: a model axis"
+    with jax.set_mesh(make_mesh((4, 1), jax.devices()[:4])):
+        assert reason() == "2 rows do not divide over 4 devices"

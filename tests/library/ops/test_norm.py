@@ -1,29 +1,32 @@
 """The kernels of norms compute what the plain formula does, and its gradient."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from prompteol_jax.mesh import make_mesh
-from prompteol_jax.ops import norm
+from prompteol_jax.ops import norm, norm_tpu
+from prompteol_jax.ops.scan import NONE, Saved
 
 KINDS = {"layer": (True, True), "rms": (False, False)}
 
 
 def both(kind, x, scale, bias, weights):
-    """Value and gradients of a norm beside a residual connection: plain, and by the kernels."""
+    """Value and gradients of a norm and a residual connection: the reference, and the kernels."""
     centered, _ = KINDS[kind]
 
-    def value(interpret, x, scale, bias):
-        y, x = norm.beside(norm.Norm(1e-5, centered, interpret), x, scale, bias)
+    def value(fork, x, scale, bias):
+        y, x = fork(norm.Norm(1e-5, centered), Saved(x), scale, bias)
         return (y * weights[0] + x * weights[1]).sum(), y
 
     return [
-        jax.value_and_grad(lambda *o, i=i: value(i, *o), argnums=(0, 1, 2), has_aux=True)(
+        jax.value_and_grad(lambda *o, fork=fork: value(fork, *o), argnums=(0, 1, 2), has_aux=True)(
             x, scale, bias
         )
-        for i in (False, True)
+        for fork in (norm.fork, partial(norm_tpu.fork, interpret=True))
     ]
 
 
@@ -48,3 +51,15 @@ def test_a_mesh_changes_nothing():
         spread = jax.jit(lambda *o: both("layer", *o)[1])(*given)
     for one, other in zip(jax.tree.leaves(alone), jax.tree.leaves(spread), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
+
+
+def test_why_the_reference_runs_can_be_told():
+    def reason(*shape):
+        x = Saved(jnp.zeros(shape))
+        return norm_tpu.supports(norm.Norm(1e-5, centered=True), x, x, None, NONE)
+
+    assert reason(2, 128, 256) is None
+    assert reason(2, 4, 1, 8) == "not supported: 4 axes"
+    assert reason(2, 12, 256) == "not supported: 12 tokens of 256 features, no multiples of 128"
+    with jax.set_mesh(make_mesh((4, 1), jax.devices()[:4])):
+        assert reason(2, 128, 256) == "2 rows do not divide over 4 devices"

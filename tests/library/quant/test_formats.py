@@ -14,7 +14,7 @@ from prompteol_jax.mesh import make_mesh
 from prompteol_jax.models import build
 from prompteol_jax.models.decoder import Rows
 from prompteol_jax.models.llama import LlamaConfig
-from prompteol_jax.ops import einsum
+from prompteol_jax.ops import bits, einsum
 from prompteol_jax.quant import formats as quant
 from prompteol_jax.weights import load
 
@@ -46,7 +46,7 @@ def by_bitsandbytes(matrix):
 def test_bytes_come_apart_by_a_product_as_by_their_bits():
     bytes_ = jnp.arange(256, dtype=jnp.uint8).reshape(2, 4, 32)
     expected = [code for byte in range(256) for code in divmod(byte, 16)]
-    for apart in (quant.unpack, quant.unpack_by_product):
+    for apart in (bits.unpack_by_shifts, bits.unpack_by_product):
         found = apart(bytes_)
         assert found.shape == (2, 4, 64)
         np.testing.assert_array_equal(found.ravel(), expected)
@@ -227,7 +227,7 @@ def test_merging_makes_a_quantized_base_whole_and_adds_the_update(decoders):
         merged["last.up.w"], last + model.last.up.lora.product(), rtol=1e-6, atol=1e-7
     )
     np.testing.assert_array_equal(
-        merged["blocks.q.w"], base.blocks.q.w.get_value().dequantize_layers()
+        merged["blocks.attention.q.w"], base.blocks.attention.q.w.get_value().dequantize_layers()
     )
 
 

@@ -149,10 +149,10 @@ def test_a_random_checkpoint_is_one_that_loads(small, tmp_path, data, name):
     loaded = load_pretrained(str(tmp_path / "a"), make_mesh((1, 1)), dtype=np.float32)
     assert loaded.config.D == 32
     leaves = build.leaves(loaded.decoder)
-    q = np.asarray(leaves["blocks.q.w"])
+    q = np.asarray(leaves["blocks.attention.q.w"])
     assert abs(q.std() / random_checkpoint.DEVIATION - 1) < 0.1
-    assert (np.asarray(leaves["finish.norm.scale"]) == 1).all()
-    assert not np.array_equal(q[0], np.asarray(leaves["last.q.w"]))
+    assert (np.asarray(leaves["final_norm.scale"]) == 1).all()
+    assert not np.array_equal(q[0], np.asarray(leaves["last.attention.q.w"]))
 
 
 def test_importing_it_needs_neither_jax_nor_what_only_training_needs():

@@ -1,0 +1,47 @@
+"""Rotary positions (RoPE): the pairs (i, i + H/2) of a head are rotated by their position's angle.
+
+Source: Su et al. 2021 (RoFormer), in the half-split order of Hugging Face's LLaMA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+Rope = tuple[Float[Array, "_ _ h"], Float[Array, "_ _ h"]]  # cosines and sines of tokens
+
+
+def rope_table(
+    position: Int[Array, "..."], inverse_frequency: Float[Array, "h"]
+) -> tuple[Float[Array, "... h"], Float[Array, "... h"]]:
+    """Return cosine and sine of every position times every frequency, float32."""
+    angle = position[..., None].astype(jnp.float32) * inverse_frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def apply_rope(x_BTNH: Float[Array, "B T N H"], rope: Rope) -> Float[Array, "B T N H"]:
+    """Rotate every head by its token's angles; float32 inside."""
+    return _rotated(x_BTNH, *(a[:, :, None, :] for a in rope), axis=-1)
+
+
+def apply_rope_in_kernel(x_HT: Any, refs: Sequence[Any], *, back: bool = False) -> Any:
+    """Rotate one head, features by tokens, inside a kernel's program.
+
+    Args:
+        refs: cosines and sines, each `[1, H/2, T]`; nothing leaves `x_HT` as it is.
+        back: rotate back, as the gradient is.
+    """
+    if not refs:
+        return x_HT
+    cos, sin = (ref[0] for ref in refs)
+    return _rotated(x_HT, cos, -sin if back else sin, axis=0)
+
+
+def _rotated(x: jax.Array, cos: jax.Array, sin: jax.Array, axis: int) -> jax.Array:
+    left, right = jnp.split(x.astype(jnp.float32), 2, axis=axis)
+    rotated = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=axis)
+    return rotated.astype(x.dtype)

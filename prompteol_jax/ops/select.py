@@ -1,0 +1,154 @@
+"""Which implementation of an op runs: a platform's kernel where it supports the operands, else the
+reference. Also what the rest of the library decides by the platform.
+
+A kernel's `supports` returns None, or the reason why it cannot run. Reasons are logged once, at
+level DEBUG of the logger `prompteol_jax.ops.select`; `why_not` returns them.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from prompteol_jax.ops import (
+    attention,
+    attention_tpu,
+    dropout,
+    lora,
+    lora_tpu,
+    norm,
+    norm_tpu,
+    platform,
+)
+from prompteol_jax.ops.context import AttentionContext, AttentionSpec
+from prompteol_jax.ops.scan import NONE, Saved, Tape
+
+_LOG: Final = logging.getLogger(__name__)
+
+
+class Kernel(NamedTuple):
+    """A platform's implementation of an op; both functions take the op's operands."""
+
+    supports: Callable[..., str | None]
+    run: Callable[..., Any]
+
+
+REFERENCES: Final[Mapping[str, Callable[..., Any]]] = MappingProxyType(
+    {"attention": attention.attend, "norm": norm.fork, "low-rank update": lora.updates}
+)
+KERNELS: Final[Mapping[tuple[str, str], Kernel]] = MappingProxyType(
+    {
+        ("attention", "tpu"): Kernel(attention_tpu.supports, attention_tpu.attend),
+        ("norm", "tpu"): Kernel(norm_tpu.supports, norm_tpu.fork),
+        ("low-rank update", "tpu"): Kernel(lora_tpu.supports, lora_tpu.updates),
+    }
+)
+
+
+def why_not(op: str, *operands: Any) -> str | None:
+    """Return why the reference of an op runs on these operands; None where a kernel does."""
+    name = platform.current()
+    kernel = KERNELS.get((op, name))
+    return f"no kernel for {name}" if kernel is None else kernel.supports(*operands)
+
+
+def _run(op: str, *operands: Any) -> Any:
+    reason = why_not(op, *operands)
+    if reason is None:
+        return KERNELS[op, platform.current()].run(*operands)
+    _log(f"{op}: the reference runs: {reason}")
+    return REFERENCES[op](*operands)
+
+
+@functools.cache
+def _log(line: str) -> None:
+    """Log a line once a process."""
+    _LOG.debug(line)
+
+
+def attend(
+    q: Saved,
+    k: Saved,
+    v: Saved,
+    context: AttentionContext,
+    spec: AttentionSpec,
+    prefix: attention.KeysValues | None,
+) -> jax.Array:
+    """Attend to the own row and the prefix; see `attention.attend`."""
+    return _run("attention", q, k, v, context, spec, prefix)
+
+
+def fork_norm(
+    kind: norm.Norm, x: Saved, scale: jax.Array, bias: jax.Array | None, tape: Tape = NONE
+) -> tuple[jax.Array, jax.Array]:
+    """Return the norm of x, and x for the residual connection; see `norm.fork`."""
+    return _run("norm", kind, x, scale, bias, tape)
+
+
+def low_rank_updates(
+    forms: Sequence[lora.LowRank],
+    x: Saved,
+    keys: Sequence[dropout.Keys | None],
+    factors: Sequence[lora.Factors],
+    tape: Tape = NONE,
+) -> list[jax.Array]:
+    """Return the updates of several layers with one input; see `lora.updates`.
+
+    Where the kernel cannot hold all of them, it may hold one.
+    """
+    if len(forms) > 1 and why_not("low-rank update", forms, x, keys, factors, tape):
+        each = zip(forms, keys, factors, strict=True)
+        return [low_rank_updates([f], x, [k], [ab], tape)[0] for f, k, ab in each]
+    return _run("low-rank update", forms, x, keys, factors, tape)
+
+
+_PREFIX_IN_ROWS: Final = 16  # tokens
+
+
+def runs_layer_by_layer(mesh: Mesh) -> bool:
+    """Return whether encoding calls the layers one by one.
+
+    XLA's CPU compiler copies what a scan slices out of stacked weights.
+    """
+    return platform.of(mesh) == "cpu"
+
+
+def batch_tokens(mesh: Mesh, D: int, *, quantized: bool) -> int:
+    """Return tokens of a batch that keep the devices of a mesh busy."""
+    return device_batch_tokens(platform.of(mesh), D, quantized=quantized) * mesh.shape["data"]
+
+
+def device_batch_tokens(name: str, D: int, *, quantized: bool) -> int:
+    """Return tokens of a batch, for each device along data, that keep a device busy.
+
+    On a TPU all activations of the batch then stay in VMEM. Quantized weights, dequantized once a
+    batch, want more tokens: as many as keep those of D features there.
+
+    Args:
+        name: of the platform.
+    """
+    tpu = max(2048, 2**24 // D) if quantized else max(1024, 2**22 // D)
+    return {"cpu": 512, "tpu": tpu}.get(name, 16384)
+
+
+def prefix_in_rows(C: int, mesh: Mesh | None = None) -> bool:
+    """Return whether training puts a prefix of C tokens at the beginning of every packed row.
+
+    On a TPU a pass over few tokens takes as long as reading all weights, forward and backward.
+
+    Args:
+        mesh: by default the one in context.
+    """
+    name = platform.current() if mesh is None else platform.of(mesh)
+    return name == "tpu" and 0 < C <= _PREFIX_IN_ROWS
+
+
+def packs_whole_tiles(mesh: Mesh) -> bool:
+    """Return whether packed rows should be whole tiles of tokens, which a kernel needs."""
+    return platform.of(mesh) == "tpu"
