@@ -2,8 +2,8 @@
 
     python examples/own_family.py
 
-The block computes x + attention(norm(x)) + mlp(norm(x)), as GPT-J and PaLM do. `docs/guides/add-a-family.md` explains
-every member.
+The block computes x + attention(norm(x)) + mlp(norm(x)), as GPT-J and PaLM do.
+`docs/guides/add-a-family.md` explains every member.
 """
 
 from __future__ import annotations

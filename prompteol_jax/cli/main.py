@@ -59,7 +59,7 @@ class ShowOptions:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    description = "PromptEOL sentence embeddings from OPT and LLaMA."
+    description = "PromptEOL sentence embeddings from OPT, LLaMA and Qwen3."
     run_one_of("prompteol", description, COMMANDS, argv)
 
 
