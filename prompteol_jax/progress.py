@@ -1,24 +1,68 @@
-"""One progress bar for everything that takes a while, on standard error."""
+"""Progress on standard error: a bar on a terminal, a line a minute in a log."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
+
+EVERY: Final = 60.0  # seconds between two lines of a log
 
 
 @runtime_checkable
 class Advance(Protocol):
-    """TensorMaps the bar on by some steps."""
+    """Function that moves the bar on by some steps."""
 
     def __call__(self, steps: int = 1) -> None: ...
 
 
+class _Lines:
+    """Progress as lines of a log."""
+
+    said_at = time.monotonic()  # of the process: short pieces of long work add up
+
+    def __init__(self, label: str, total: int):
+        self._label, self._total = label, total
+        self._done, self._start = 0, time.monotonic()
+
+    def __call__(self, steps: int = 1) -> None:
+        self._done += steps
+        now = time.monotonic()
+        if now - _Lines.said_at < EVERY:
+            return
+        _Lines.said_at = now
+        rate = self._done / max(now - self._start, 1e-9)
+        share = f" ({self._done / self._total:.0%})" if self._total else ""
+        left = max(0, self._total - self._done) / rate if rate else 0.0
+        sys.stderr.write(
+            f"{self._label}: {self._done:,} of {self._total:,}{share}, {rate:,.0f}/s, "
+            f"{_duration(left)} left\n"
+        )
+        sys.stderr.flush()
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
 @contextmanager
 def progress_bar(label: str, total: int, show: bool | None = None) -> Iterator[Advance]:
-    """Show a bar with rate and time left; by default only where standard error is a terminal."""
-    if not (sys.stderr.isatty() if show is None else show):
+    """Show how far work is, with its rate and the time left.
+
+    Args:
+        label: name of the work.
+        total: number of steps.
+        show: True for a bar, False for nothing; by default a bar on a terminal, and elsewhere a
+            line whenever a minute has passed without one, over all work of this process.
+    """
+    if show is None and not sys.stderr.isatty():
+        yield _Lines(label, total)
+        return
+    if show is False:
         yield lambda steps=1: None
         return
     from rich.console import Console

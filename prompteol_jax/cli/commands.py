@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from prompteol_jax import processes
@@ -18,6 +19,32 @@ Options = TypeVar("Options")
 # What a user can mend: a wrong input, or a machine that refuses. Anything else is a bug of ours and
 # shows its traceback.
 USER_ERRORS: Final = (UserError, OSError)
+
+
+class Commands(Mapping[str, tuple[type, Callable[[Any], object]]]):
+    """Commands by name: the options that each takes and what it does with them.
+
+    Args:
+        commands: `MODULE:CLASS` and `MODULE:FUNCTION` by name, imported when they are asked for.
+    """
+
+    def __init__(self, **commands: tuple[str, str]):
+        self._commands = commands
+
+    def __getitem__(self, name: str) -> tuple[type, Callable[[Any], object]]:
+        options, function = map(_imported, self._commands[name])
+        return options, function
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._commands)
+
+    def __len__(self) -> int:
+        return len(self._commands)
+
+
+def _imported(name: str) -> Any:
+    module, _, member = name.partition(":")
+    return getattr(importlib.import_module(module), member)
 
 
 def run_one_of(

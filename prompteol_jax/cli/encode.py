@@ -51,12 +51,18 @@ class EncodeOptions(DistributedOptions, ModelOptions):
     def problems(self) -> list[str]:
         """List what does not fit: processes, and an output that cannot be written or would lose
         something."""
-        return super().problems() + _output_problems(self, Output.parse(self.output))
+        found = super().problems()
+        if paths.is_bucket(self.output):  # asked for when the command runs
+            return found
+        return found + _output_problems(self, Output.parse(self.output))
 
 
 def encode_corpus(options: EncodeOptions) -> None:
     """Encode a corpus; every wrong input is refused before the model is loaded."""
     output = Output.parse(options.output)
+    problems = _output_problems(options, output)
+    if problems:
+        raise UserError("; ".join(problems))
     with corpus.opened(options.input, spool=output.spool) as texts:
         settings = _settings(options)
         chunks = corpus.survey(texts, options.shard_rows)

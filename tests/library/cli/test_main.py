@@ -295,8 +295,8 @@ def test_words_prints_the_most_likely_tokens(tmp_path, loaded, embedder, capsys)
 @pytest.mark.usefixtures("unloadable")
 def test_words_refuses_nothing_to_show(capsys):
     line = refused(capsys, cli.main, ["words", "--model", "tiny", "a", "-k", "0"])
-    assert "k >= 1; got ('a',), k 0" in line
-    assert "got (), k 10" in refused(capsys, cli.main, ["words", "--model", "tiny"])
+    assert "--k 0 must be at least 1" in line
+    assert "give one text or more" in refused(capsys, cli.main, ["words", "--model", "tiny"])
 
 
 @pytest.mark.usefixtures("unloadable")
