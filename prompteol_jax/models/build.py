@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from prompteol_jax import axes, nn
-from prompteol_jax.errors import NotFound, UserError
+from prompteol_jax.errors import NotFound, UserError, nearest
 from prompteol_jax.models import FAMILIES, Config
 from prompteol_jax.models.config import shown
 from prompteol_jax.models.decoder import Decoder
@@ -47,7 +47,8 @@ def read_config(folder: Path) -> Config:
     name = fields.get("model_type")
     if type(name) is not str or name not in FAMILIES:
         raise UserError(
-            f"{path}: model_type = {shown(name)} is not supported; supported: {sorted(FAMILIES)}"
+            f"{path}: model_type = {shown(name)} is not supported{nearest(str(name), FAMILIES)}; "
+            f"supported: {sorted(FAMILIES)}"
         )
     try:
         return FAMILIES[name][0].from_hf(fields)
