@@ -9,7 +9,7 @@ import numpy as np
 import oracle
 import pytest
 
-from prompteol_jax.encoding.batching import encode
+from prompteol_jax.encoding.runners import encode
 from prompteol_jax.errors import UserError
 from prompteol_jax.lora import lora as adapters
 from prompteol_jax.lora import peft
