@@ -315,8 +315,8 @@ def _known_fields(value: Any, name: str) -> Any:
 def _other_space(tokenizer: Tokenizer, folder: Path) -> list[str]:
     """Refuse a config that says otherwise of the space before a text than the tokenizer does."""
     asked = _read_configs(folder).get("tokenizer_config.json", {}).get("add_prefix_space")
-    numbers = tokenizer.ids(["the"])[0]
-    adds = len(numbers) > 1 and (tokenizer.entry(numbers[1]) or "").startswith(_SPACES)
+    first = tokenizer.backend.encode("the", add_special_tokens=False).ids[:1]
+    adds = any((tokenizer.entry(number) or "").startswith(_SPACES) for number in first)
     if not isinstance(asked, bool) or asked == adds:
         return []
     does = "puts a space before a text" if adds else "puts no space before a text"
