@@ -54,8 +54,8 @@ class Embedder:
         plan: `fixed`, `fitted` or `packed`: how sentences form batches. Except for `fixed`, a
             vector may differ by rounding (2e-5 in float32) from that of another call.
         max_tokens: largest number of ids of a prompt, template included; a longer text is cut at
-            its end. By default all positions of the model. Attention needs memory by the square
-            of it: about 12 bytes x heads x max_tokens^2 for each row of the longest bucket.
+            its end. By default all positions of the model. A long text needs about 1,500 bytes
+            x heads x ids for attention, and ids^2 bytes for its mask.
     Raises: UserError naming an argument that is not allowed, and what is.
     """
 
