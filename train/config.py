@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Final, Literal
 
+from prompteol_jax.cli import options
+from prompteol_jax.cli.options import DistributedOptions, flag
 from prompteol_jax.errors import UserError
 from prompteol_jax.storage import paths
 
 SYNTHETIC: Final = "synthetic"
-# What a resumed run may be given anew; anything else changes what it computes.
+# Flags that may differ in a resumed run; any other changes what it computes.
 FREE_ON_RESUME: Final = frozenset(
-    "mesh resume output json keep save_minutes final_eval coordinator processes process".split()
+    "mesh resume output json keep save_minutes final_eval".split()
+    + [field.name for field in dataclasses.fields(DistributedOptions)]
 )
 MAX_SEED: Final = 2**32 - 1
 STOPPED: Final = 75  # exit status of a run that SIGTERM stopped: EX_TEMPFAIL, "try again later"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(DistributedOptions):
     """Fine-tunes a decoder contrastively on triplets of sentences, as PromptEOL does.
 
     Without any flag it trains the random model `tiny` on sentences from a small grammar, which
@@ -56,86 +58,60 @@ class TrainConfig:
     """Keep the frozen matrices of linear layers in 4 or 8 bits; the adapter stays float32."""
     full: bool = False
     """Train every weight instead of an adapter."""
-    rank: int = 64
+    rank: int = flag(64, at_least=1)
     """LoRA: rank of a fresh adapter's updates of every linear layer."""
-    alpha: float = 16.0
+    alpha: float = flag(16.0, above=0)
     """LoRA: a fresh adapter's updates are scaled by alpha / rank."""
-    dropout: float = 0.05
+    dropout: float = flag(0.05, at_least=0, below=1)
     """LoRA: dropout of the updates' inputs."""
-    base_dropout: float | None = None
+    base_dropout: float | None = flag(None, at_least=0, below=1)
     """The model's own dropout, instead of its config's (OPT: 0.1)."""
 
     loss: str = "infonce"
     """Name of the loss: `infonce`, over in-batch positives and hard negatives."""
-    batch: int = 256
+    batch: int = flag(256, at_least=2, why="every anchor needs negatives")
     """Triplets of the global batch; every other one's sentences are its negatives."""
-    chunks: int = 1
+    chunks: int = flag(1, at_least=1)
     """Parts that a batch is encoded in one after another, to save memory; same result."""
     remat: Literal["auto", "none", "dots", "full"] = "auto"
     """What the backward pass recomputes to save memory: nothing, all but products, everything, or
     the first of these that fits the device."""
-    cut: int = 32
+    cut: int = flag(32, at_least=1)
     """Tokens that a sentence is cut to before it goes into the template."""
-    epochs: float = 1.0
+    epochs: float = flag(1.0, above=0)
     """Passes over the data, in whole batches."""
-    steps: int | None = None
+    steps: int | None = flag(None, at_least=1)
     """Stop after this many steps instead."""
-    lr: float = 5e-4
+    lr: float = flag(5e-4, above=0)
     """Peak learning rate."""
-    warmup_steps: int | None = None
+    warmup_steps: int | None = flag(None, at_least=0)
     """Steps from 0 up to the peak, then down to 0; 100, or a tenth of a run below 1,000 steps."""
-    seed: int = 42
+    seed: int = flag(42, at_least=0, at_most=MAX_SEED)
     """Of data order, dropout and fresh weights."""
 
-    eval_every: int = 50
+    eval_every: int = flag(50, at_least=1)
     """Steps between development scores; the best weights are kept, later ties win."""
-    patience: int | None = None
+    patience: int | None = flag(None, at_least=1)
     """Stop after this many development scores in a row below the best."""
     final_eval: bool = False
     """Score the best weights on all STS tasks of --dev at the end."""
-    save_every: int = 50
+    save_every: int = flag(50, at_least=1)
     """Steps between checkpoints."""
-    save_minutes: float | None = None
+    save_minutes: float | None = flag(None, above=0)
     """Minutes between checkpoints at most, whatever the steps."""
-    keep: int = 2
+    keep: int = flag(2, at_least=1)
     """Newest checkpoints kept."""
 
-    coordinator: str | None = None
-    """HOST:PORT of process 0 of several, or `auto` on a TPU pod."""
-    processes: int | None = None
-    """How many processes there are."""
-    process: int | None = None
-    """Which of them this is, from 0."""
-
     def check(self) -> None:
-        """Refuse flags that cannot work, all of them at once.
+        """Refuse flags that cannot work, all of them in one error.
 
         Raises: UserError.
         """
-        wrong = [
-            f"--{name.replace('_', '-')} {getattr(self, name)} must be {allowed}"
-            for name, allowed, fine in (
-                ("batch", "2 or more: every anchor needs negatives", self.batch >= 2),
-                ("chunks", "1 or more", self.chunks >= 1),
-                ("cut", "1 or more", self.cut >= 1),
-                ("epochs", "above 0 and finite", 0 < self.epochs < math.inf),
-                ("steps", "1 or more", self.steps is None or self.steps >= 1),
-                ("lr", "above 0 and finite", 0 < self.lr < math.inf),
-                ("warmup_steps", "0 or more", (self.warmup_steps or 0) >= 0),
-                ("rank", "1 or more", self.rank >= 1),
-                ("alpha", "above 0 and finite", 0 < self.alpha < math.inf),
-                ("dropout", "from 0 to below 1", 0 <= self.dropout < 1),
-                ("base_dropout", "from 0 to below 1", 0 <= (self.base_dropout or 0) < 1),
-                ("seed", f"from 0 to {MAX_SEED}", 0 <= self.seed <= MAX_SEED),
-                ("eval_every", "1 or more", self.eval_every >= 1),
-                ("patience", "1 or more", self.patience is None or self.patience >= 1),
-                ("save_every", "1 or more", self.save_every >= 1),
-                ("save_minutes", "above 0", self.save_minutes is None or self.save_minutes > 0),
-                ("keep", "1 or more", self.keep >= 1),
-            )
-            if not fine
-        ]
-        wrong += self._misfits()
+        options.check(self)
+
+    def problems(self) -> list[str]:
+        """Return what does not fit between the flags; `check` adds their ranges."""
+        wrong = [*super().problems(), *self._without_effect(), *self._misfits()]
         if self.full and self.adapter is not None:
             wrong.append("--full trains every weight and takes no --adapter: drop one of the two")
         if self.full and self.quantize is not None:
@@ -151,11 +127,22 @@ class TrainConfig:
             wrong.append(f"--data {self.data} is neither `{SYNTHETIC}` nor a file or folder")
         if self.skip_bad and paths.as_path(self.data).is_dir():
             wrong.append("--skip-bad is for files: give it to train.prepare instead")
-        if wrong:
-            raise UserError("; ".join(wrong))
+        return wrong
+
+    def _without_effect(self) -> list[str]:
+        """Return the flags that another one leaves without effect."""
+        unused = {"adapter": ("rank", "alpha")} if self.adapter else {}
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        unused |= {"full": ("rank", "alpha", "dropout")} if self.full else {}
+        return [
+            f"--{name} has no effect with --{cause}: leave it out"
+            for cause, names in unused.items()
+            for name in names
+            if getattr(self, name) != defaults[name]
+        ]
 
     def _misfits(self) -> list[str]:
-        """Return what is wrong with the loss, the mesh, and the processes that share it."""
+        """Return what is wrong with the loss and the mesh."""
         from prompteol_jax.mesh import parse_mesh  # brings jax, which --help does without
         from train.losses import find_loss
 
@@ -172,14 +159,6 @@ class TrainConfig:
             wrong.append(
                 f"--batch {self.batch} must be a multiple of the {data} of --mesh {self.mesh}"
             )
-        missing = [self.processes, self.process].count(None)
-        if self.coordinator in (None, "auto"):
-            if missing < 2:
-                wrong.append("--processes and --process need --coordinator HOST:PORT beside them")
-        elif missing:
-            wrong.append(f"--coordinator {self.coordinator} needs --processes N and --process I")
-        elif not 0 <= self.process < self.processes:
-            wrong.append(f"--process {self.process} must be from 0 to --processes - 1")
-        elif data * model % self.processes:
+        if self.coordinator and self.processes and data * model % self.processes:
             wrong.append(f"--mesh {self.mesh} cannot be shared by --processes {self.processes}")
         return wrong

@@ -45,9 +45,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
     data = read_data(config)
     settings = resolve(config, mesh, data.rows)
     flags, start = settings.flags, time.perf_counter()
-    with RunFolder.claim(flags) as folder:
+    with RunFolder.claim(flags, data.work) as folder:
         training = Run(settings, folder, data)
-        folder.begin(flags)
+        folder.begin()
         try:
             result = training.run()
         except Stopped as stopped:
@@ -63,13 +63,13 @@ def run(config: TrainConfig) -> dict[str, Any]:
 
 def start_devices(config: TrainConfig) -> Mesh:
     """Join the other processes, if any, and return the mesh of all devices."""
-    from prompteol_jax import distributed, runtime
+    from prompteol_jax import runtime
     from prompteol_jax.mesh import make_mesh, parse_mesh
     from train.run.say import say
 
     shape = parse_mesh(config.mesh)
     runtime.simulate_devices(shape[0] * shape[1] // (config.processes or 1))
-    distributed.initialize(config.coordinator, config.processes, config.process)
+    config.join()
     mesh = make_mesh(shape)
     if runtime.is_simulated(mesh):
         say(f"mesh {config.mesh}: {mesh.size} devices simulated on the CPU")

@@ -6,10 +6,12 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import numpy as np
 from jaxtyping import PyTree
 
 from eval.sts.scores import development_score
@@ -29,7 +31,7 @@ from train.run.folder import DEV, RunFolder
 from train.run.metrics import MetricsLog, StepTimes, step_record
 from train.run.not_finite import not_finite
 from train.run.say import say
-from train.step import TrainState, TrainStep, state_shardings
+from train.step import TrainState, TrainStep, abstract_batch, state_shardings
 from train.trainable import make_trainable
 
 Item = TypeVar("Item")
@@ -126,15 +128,26 @@ class Run:
     def steps(
         self, state: TrainState, batches: Iterable[tuple[int, CollatedBatch]]
     ) -> Iterator[Taken]:
-        """Take a step with each batch; all of them run the program that the first one compiles."""
-        program = None
+        """Take a step with each batch, all of them by the one program of the run."""
+        program = self.program.result()
+        self.times.restart()
         for step, batch in batches:
-            arguments = (state, self.trainable.frozen, batch.batch, batch.prefix_C, self.key)
             with jax.set_mesh(self.settings.mesh):
-                if program is None:
-                    program = self._compiled(arguments)
-                state, metrics = program(*arguments)
+                state, metrics = program(
+                    state, self.trainable.frozen, batch.batch, batch.prefix_C, self.key
+                )
             yield Taken(step + 1, state, metrics, batch)
+
+    @cached_property
+    def program(self) -> Future:
+        """The compiled step, begun in a thread when it is first asked for.
+
+        It refuses arguments of another shape, so nothing is compiled later.
+        """
+        pool = ThreadPoolExecutor(1, "compile")
+        future = pool.submit(self._compiled)
+        pool.shutdown(wait=False)
+        return future
 
     def best(self) -> Embedder:
         """Return the embedder with the weights that the run has exported."""
@@ -161,6 +174,7 @@ class Run:
         if resume:
             say(f"{self.folder.home} holds no checkpoint yet: the run starts at its first step")
         self.folder.forget(after=-1)
+        _ = self.program  # compiled while the development pairs are scored
         self.status.dev_before = self._score(state.trainable, 0)
         return state
 
@@ -195,21 +209,30 @@ class Run:
                 raise Stopped(f"step {step} of {policy.steps}")
         return step
 
-    def _compiled(self, arguments: tuple) -> Any:
-        """Compile the step for arguments of this shape; the program refuses any other."""
-        shape, known = self.collate.shape, self.status.remat
-        rows, C = shape.rows * self.train_step.shards, len(arguments[3])
+    def _compiled(self) -> Any:
+        """Compile the step for the shape of the run's batches."""
+        shape, known, mesh = self.collate.shape, self.status.remat, self.settings.mesh
+        rows, row = shape.rows * self.train_step.shards, (shape.tokens, shape.sentences)
+        C = len(self.embedder.prompt.prefix_C) if shape.shared else 0
+        flags, columns = self.settings.flags, len(self.settings.columns)
         say(f"compiling the step: {rows} rows of {shape.tokens} tokens after a prefix of {C}")
-        start, mesh = time.perf_counter(), self.settings.flags.mesh
-        remat = self.settings.remat or known.get(mesh)
-        if remat is None:
-            fit = choose_remat(self.train_step, arguments, device_memory())
-            program, known[mesh] = fit.program, fit.remat
-            say(str(fit))
-        else:
-            program = compiled(self.train_step, remat, arguments)
+        start = time.perf_counter()
+        arguments = (
+            self.train_step.abstract_state(self.trainable.start),
+            self.trainable.frozen,
+            abstract_batch(mesh, rows, row, flags.batch, columns),
+            jax.ShapeDtypeStruct((C,), np.int32),
+            self.key,
+        )
+        with jax.set_mesh(mesh):
+            remat = self.settings.remat or known.get(flags.mesh)
+            if remat is None:
+                fit = choose_remat(self.train_step, arguments, device_memory())
+                program, known[flags.mesh] = fit.program, fit.remat
+                say(str(fit))
+            else:
+                program = compiled(self.train_step, remat, arguments)
         say(f"compiled in {time.perf_counter() - start:.1f} s")
-        self.times.restart()
         return program
 
     def _record(self, log: MetricsLog, taken: Taken) -> None:

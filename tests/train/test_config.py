@@ -13,32 +13,32 @@ from prompteol_jax.cli.options import ModelOptions
 from train.config import FREE_ON_RESUME, TrainConfig
 
 WRONG = [
-    ({"batch": 1}, "--batch 1 must be 2 or more: every anchor needs negatives"),
-    ({"chunks": 0}, "--chunks 0 must be 1 or more"),
-    ({"cut": 0}, "--cut 0 must be 1 or more"),
+    ({"batch": 1}, "--batch 1 must be at least 2: every anchor needs negatives"),
+    ({"chunks": 0}, "--chunks 0 must be at least 1"),
+    ({"cut": 0}, "--cut 0 must be at least 1"),
     ({"epochs": 0.0}, "--epochs 0.0 must be above 0"),
     ({"epochs": float("nan")}, "--epochs nan must be above 0"),
-    ({"steps": 0}, "--steps 0 must be 1 or more"),
+    ({"steps": 0}, "--steps 0 must be at least 1"),
     ({"lr": 0.0}, "--lr 0.0 must be above 0"),
-    ({"lr": float("inf")}, "--lr inf must be above 0 and finite"),
+    ({"lr": float("inf")}, "--lr inf must be above 0"),
     ({"lr": float("nan")}, "--lr nan must be above 0"),
-    ({"warmup_steps": -1}, "--warmup-steps -1 must be 0 or more"),
-    ({"rank": 0}, "--rank 0 must be 1 or more"),
+    ({"warmup_steps": -1}, "--warmup-steps -1 must be at least 0"),
+    ({"rank": 0}, "--rank 0 must be at least 1"),
     ({"alpha": 0.0}, "--alpha 0.0 must be above 0"),
-    ({"dropout": 1.0}, "--dropout 1.0 must be from 0 to below 1"),
-    ({"base_dropout": -0.1}, "--base-dropout -0.1 must be from 0 to below 1"),
-    ({"eval_every": 0}, "--eval-every 0 must be 1 or more"),
-    ({"save_every": 0}, "--save-every 0 must be 1 or more"),
-    ({"keep": 0}, "--keep 0 must be 1 or more"),
-    ({"seed": -1}, "--seed -1 must be from 0 to 4294967295"),
-    ({"seed": 10**20}, "--seed 100000000000000000000 must be from 0 to 4294967295"),
-    ({"epochs": float("inf")}, "--epochs inf must be above 0 and finite"),
-    ({"alpha": float("inf")}, "--alpha inf must be above 0 and finite"),
+    ({"dropout": 1.0}, "--dropout 1.0 must be at least 0 and below 1"),
+    ({"base_dropout": -0.1}, "--base-dropout -0.1 must be at least 0 and below 1"),
+    ({"eval_every": 0}, "--eval-every 0 must be at least 1"),
+    ({"save_every": 0}, "--save-every 0 must be at least 1"),
+    ({"keep": 0}, "--keep 0 must be at least 1"),
+    ({"seed": -1}, "--seed -1 must be at least 0 and at most 4294967295"),
+    ({"seed": 10**20}, "--seed 100000000000000000000 must be at least 0 and at most 4294967295"),
+    ({"epochs": float("inf")}, "--epochs inf must be above 0"),
+    ({"alpha": float("inf")}, "--alpha inf must be above 0"),
     (
         {"loss": "infonse"},
         "--loss infonse is unknown (did you mean infonce?): choose one of infonce",
     ),
-    ({"patience": 0}, "--patience 0 must be 1 or more"),
+    ({"patience": 0}, "--patience 0 must be at least 1"),
     ({"save_minutes": 0.0}, "--save-minutes 0.0 must be above 0"),
     ({"final_eval": True}, "--final-eval needs --dev, the folder of the STS tasks"),
     (
@@ -50,18 +50,22 @@ WRONG = [
     ({"mesh": "8x1", "batch": 12}, "--batch 12 must be a multiple of the 8 of --mesh 8x1"),
     ({"full": True, "adapter": "a"}, "--full trains every weight and takes no --adapter"),
     ({"full": True, "quantize": "nf4"}, "--full trains every weight, --quantize nf4 freezes them"),
+    ({"full": True, "rank": 8}, "--rank has no effect with --full: leave it out"),
+    ({"full": True, "dropout": 0.1}, "--dropout has no effect with --full: leave it out"),
+    ({"adapter": "a", "rank": 8}, "--rank has no effect with --adapter: leave it out"),
+    ({"adapter": "a", "alpha": 8.0}, "--alpha has no effect with --adapter: leave it out"),
     ({"resume": True}, "--resume needs --output, the folder of the run to continue"),
     ({"data": ".", "skip_bad": True}, "--skip-bad is for files"),
     ({"data": "no.csv"}, "--data no.csv is neither `synthetic` nor a file or folder"),
-    ({"processes": 2}, "--processes and --process need --coordinator HOST:PORT beside them"),
+    ({"processes": 2}, "--processes and --process need --coordinator HOST:PORT"),
     (
         {"coordinator": "auto", "process": 0},
-        "--processes and --process need --coordinator HOST:PORT beside them",
+        "--processes and --process need --coordinator HOST:PORT",
     ),
-    ({"coordinator": "h:1"}, "--coordinator h:1 needs --processes N and --process I"),
+    ({"coordinator": "h:1"}, "--coordinator h:1 needs --processes N and --process I (0 to N-1)"),
     (
-        {"coordinator": "h:1", "processes": 2, "process": 2},
-        "--process 2 must be from 0 to --processes - 1",
+        {"coordinator": "h:1", "processes": 2, "process": 2, "mesh": "2x1"},
+        "--coordinator h:1 needs --processes N and --process I (0 to N-1)",
     ),
     (
         {"coordinator": "h:1", "processes": 2, "process": 0, "mesh": "1x1"},
@@ -110,7 +114,7 @@ def test_every_flag_reaches_its_field():
         "--quantize nf4 --loss other "
         "--lr 1e-4 --warmup-steps 10 --seed 1 --eval-every 5 --save-every 6 --keep 3 "
         "--patience 4 --final-eval --save-minutes 9.5 "
-        "--coordinator h:1 --processes 2 --process 1"
+        "--coordinator h:1 --processes 2 --process 1 --wait-minutes 9"
     ).split()
     config = tyro.cli(TrainConfig, args=flags)
     default = TrainConfig()
@@ -156,5 +160,7 @@ def test_a_wrong_command_ends_with_one_line():
     command = [sys.executable, "-m", "train.contrastive", "--batch", "0", "--mesh", "x"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert done.stderr.startswith("python -m train.contrastive: error: --batch 0 must be 2 or more")
+    assert done.stderr.startswith(
+        "python -m train.contrastive: error: --batch 0 must be at least 2"
+    )
     assert done.stderr.count("\n") == 1

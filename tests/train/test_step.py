@@ -37,7 +37,8 @@ DROPOUT = dict(dropout=0.05, base_dropout=0.1, stochastic=True)
 def model_on(folder, mesh, *, full=False, dropout=0.0, base_dropout=0.0):
     """A model, and the decoder that trains: all of it, or an adapter none of whose factors is 0."""
     mesh = make_mesh(parse_mesh(mesh))
-    pretrained = load_pretrained(str(folder), mesh, dtype=jnp.float32, base_dropout=base_dropout)
+    own = base_dropout if folder.name.startswith("opt") else None  # LLaMA has none
+    pretrained = load_pretrained(str(folder), mesh, dtype=jnp.float32, base_dropout=own)
     if full:
         return pretrained, pretrained.decoder
     lora = adapters.LoraConfig(dropout=dropout)

@@ -13,13 +13,14 @@ import hashlib
 import itertools
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from prompteol_jax import distributed
+from prompteol_jax.cli import options
 from prompteol_jax.errors import AlreadyExists, NotFound, UserError
-from prompteol_jax.storage import atomic, lease, paths, same_work
+from prompteol_jax.storage import atomic, json_files, lease, paths, same_work
 from train.config import FREE_ON_RESUME, TrainConfig
 from train.run.checkpoints import Checkpoints
 
@@ -28,6 +29,8 @@ METRICS: Final = "metrics.jsonl"
 DEV: Final = "dev.jsonl"
 BEST: Final = "best.json"
 NOT_FINITE: Final = "not_finite.jsonl"
+WORK: Final = "work"  # in config.json
+_CONTENT: Final = ("weights", "adapter", "prompt", "vectors")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +40,13 @@ class RunFolder:
     Attributes:
         home: folder of the run for the user.
         path: folder where its files are written, `home` unless that is a bucket.
+        record: flags of the run and its work, by content, as config.json holds them.
         lease: what keeps other processes out; None where another process of this run holds it.
     """
 
     home: Any
     path: Path
+    record: dict[str, Any] = dataclasses.field(default_factory=dict)
     lease: lease.Lease | None = None
     _published: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
     _publishing: threading.Lock = dataclasses.field(default_factory=threading.Lock)
@@ -58,13 +63,15 @@ class RunFolder:
 
     @classmethod
     @contextlib.contextmanager
-    def claim(cls, flags: TrainConfig) -> Iterator[RunFolder]:
+    def claim(cls, flags: TrainConfig, data: Mapping[str, Any]) -> Iterator[RunFolder]:
         """Hold the folder of a new run, or that of one to be resumed; `begin` writes into it.
 
         A run that is to be resumed but never began is a new one, so that one command is enough for
         a job that may be started again. The first process of several holds the folder for all.
 
-        Raises: UserError in every process where another run writes there, or for every flag that
+        Args:
+            data: description of the data by its content.
+        Raises: UserError in every process where another run writes there, or for everything that
             differs on resume; AlreadyExists where a new run would write over another; NotFound
             where what is there lacks its config.
         """
@@ -73,7 +80,7 @@ class RunFolder:
             found, problem = None, None
             if distributed.is_primary():
                 try:
-                    found = stack.enter_context(_held(cls, flags))
+                    found = stack.enter_context(_held(cls, flags, data))
                 except UserError as error:
                     problem = error
             said = [str(found.home) if found else "", str(problem) if problem else ""]
@@ -82,11 +89,11 @@ class RunFolder:
                 raise problem or UserError(message)
             yield found or cls.at(paths.as_path(home))
 
-    def begin(self, flags: TrainConfig) -> None:
+    def begin(self) -> None:
         """Write the run's config."""
         if distributed.is_primary():
             self._take_over()
-            text = json.dumps(_fields(flags), indent=2) + "\n"
+            text = json.dumps(self.record, indent=2) + "\n"
             (self.path / CONFIG).write_text(text, encoding="utf-8")
             (self.path / DEV).touch()  # stays empty without development pairs
             self.publish()
@@ -153,7 +160,9 @@ class RunFolder:
 
 
 @contextlib.contextmanager
-def _held(kind: type[RunFolder], flags: TrainConfig) -> Iterator[RunFolder]:
+def _held(
+    kind: type[RunFolder], flags: TrainConfig, data: Mapping[str, Any]
+) -> Iterator[RunFolder]:
     """Make a run's folder, hold it and check that the run may write there."""
     folder = kind.at(paths.as_path(flags.output) if flags.output else _fresh(flags))
     paths.check_bucket(folder.home)
@@ -161,21 +170,22 @@ def _held(kind: type[RunFolder], flags: TrainConfig) -> Iterator[RunFolder]:
     folder.path.mkdir(parents=True, exist_ok=True)
     try:
         with lease.held(folder.path, "a training run") as held:
+            record = _record(flags, data)
             if flags.resume:
-                _check_same(folder.home, flags)
+                _check_same(folder.home, record)
             elif (folder.home / CONFIG).exists():
                 raise AlreadyExists(
                     f"{folder.home} holds a run already: continue it with --resume, or choose "
                     "another --output"
                 )
-            yield dataclasses.replace(folder, lease=held)
+            yield dataclasses.replace(folder, record=record, lease=held)
     finally:
         if is_new:
             with contextlib.suppress(OSError):  # a run that was begun is not empty
                 folder.path.rmdir()
 
 
-def _check_same(home: Any, flags: TrainConfig) -> None:
+def _check_same(home: Any, record: dict[str, Any]) -> None:
     if not (home / CONFIG).exists():
         strange = [name for name in (METRICS, "checkpoints") if (home / name).exists()]
         if strange:
@@ -184,14 +194,26 @@ def _check_same(home: Any, flags: TrainConfig) -> None:
                 "put that file back, or choose another --output"
             )
         return
+    before = json_files.read_object(home / CONFIG)
     same_work.check_same(
         home,
-        json.loads((home / CONFIG).read_text(encoding="utf-8")),
-        _fields(flags),
-        ignore=FREE_ON_RESUME,
-        label=lambda name: f"--{name.replace('_', '-')}",
+        before,
+        record,
+        # The first version recorded flags alone.
+        ignore=FREE_ON_RESUME if WORK in before else FREE_ON_RESUME | {WORK},
+        label=lambda name: name if name.startswith(WORK) else options.spelled(name),
         advice="Resume it with the flags it was begun with, or choose another --output",
     )
+
+
+def _record(flags: TrainConfig, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flags, and under `work` the content behind those that name a file."""
+    fields = dataclasses.asdict(flags)
+    fields = {k: str(paths.as_path(v)) if isinstance(v, Path) else v for k, v in fields.items()}
+    model = options.ModelOptions(
+        model=flags.model, adapter=flags.adapter, template=flags.template
+    ).work("float32")
+    return {**fields, WORK: {**{name: model[name] for name in _CONTENT}, **data}}
 
 
 def _fresh(flags: TrainConfig) -> Path:
@@ -204,11 +226,6 @@ def _fresh(flags: TrainConfig) -> Path:
             path.mkdir()  # atomic: of two runs one makes it
             return path
     raise AssertionError("numbers do not end")
-
-
-def _fields(flags: TrainConfig) -> dict[str, Any]:
-    fields = dataclasses.asdict(flags)
-    return {k: str(paths.as_path(v)) if isinstance(v, Path) else v for k, v in fields.items()}
 
 
 def _truncate(path: Path, after: int) -> None:

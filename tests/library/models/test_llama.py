@@ -167,5 +167,7 @@ def test_buffers_of_frequencies_are_not_read(name):
 
 
 def test_has_no_dropout_to_override():
-    assert build.replace_dropout(CONFIG, 0.3) is CONFIG
+    assert build.replace_dropout(CONFIG, 0.0) is CONFIG
+    with pytest.raises(ValueError, match="--base-dropout 0.3: a model of the family llama has no"):
+        build.replace_dropout(CONFIG, 0.3)
     assert CONFIG.dropout == 0.0

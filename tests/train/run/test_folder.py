@@ -12,18 +12,20 @@ from prompteol_jax.errors import UserError
 from train.config import TrainConfig
 from train.run.folder import RunFolder
 
+DATA = {"data": {"rows.csv": "0123"}}
+
 
 @contextlib.contextmanager
-def claimed(path, **flags):
+def claimed(path, data=DATA, **flags):
     """A run that has begun, as long as it is held."""
-    config = TrainConfig(output=path, **flags)
-    with RunFolder.claim(config) as folder:
-        folder.begin(config)
+    config = TrainConfig(output=path, **{"dtype": "float32", **flags})
+    with RunFolder.claim(config, data) as folder:
+        folder.begin()
         yield folder
 
 
-def begun(path, **flags):
-    with claimed(path, **flags) as folder:
+def begun(path, data=DATA, **flags):
+    with claimed(path, data, **flags) as folder:
         return folder
 
 
@@ -33,15 +35,18 @@ def test_a_new_run_writes_its_flags(tmp_path):
     fields = json.loads((folder.path / "config.json").read_text())
     assert fields["lr"] == 1e-4
     assert fields["output"] == str(folder.path)
-    assert set(fields) == {field.name for field in dataclasses.fields(TrainConfig)}
+    assert set(fields) == {"work"} | {field.name for field in dataclasses.fields(TrainConfig)}
+    assert fields["work"]["data"] == DATA["data"]
+    assert fields["work"]["weights"] == "tiny"
+    assert fields["work"]["prompt"] == 'This sentence : "{}" means in one word:"'
 
 
 def test_a_run_that_does_not_begin_leaves_nothing(tmp_path):
-    with RunFolder.claim(TrainConfig(output=tmp_path / "run")):
+    with RunFolder.claim(TrainConfig(output=tmp_path / "run"), DATA):
         assert (tmp_path / "run").is_dir()
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "mine").mkdir()
-    with RunFolder.claim(TrainConfig(output=tmp_path / "mine")):
+    with RunFolder.claim(TrainConfig(output=tmp_path / "mine"), DATA):
         pass
     assert [*tmp_path.iterdir()] == [tmp_path / "mine"]
 
@@ -49,18 +54,20 @@ def test_a_run_that_does_not_begin_leaves_nothing(tmp_path):
 def test_a_run_without_a_folder_gets_a_new_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with contextlib.ExitStack() as together:  # started together: none has written its flags yet
-        names = [str(together.enter_context(RunFolder.claim(TrainConfig())).path) for _ in range(3)]
+        names = [
+            str(together.enter_context(RunFolder.claim(TrainConfig(), DATA)).path) for _ in range(3)
+        ]
     assert names == [f"runs/tiny-synthetic{end}" for end in ("", "-2", "-3")]
-    config = TrainConfig(model="facebook/opt-125m", data="some/nli.csv")
-    with RunFolder.claim(config) as folder:
-        assert str(folder.path) == "runs/opt-125m-nli"
+    config = TrainConfig(data="some/nli.csv")
+    with RunFolder.claim(config, DATA) as folder:
+        assert str(folder.path) == "runs/tiny-nli"
 
 
 def test_refuses_to_write_over_a_run(tmp_path):
     begun(tmp_path)
     with (
         pytest.raises(FileExistsError, match="holds a run already: continue it with --resume, or"),
-        RunFolder.claim(TrainConfig(output=tmp_path)),
+        RunFolder.claim(TrainConfig(output=tmp_path), DATA),
     ):
         pass
 
@@ -72,9 +79,9 @@ from prompteol_jax.errors import UserError
 from train.config import TrainConfig
 from train.run.folder import RunFolder
 
-config = TrainConfig(output=Path(sys.argv[1]))
-with RunFolder.claim(config) as folder:
-    folder.begin(config)
+config = TrainConfig(output=Path(sys.argv[1]), dtype="float32")
+with RunFolder.claim(config, {"data": {"rows.csv": "0123"}}) as folder:
+    folder.begin()
     print("holding", flush=True)
     sys.stdin.read()
 """
@@ -89,7 +96,7 @@ def test_a_folder_that_another_process_writes_is_refused_by_its_name(tmp_path):
         for resume in (True, False):
             with (
                 pytest.raises(UserError, match=message),
-                RunFolder.claim(TrainConfig(output=tmp_path, resume=resume)),
+                RunFolder.claim(TrainConfig(output=tmp_path, resume=resume), DATA),
             ):
                 pass
         other.kill()
@@ -122,6 +129,32 @@ def test_refuses_to_resume_with_other_flags_naming_all_of_them(tmp_path):
     )
     with pytest.raises(UserError, match=message):
         begun(tmp_path, resume=True, lr=1e-3, warmup_steps=7)
+
+
+def test_refuses_to_resume_over_changed_files(tmp_path):
+    """The same flags, and other rows, another adapter and another template behind them."""
+    adapter, template = tmp_path / "adapter", tmp_path / "own.json"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    template.write_text('{"prefix": "One: ", "suffix": " is"}')
+    flags = dict(adapter=str(adapter), template=str(template))
+    begun(tmp_path / "run", **flags)
+    begun(tmp_path / "run", resume=True, **flags)
+    (adapter / "adapter_config.json").write_text('{"r": 1}')
+    template.write_text('{"prefix": "Two: ", "suffix": " is"}')
+    with pytest.raises(UserError) as error:
+        begun(tmp_path / "run", {"data": {"rows.csv": "4567"}}, resume=True, **flags)
+    for what in ("work.adapter.adapter_config.json", "work.prompt", "work.data.rows.csv"):
+        assert f"{what} was " in str(error.value)
+    assert str(error.value).count(" and is now ") == 3
+
+
+def test_a_run_of_the_first_version_is_compared_by_its_flags(tmp_path):
+    folder = begun(tmp_path)
+    fields = json.loads((folder.path / "config.json").read_text())
+    del fields["work"]
+    (folder.path / "config.json").write_text(json.dumps(fields))
+    begun(tmp_path, resume=True)
 
 
 def test_a_run_moves_to_another_mesh(tmp_path):
