@@ -1,14 +1,17 @@
-"""SIGTERM and the clock, as all processes of a run agree on them after every step."""
+"""Requests to stop and the clock, as all processes of a run agree on them after every step."""
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from prompteol_jax.distributed import Channel
+
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):
@@ -19,7 +22,7 @@ class Signals(NamedTuple):
     """What all processes know after a step.
 
     Attributes:
-        stop: some process received SIGTERM.
+        stop: some process received SIGTERM or, by Ctrl-C, SIGINT.
         minutes_are_over: the minutes between saves are over.
         writing: some process is still writing the last save.
     """
@@ -30,9 +33,9 @@ class Signals(NamedTuple):
 
 
 class StopAgreement:
-    """Listens for SIGTERM and watches the clock while it is entered.
+    """Listens for SIGTERM and Ctrl-C, and watches the clock, while it is entered.
 
-    A second SIGTERM ends the process immediately.
+    A second signal acts as it does without us.
 
     Args:
         save_minutes: minutes between saves; None for no limit.
@@ -42,17 +45,17 @@ class StopAgreement:
         self._every_s = None if save_minutes is None else 60 * save_minutes
         self._channel = Channel("stop")
         self._received = False
+        self._former: dict[int, Any] = {}
         self._saved = time.monotonic()
 
     def __enter__(self) -> StopAgreement:
-        self._former: Any = None
         if threading.current_thread() is threading.main_thread():
-            self._former = signal.signal(signal.SIGTERM, self._receive)
+            self._former = {number: signal.signal(number, self._receive) for number in _SIGNALS}
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._former is not None:
-            signal.signal(signal.SIGTERM, self._former)
+        for number, former in self._former.items():
+            signal.signal(number, former)
 
     def agree(self, *, writing: bool) -> Signals:
         """Exchange signals with the other processes; the clock is that of the first one.
@@ -71,4 +74,7 @@ class StopAgreement:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received = True
-        signal.signal(number, self._former)
+        for each, former in self._former.items():
+            signal.signal(each, former)
+        if number == signal.SIGINT:
+            sys.stderr.write("interrupted: saving after this step; press Ctrl-C again to end now\n")

@@ -26,6 +26,7 @@ from train import trainable as learning
 from train.config import STOPPED, TrainConfig
 from train.data.read import read_data
 from train.data.triplets import COLUMNS, Triplet
+from train.losses import LOSSES, Loss
 from train.resolve import resolve
 from train.run.checkpoints import Checkpoints
 from train.run.folder import RunFolder
@@ -329,6 +330,24 @@ def test_a_run_compiles_its_step_once_and_nothing_after_its_first_score(
     assert programs.count("_step") == 1
     # The first score of a step exports weights, which lays some out for a file.
     assert programs[seen[5] :] == []
+
+
+def pull(anchor_BD, positive_BD):
+    """A loss of two columns, with a metric of its own."""
+    cosine_B = (anchor_BD * positive_BD).sum(1)
+    return -cosine_B.mean(), {"cosine": cosine_B.mean()}
+
+
+def test_a_loss_is_one_row_that_collation_metrics_and_page_follow(tmp_path, monkeypatch):
+    monkeypatch.setitem(LOSSES, "pull", Loss(("sent0", "sent1"), (), pull))
+    data = csv_file(tmp_path / "rows.csv", "sent0", "sent1", "hard_neg")
+    run = tmp_path / "run"
+    flags = dict(data=data, batch=4, rank=2, steps=1, dropout=0.0, remat="none")
+    result = contrastive.run(TrainConfig(**flags, loss="pull", output=run))
+    (record,) = metrics(run)
+    assert record["cosine"] == -record["loss"] == -result["loss"]
+    np.testing.assert_allclose(record["sentences_per_s"] * record["step_s"], 8)
+    assert "cosine" in (run / "report.html").read_text()
 
 
 def test_minutes_make_more_saves(tmp_path, monkeypatch):

@@ -35,14 +35,16 @@ def test_a_save_is_due_when_its_minutes_are_over(clock):
     assert timed.agree(writing=False) == Signals(False, True, False)
 
 
-def test_sigterm_is_noticed_and_the_former_handler_comes_back():
-    former = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_noticed_and_the_former_handlers_come_back(number):
+    both = (signal.SIGTERM, signal.SIGINT)
+    former = [signal.getsignal(each) for each in both]
     with StopAgreement(None) as told:
-        assert signal.getsignal(signal.SIGTERM) != former
-        os.kill(os.getpid(), signal.SIGTERM)
+        assert not {*map(signal.getsignal, both)} & {*former}
+        os.kill(os.getpid(), number)
         assert told.agree(writing=False) == Signals(True, False, False)
-        assert signal.getsignal(signal.SIGTERM) == former
-    assert signal.getsignal(signal.SIGTERM) == former
+        assert [signal.getsignal(each) for each in both] == former
+    assert [signal.getsignal(each) for each in both] == former
 
 
 def test_a_second_sigterm_ends_the_process():
