@@ -13,7 +13,8 @@ from prompteol_jax.lora.lora import LoraConfig
 from prompteol_jax.ops.scan import Remat
 from prompteol_jax.text.template import Template, read_template
 from train.config import TrainConfig
-from train.data.triplets import Batches, Triplet
+from train.data.batches import Batches
+from train.data.triplets import Triplet
 from train.losses import LossFunction, find_loss
 from train.optimizer import Schedule
 from train.save_policy import SavePolicy

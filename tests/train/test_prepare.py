@@ -5,8 +5,9 @@ import pytest
 
 from eval.sts.tasks import SPLITS, read_tasks
 from train import prepare
+from train.data.batches import Batches
 from train.data.prepared import read_prepared
-from train.data.triplets import Batches, Triplet, read_triplets
+from train.data.triplets import Triplet, read_triplets
 
 CSV = 'sent0,sent1,hard_neg\na,"b ""é""\n",c\nd,e,f\ng,h,i\n'
 

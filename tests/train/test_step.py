@@ -21,9 +21,9 @@ from prompteol_jax.pretrained.load import load_pretrained
 from prompteol_jax.text.prompt import Prompt
 from prompteol_jax.text.template import PROMPTEOL
 from train.data.batch_shape import choose_batch_shape
+from train.data.batches import Batches
 from train.data.collate import Collator
 from train.data.sentences import Sentences
-from train.data.triplets import Batches
 from train.losses import infonce
 from train.optimizer import Schedule, make_optimizer
 from train.step import TrainStep, state_shardings

@@ -19,8 +19,8 @@ from prompteol_jax.distributed import Channel, Share
 from prompteol_jax.encoding import packing
 from prompteol_jax.ops import select
 from prompteol_jax.progress import progress_bar
+from train.data.batches import Batches
 from train.data.sentences import Sentences
-from train.data.triplets import Batches
 from train.run.say import say
 
 _SHORTEST_ROW: Final = 64  # tokens

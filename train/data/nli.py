@@ -1,7 +1,7 @@
 """Triplets built from the files of SNLI and MultiNLI: premise, entailment, contradiction.
 
 A premise's n-th entailment goes with its n-th contradiction, each hypothesis once, and premises
-stand in the order in which they first occur. Pairs that the annotators did not agree on (label `-`)
+come in the order in which they first occur. Pairs that the annotators did not agree on (label `-`)
 and neutral ones make no triplet.
 
 Source: Gao et al. 2021 (SimCSE), section 5, for the idea; its own file differs in order and number.
@@ -9,17 +9,16 @@ Source: Gao et al. 2021 (SimCSE), section 5, for the idea; its own file differs 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from prompteol_jax.errors import NotFound, UserError
+from prompteol_jax.errors import NotFound, UserError, listed_lines
+from prompteol_jax.storage import tables
 from train.data.triplets import Rows, Triplet
 
 FIELDS: Final = ("gold_label", "sentence1", "sentence2")
 LABELS: Final = ("entailment", "contradiction", "neutral", "-")
-_LISTED: Final = 20
 
 
 class Pair(NamedTuple):
@@ -51,10 +50,8 @@ def read_nli(files: Sequence[Path], *, skip_bad: bool = False) -> Rows:
             if found.hypothesis not in kinds[found.label]:
                 kinds[found.label].append(found.hypothesis)
     if bad and not skip_bad:
-        more = f"\n  ... and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
-        shown = "".join(f"\n  {problem}" for problem in bad[:_LISTED])
         raise UserError(
-            f"{len(bad)} lines are malformed:{shown}{more}\n"
+            f"{len(bad)} lines are malformed:{listed_lines(bad)}\n"
             "Correct them, or drop them with --skip-bad."
         )
     triplets = [
@@ -80,17 +77,26 @@ def _check_files(files: Sequence[Path]) -> None:
 
 
 def _pairs(path: Path) -> Iterator[Pair | str]:
-    """The pairs of a file; a line that holds none comes as what is wrong with it."""
+    """Yield the pairs of a file; for a line that holds none, what is wrong with it."""
+    for line, cells in tables.read_rows(path) if path.suffix == ".jsonl" else _txt_rows(path):
+        place = f"{path}:{line}"
+        yield f"{place}: {cells.what}" if isinstance(cells, tables.Bad) else _pair(cells, place)
+
+
+def _txt_rows(path: Path) -> Iterator[tables.Row]:
     names: list[str] | None = None
     with path.open(encoding="utf-8", newline="\n") as file:
         for number, line in enumerate(file, start=1):
-            place = f"{path}:{number}"
             if not line.strip():
                 continue
-            if path.suffix == ".txt" and names is None:
+            if names is None:
                 names = _header(line, path)
                 continue
-            yield _pair(_cells(line, names), place)
+            cells = line.rstrip("\r\n").split("\t")
+            if len(cells) < len(names):
+                yield number, tables.Bad(f"{len(cells)} cells, the first line names {len(names)}")
+            else:  # MultiNLI's lines can hold one more label
+                yield number, dict(zip(names, cells, strict=False))
 
 
 def _header(line: str, path: Path) -> list[str]:
@@ -101,22 +107,7 @@ def _header(line: str, path: Path) -> list[str]:
     return names
 
 
-def _cells(line: str, names: list[str] | None) -> dict[str, object] | str:
-    if names is not None:
-        cells = line.rstrip("\r\n").split("\t")
-        if len(cells) < len(names):
-            return f"{len(cells)} cells, the first line names {len(names)}"
-        return dict(zip(names, cells, strict=False))  # MultiNLI's lines can hold one more label
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        return f"not JSON ({error})"
-    return value if isinstance(value, dict) else f"a JSON {type(value).__name__}, not an object"
-
-
-def _pair(cells: dict[str, object] | str, place: str) -> Pair | str:
-    if isinstance(cells, str):
-        return f"{place}: {cells}"
+def _pair(cells: dict[str, Any], place: str) -> Pair | str:
     pair = Pair(*(cells.get(name) for name in FIELDS))
     if pair.label not in LABELS:
         return f"{place}: gold_label {pair.label!r} is none of {', '.join(LABELS)}"

@@ -8,7 +8,7 @@ import numpy as np
 
 from prompteol_jax import distributed
 from prompteol_jax.errors import NotFinite, listed
-from train.data.triplets import Batches
+from train.data.batches import Batches
 from train.run.folder import NOT_FINITE, RunFolder
 
 

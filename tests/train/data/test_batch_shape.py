@@ -9,10 +9,11 @@ from prompteol_jax.models.tiny import tiny_tokenizer
 from prompteol_jax.text.prompt import Prompt
 from prompteol_jax.text.template import PROMPTEOL
 from train.data.batch_shape import balanced, choose_batch_shape, row_shapes
+from train.data.batches import Batches
 from train.data.collate import Collator
 from train.data.sentences import Sentences
 from train.data.synthetic import synthetic_triplets
-from train.data.triplets import Batches, Triplet
+from train.data.triplets import Triplet
 
 COLUMNS = ("sent0", "sent1", "hard_neg")
 SHORT = [Triplet("A man.", "A man runs.", "No.")] * 30

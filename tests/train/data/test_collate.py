@@ -11,10 +11,11 @@ from prompteol_jax.text.prompt import Prompt
 from prompteol_jax.text.template import PROMPTEOL
 from prompteol_jax.text.tokenizer import load_tokenizer
 from train.data.batch_shape import choose_batch_shape
+from train.data.batches import Batches
 from train.data.collate import Collator
 from train.data.sentences import Sentences
 from train.data.synthetic import synthetic_triplets
-from train.data.triplets import Batches, Triplet, read_triplets
+from train.data.triplets import Triplet, read_triplets
 
 LONG = "a man is reading a newspaper on the street " * 20
 ODD = [

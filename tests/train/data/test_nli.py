@@ -58,8 +58,8 @@ def test_malformed_lines_come_in_one_error_or_are_counted(write):
     for problem in (
         "4 lines are malformed",
         "snli.jsonl:8: gold_label 'maybe' is none of entailment",
-        "snli.jsonl:9: a JSON list, not an object",
-        "snli.jsonl:10: not JSON",
+        "snli.jsonl:9: a JSON list, no object",
+        "snli.jsonl:10: no JSON",
         "snli.jsonl:11: no text in sentence2",
         "--skip-bad",
     ):

@@ -5,7 +5,8 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from train.data.triplets import Batches, Triplet
+from train.data.batches import Batches
+from train.data.triplets import Triplet
 from train.run.folder import RunFolder
 from train.run.not_finite import not_finite
 
