@@ -323,9 +323,13 @@ def test_a_run_compiles_its_step_once_and_nothing_after_its_first_score(
         seen.append(len(compiled_programs(caplog)))
         return policy(self, step, *signals, **due)
 
-    with pytest.MonkeyPatch.context() as patch, jax.log_compiles(), caplog.at_level("WARNING"):
-        patch.setattr(SavePolicy, "decide", decide)
-        contrastive.run(TrainConfig(**flags))
+    jax.config.update("jax_log_compiles", True)  # of all threads
+    try:
+        with pytest.MonkeyPatch.context() as patch, caplog.at_level("WARNING"):
+            patch.setattr(SavePolicy, "decide", decide)
+            contrastive.run(TrainConfig(**flags))
+    finally:
+        jax.config.update("jax_log_compiles", False)
     programs = compiled_programs(caplog)
     assert programs.count("_step") == 1
     # The first score of a step exports weights, which lays some out for a file.
