@@ -225,5 +225,16 @@ def read_head(folder: Path, config: Config, mesh: Mesh, *, dtype: Any) -> jax.Ar
 
 
 def replace_dropout(config: Config, rate: float | None) -> Config:
-    """Set the model's own dropout of training; None keeps the checkpoint's."""
-    return config if rate is None else config.with_dropout(rate)
+    """Set the model's own dropout of training; None keeps the checkpoint's.
+
+    Raises: UserError where the family has none to set.
+    """
+    if rate is None:
+        return config
+    changed = config.with_dropout(rate)
+    if changed.dropout != rate:
+        raise UserError(
+            f"--base-dropout {rate}: a model of the family {config.family} has no dropout of its "
+            "own; leave the flag out"
+        )
+    return changed
