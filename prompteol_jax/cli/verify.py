@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prompteol_jax.cli.options import ModelOptions
-from prompteol_jax.errors import IsAFolder
-from prompteol_jax.storage import paths
+from prompteol_jax.errors import IsAFolder, UserError
+from prompteol_jax.storage import atomic, json_files, paths, same_work
 
 if TYPE_CHECKING:
     from prompteol_jax.verify.certificate import Check
@@ -40,12 +39,12 @@ def verify_checkpoint(options: VerifyOptions) -> dict[str, Any]:
     if options.json:
         if options.json.is_dir():
             raise IsAFolder(f"expected a file to write, found a folder: {options.json}")
-        options.json.parent.mkdir(parents=True, exist_ok=True)
+        with atomic.explained(options.json):
+            options.json.parent.mkdir(parents=True, exist_ok=True)
     certificate = _certificate(options)
     _print(options, certificate)
     if options.json:
-        text = json.dumps(certificate, indent=2, ensure_ascii=False, default=str)
-        options.json.write_text(text + "\n", encoding="utf-8")
+        json_files.write_object(options.json, same_work.recorded(certificate))
     if certificate["verdict"] == "failed":
         sys.stdout.flush()
         raise SystemExit(1)
@@ -59,7 +58,9 @@ def _certificate(options: VerifyOptions) -> dict[str, Any]:
     provenance: dict[str, Any] = {}
     try:
         embedder = options.load("float32")
-    except ValueError as error:  # what the files hold; files that are not there stay errors
+    except UserError as error:
+        if isinstance(error, OSError):  # files that are not there: nothing was checked
+            raise
         checks = [verify.Check("load", "failed", str(error))]
     else:
         provenance = embedder.describe()

@@ -1,9 +1,14 @@
 """A file is the old one or the new one, whole."""
 
+import errno
 import hashlib
+import os
+import subprocess
+import sys
 
 import pytest
 
+from prompteol_jax.errors import CannotWrite
 from prompteol_jax.storage import atomic
 
 
@@ -28,3 +33,41 @@ def test_a_file_or_folder_that_is_not_there_cannot_be_synced(tmp_path):
     atomic.sync(tmp_path)
     with pytest.raises(FileNotFoundError):
         atomic.sync(tmp_path / "none")
+
+
+def test_a_full_disk_is_told_by_path_and_leaves_nothing(tmp_path):
+    def fill(file):
+        file.write(b"part")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "a"
+    with pytest.raises(CannotWrite, match=rf"^{path} could not be written: No space left on dev"):
+        atomic.write_whole(path, fill)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_writers_of_one_file_do_not_share_a_temporary_one(tmp_path):
+    path = tmp_path / "a"
+
+    def write(file):
+        file.write(b"outer")
+        atomic.write_whole(path, lambda inner: inner.write(b"inner"))
+
+    atomic.write_whole(path, write)
+    assert path.read_bytes() == b"outer"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs setpriv's user")
+def test_a_folder_that_cannot_be_written_is_one_error(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path\n"
+        "from prompteol_jax.storage import atomic\n"
+        "os.setresuid(65534, 65534, 65534)\n"
+        "try: atomic.write_whole(Path(sys.argv[1]), lambda file: file.write(b'x'))\n"
+        "except OSError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a")], capture_output=True, text=True
+    )
+    assert done.stdout == f"{tmp_path / 'a'} could not be written: Permission denied\n"

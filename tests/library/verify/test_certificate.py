@@ -177,3 +177,20 @@ def test_what_cannot_be_checked_is_an_error(arguments, message, capsys):
         cli.main(["verify", *arguments])
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_sentence_beyond_the_positions_is_cut_as_encode_cuts(checkpoints, coarse):
+    shortest = Embedder.from_pretrained(
+        str(checkpoints("opt-tiny")), dtype="float32", max_tokens=24
+    )
+    z_BD = shortest.encode(SENTENCES)
+    assert shortest.report.truncated
+    assert verify.check_parity(shortest, z_BD).verdict == "passed"
+
+
+def test_a_model_that_is_not_there_is_an_error_and_no_verdict(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["verify", "--model", str(tmp_path / "none"), "--json", str(tmp_path / "c.json")])
+    assert stopped.value.code == 2
+    assert "is neither an existing folder nor a hub name" in capsys.readouterr().err
+    assert not (tmp_path / "c.json").exists()
