@@ -284,7 +284,7 @@ class Embedder:
         return np.split(joined, [D * n for n in range(1, inner + 1)], axis=1)
 
     def prefix_encoder(self, batch_tokens: int | None = None) -> PrefixEncoder:
-        """Return an encoder of one list of texts behind many prompts, with the current weights.
+        """Return an encoder of one list of texts with many prompts, with the current weights.
 
         Args:
             batch_tokens: tokens computed at once, over all devices and prompts.
@@ -389,7 +389,7 @@ class Embedder:
     def tokens_after(
         self, z_nD: Float[np.ndarray, "n D"], k: int
     ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
-        """Return the k most likely next tokens behind vectors of `encode`, not normalized."""
+        """Return the k most likely next tokens after vectors of `encode`, not normalized."""
         return self._head.top(self.decoder, z_nD, k)
 
     def __reduce__(self) -> NoReturn:

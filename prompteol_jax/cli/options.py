@@ -128,7 +128,7 @@ class ModelOptions:
     plan: Literal["fixed", "fitted", "packed"] = "fixed"
     """How sentences form batches: in fixed buckets of lengths, in buckets fitted to the texts, or
     packed, several in a row. Only `fixed` promises the same bits."""
-    max_tokens: int | None = None
+    max_tokens: int | None = flag(None, at_least=1)
     """Largest number of ids of a prompt; longer texts are cut. By default the model's positions."""
 
     def load(self, default_dtype: str, mesh: Mesh | None = None) -> Embedder:

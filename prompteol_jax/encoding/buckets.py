@@ -15,9 +15,7 @@ from typing import Final
 import numpy as np
 
 LENGTHS: Final = (13, 16, 20, 25, 32, 44, 64, 96, 160, 320, 640, 1280, 2048)
-_COMMON: Final = (
-    32  # ids behind the prefix; longer sentences are rare, so their batches are smaller
-)
+_COMMON: Final = 32  # ids after the prefix; longer sentences are rare, so their batches are smaller
 _WHOLE: Final = (64, 320)  # buckets of prompts without the prefix, a few at most
 _MOST: Final = 13  # buckets of a fitted set; with those of prompts without the prefix, 16 shapes
 _OVERHEAD: Final = 0.1  # fixed cost of a batch in a fitted set, as a share of its tokens' cost
@@ -91,7 +89,7 @@ class Buckets:
 
 
 def _candidates(counts: Mapping[int, int], longest: int) -> np.ndarray:
-    """Return the lengths that a bucket may have: each up to 64, a tenth apart beyond."""
+    """Return the lengths that a bucket may have: each up to 64, in steps of a tenth beyond."""
     tops = {n for n in counts if n <= min(64, longest)}
     step = 64
     while step < longest:

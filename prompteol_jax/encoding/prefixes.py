@@ -1,11 +1,11 @@
 """Many prompts over the same texts: texts tokenized once, several prefixes in one program.
 
 Prompts of one form (the same template but for its demonstrations) differ only in what comes before
-the text. So the ids behind the prefix are made once and stay on the device in batches. The prefix
+the text. So the ids after the prefix are made once and stay on the device in batches. The prefix
 of each prompt is computed once. Prefixes are padded to a few lengths and stacked, so that a few
 compiled shapes serve all:
 
-    rows_BT x caches_A  ->  encode behind each of the A prefixes  ->  z_ABD
+    rows_BT x caches_A  ->  encode after each of the A prefixes  ->  z_ABD
 
 Where a prompt or a text does not fit this (ids that merge across the border, a prompt too long for
 the model), the ordinary pipeline encodes it alone.
@@ -54,7 +54,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class _Texts:
-    """Texts behind the bare template of a form: their own ids, and batches of them on the device.
+    """Texts after the bare template of a form: their own ids, and batches of them on the device.
 
     Attributes:
         batches: rows, and the indices of their texts.
@@ -127,7 +127,7 @@ class PrefixEncoder:
     def encode(
         self, group: Sequence[Candidate], texts: Sequence[str], advance: Advance
     ) -> Float[np.ndarray, "A n D"]:
-        """Encode distinct texts behind each candidate of a group.
+        """Encode distinct texts with each candidate of a group.
 
         Raises: NotFinite naming a candidate and a text whose vector is not finite.
         """

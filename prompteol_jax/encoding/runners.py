@@ -60,7 +60,7 @@ def encode(model: Decoder, rows: Rows, cache: KVCache | None = None) -> Float[Ar
     """Return the final hidden states of the last tokens of the sentences in `rows`, float32.
 
     Args:
-        cache: keys and values of the prefix that every sentence continues, from `prefill`.
+        cache: result of `prefill` for the prefix that every sentence continues.
     """
     return model(rows, cache)
 
@@ -104,13 +104,13 @@ def end_as(
 
 @jax.jit
 def encode_after(model: Decoder, rows: Rows, caches: KVCache) -> Float[Array, "A B S D"]:
-    """`encode` behind each of A prefixes, stacked along a leading axis of `caches`."""
+    """`encode` after each of A prefixes, stacked along a leading axis of `caches`."""
     return jax.vmap(lambda cache: encode(model, rows, cache))(caches)
 
 
 @jax.jit
 def prefill_padded(model: Decoder, ids_AC: Int[Array, "A C"], tokens_A: Int[Array, "A"]) -> KVCache:
-    """`prefill` of A prefixes, each padded behind its own tokens, for `encode_after`."""
+    """`prefill` of A prefixes, each padded after its tokens, for `encode_after`."""
 
     def one(ids_C: jax.Array, tokens: jax.Array) -> KVCache:
         return model.prefill(ids_C)._replace(tokens=tokens)

@@ -19,7 +19,7 @@ class Edit:
     """An edit; derived classes are registered as pytrees.
 
     Attributes:
-        tokens: tokens whose states it changes or reads: a prompt's `own` ones, behind the shared
+        tokens: tokens whose states it changes or reads: a prompt's `own` ones, after the shared
             prefix, which is then still computed once; or `all`, each prompt being computed whole.
     """
 
@@ -34,7 +34,7 @@ class Edit:
             x_BTD: output of the block before it, `hidden_states[layer]`; T tokens of one prompt a
                 row, the shared prefix left out where it is computed once.
             layer: number of the block, from 0.
-            last_B: positions of the prompts' last tokens; what is behind them is padding.
+            last_B: positions of the prompts' last tokens; tokens after them are padding.
         """
         raise NotImplementedError
 

@@ -32,9 +32,9 @@ class Pooling:
 
     Attributes:
         name: name in `POOLINGS` and in result files.
-        tokens: tokens that are read: the `last` one of the prompt; its `own` ones, behind the
+        tokens: tokens that are read: the `last` one of the prompt; its `own` ones, after the
             shared prefix; or `all`.
-        layers: layers that are read: the `last` one, after its norm; or `all`, the states behind
+        layers: layers that are read: the `last` one, after its norm; or `all`, the states after
             inner blocks raw.
     """
 
@@ -66,7 +66,7 @@ class Pooling:
         """Return the number of features of a vector.
 
         Args:
-            inner: width of the states behind inner blocks.
+            inner: width of the states after inner blocks.
             final: width of the last layer's output.
             depth: number of blocks.
         """
@@ -94,7 +94,7 @@ class Mean(Pooling):
 
 @dataclass(frozen=True)
 class EveryLayer(Pooling):
-    """The last token's state behind every block, concatenated: `Embedder.encode_layers`."""
+    """The last token's state after every block, concatenated: `Embedder.encode_layers`."""
 
     name: ClassVar[str] = "every-layer"
     layers: ClassVar[Layers] = "all"

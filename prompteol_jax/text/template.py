@@ -163,7 +163,7 @@ def read_template(name_or_path: str | Path) -> Template:
 
     A `.json` file holds the fields of `Template.to_json`; a `.txt` or `.template` file holds the
     original's notation, `This_sentence_:_"*sent_0*"_means_in_one_word:"`, which may also be given
-    itself. There `*cls*` and `*sep+*` are removed and `_` stands for a space.
+    itself. There `*cls*` and `*sep+*` are removed and `_` means a space.
 
     Raises: NotFound for a missing file, UserError for an unknown name or a bad template.
     """
