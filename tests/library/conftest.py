@@ -78,12 +78,14 @@ def decoders():
     from prompteol_jax.models import build as models
     from prompteol_jax.models.llama import LlamaConfig
     from prompteol_jax.models.opt import OptConfig
+    from prompteol_jax.models.qwen3 import Qwen3Config
 
     opt = dict(L=3, D=32, N=4, F=64, V=60, P=40)
     configs = {
         "opt": OptConfig(**opt, E=32),
         "opt-350m": OptConfig(**opt, E=16, pre_norm=False),
         "llama": LlamaConfig(**opt, K=2, H=12, attention_bias=True),
+        "qwen3": Qwen3Config(**opt, K=1, H=12, tied=True, window_L=(None, 4, 4)),
     }
 
     @functools.cache

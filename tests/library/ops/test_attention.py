@@ -7,7 +7,7 @@ import pytest
 
 from prompteol_jax.mesh import make_mesh
 from prompteol_jax.ops import attention, rope
-from prompteol_jax.ops.context import AttentionContext, AttentionSpec, visible
+from prompteol_jax.ops.context import AttentionContext, AttentionSpec, LayerInfo, visible
 from prompteol_jax.ops.scan import Saved
 
 B, T, C, N, K, H = 2, 6, 3, 4, 2, 8
@@ -30,12 +30,13 @@ def attend(q, k, v, mask, prefix=None, spec=SPEC, **context):
     return attention.attend(q, k, v, AttentionContext(mask, **context), spec, prefix)
 
 
-def by_hand(q, k, v, mask):
+def by_hand(q, k, v, mask, spec=SPEC):
     """Attention of one head at a time in float64."""
     y = np.zeros(q.shape)
     for b, n in np.ndindex(q.shape[0], q.shape[2]):
         kv_head = n // (q.shape[2] // k.shape[2])
-        scores = np.float64(q[b, :, n]) @ np.float64(k[b, :, kv_head]).T / H**0.5
+        scores = np.float64(q[b, :, n]) @ np.float64(k[b, :, kv_head]).T * spec.scale
+        scores = scores if spec.softcap is None else spec.softcap * np.tanh(scores / spec.softcap)
         p = np.where(mask[b % len(mask)], np.exp(scores), 0)
         y[b, :, n] = p / p.sum(-1, keepdims=True) @ np.float64(v[b, :, kv_head])
     return y
@@ -169,3 +170,49 @@ def test_a_long_row_attends_in_blocks_to_the_same(prefix, spec, context, monkeyp
     monkeypatch.setattr(attention, "BLOCK", 4)  # the second one is not full
     for blocks, at_once in zip(both(), whole, strict=True):
         np.testing.assert_allclose(blocks, at_once, atol=2e-6)
+
+
+@pytest.mark.parametrize("spec", [AttentionSpec(0.25), AttentionSpec(0.5, 3.0)], ids=str)
+@pytest.mark.parametrize("window", [None, 1, 2, 4])
+@pytest.mark.parametrize("queries", [None, [[4, 1], [5, 1]]], ids=["all", "last tokens"])
+@pytest.mark.parametrize("has_prefix", [False, True], ids=["alone", "prefix"])
+def test_window_cap_and_scale_act_in_packed_rows_behind_a_prefix_and_for_last_tokens(
+    spec, window, queries, has_prefix
+):
+    start = np.asarray(START_BT)
+    offset = C if has_prefix else 0
+    position_BT = offset + np.arange(T) - start
+    context = AttentionContext(
+        visible(T, None, START_BT),
+        position_BT=jnp.asarray(position_BT),
+        segment_start_BT=START_BT,
+        window=window,
+    )
+    context = context if queries is None else context.of_queries(jnp.array(queries))
+    q = Q_BTNH if queries is None else context.queries(Q_BTNH)
+    prefix = PREFIX if has_prefix else None
+    y = attention.attend(Saved(q), Saved(K_BTKH), Saved(V_BTKH), context, spec, prefix)
+
+    index = np.tile(np.arange(T), (B, 1)) if queries is None else np.array(queries)
+    position_q = np.take_along_axis(position_BT, index, 1)
+    own = np.take_along_axis(start, index, 1)
+    mask = (np.arange(T) <= index[..., None]) & (np.arange(T) >= own[..., None])
+    mask &= position_q[..., None] - position_BT[:, None] < (window or 99)
+    keys, values = np.asarray(K_BTKH), np.asarray(V_BTKH)
+    if has_prefix:
+        near = position_q[..., None] - np.arange(C) < (window or 99)
+        mask = np.concatenate([near, mask], axis=-1)
+        keys, values = (
+            np.concatenate([np.broadcast_to(p, (B, *p.shape)), x], axis=1)
+            for p, x in zip(PREFIX, (keys, values), strict=True)
+        )
+    np.testing.assert_allclose(y, by_hand(q, keys, values, mask, spec), atol=3e-6)
+
+
+def test_a_window_is_chosen_by_layer_and_a_rope_table_too():
+    ropes = tuple((jnp.full((1, T, 4), n), jnp.full((1, T, 4), -n)) for n in (1.0, 2.0))
+    context = AttentionContext(visible(T), ropes=ropes)
+    for number in (1, jnp.int32(1)):
+        chosen = context.of_layer(LayerInfo(0, window=number, rope=number))
+        assert (int(chosen.window), float(chosen.rope[0].max())) == (1, 2.0)
+    assert context.of_layer(LayerInfo(0)).rope is ropes[0]

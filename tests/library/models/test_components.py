@@ -1,0 +1,151 @@
+"""Each part of a family's last layer is that of transformers: a broken weight says where."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+
+from prompteol_jax.mesh import make_mesh
+from prompteol_jax.models import build
+from prompteol_jax.models.decoder import Rows
+from prompteol_jax.ops.rope import apply_rope
+from prompteol_jax.ops.scan import Saved
+
+NAMES = (
+    *("opt-tiny", "opt-350m-tiny", "llama-odd-tiny", "llama3-tiny"),
+    *("qwen3-tiny", "qwen3-odd-tiny"),
+)
+B, T = 2, 20
+IDS_BT = np.random.default_rng(0).integers(0, 30000, (B, T)).astype(np.int32)
+
+
+class Pair:
+    """A model of transformers, the same one here, and what their last layers see."""
+
+    def __init__(self, name, folder):
+        self.name, self.torch = name, oracle.build(name)
+        oracle.write(self.torch, folder, None)
+        config = build.read_config(folder)
+        self.ours = build.load_decoder(folder, config, make_mesh((1, 1)), dtype=jnp.float32)
+        body = self.torch.model
+        self.body = getattr(body, "decoder", body)
+        self.layer, self.block = self.body.layers[-1], self.ours.last
+        rows = Rows(jnp.asarray(IDS_BT), jnp.full((B, 1), T - 1))
+        self.x0_BTD, context = self.ours.begin(rows, 0)
+        self.context = context.of_layer(self.ours.layers.info(config.L - 1))
+        x_BTD = np.random.default_rng(1).normal(size=(B, T, config.D))
+        self.x_BTD = jnp.asarray(x_BTD, jnp.float32)
+
+    @property
+    def is_opt(self):
+        return self.name.startswith("opt")
+
+    def torch_sees(self):
+        """Return the keywords of transformers' layer: its mask, and the rope of every position."""
+        import torch
+
+        distance = torch.arange(T)[:, None] - torch.arange(T)
+        window = getattr(getattr(self.layer, "self_attn", None), "sliding_window", None) or T
+        seen = (distance >= 0) & (distance < window)
+        mask = torch.where(seen, 0.0, torch.finfo(torch.float32).min)[None, None]
+        if self.is_opt:
+            return dict(attention_mask=mask)
+        return dict(attention_mask=mask, position_embeddings=self.torch_rope())
+
+    def torch_rope(self):
+        import torch
+
+        return self.body.rotary_emb(torch.zeros(1), torch.arange(T)[None])
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return functools.cache(lambda name: Pair(name, tmp_path_factory.mktemp("components")))
+
+
+def first(result):
+    return result[0] if isinstance(result, tuple) else result
+
+
+def embedding(pair, x):
+    ids = np.asarray(IDS_BT, np.int64)
+    if not pair.is_opt:
+        return pair.x0_BTD, pair.body.embed_tokens(x.new_tensor(ids).long())
+    words = pair.body.embed_tokens(x.new_tensor(ids).long())
+    words = words if pair.body.project_in is None else pair.body.project_in(words)
+    everywhere = x.new_ones(B, T).long()
+    return pair.x0_BTD, words + pair.body.embed_positions(everywhere, 0)
+
+
+def rope(pair, x):
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    H = pair.ours.layers.H
+    heads = x[..., : 2 * H].reshape(B, T, 2, H)
+    theirs, _ = apply_rotary_pos_emb(*[heads.transpose(1, 2)] * 2, *pair.torch_rope())
+    return apply_rope(jnp.asarray(heads.numpy()), pair.context.rope), theirs.transpose(1, 2)
+
+
+def attention_norm(pair, x):
+    layer = pair.layer
+    theirs = layer.self_attn_layer_norm if pair.is_opt else layer.input_layernorm
+    return pair.block.attention_norm(pair.x_BTD), theirs(x)
+
+
+def mlp_norm(pair, x):
+    layer = pair.layer
+    theirs = layer.final_layer_norm if pair.is_opt else layer.post_attention_layernorm
+    return pair.block.mlp_norm(pair.x_BTD), theirs(x)
+
+
+def head_norms(pair, x):
+    H = pair.ours.layers.H
+    heads = x[..., : 2 * H].reshape(B, T, 2, H)
+    ours, theirs = pair.block.attention, pair.layer.self_attn
+    both = [np.asarray(norm(jnp.asarray(heads.numpy()))) for norm in (ours.q_norm, ours.k_norm)]
+    torch_side = [norm(heads) for norm in (theirs.q_norm, theirs.k_norm)]
+    return np.stack(both), x.new_tensor(np.stack([y.detach().numpy() for y in torch_side]))
+
+
+def attention(pair, x):
+    ours, _ = pair.block.attention(pair.x_BTD, pair.context, None)
+    return ours, first(pair.layer.self_attn(x, **pair.torch_sees()))
+
+
+def mlp(pair, x):
+    layer = pair.layer
+    theirs = layer.fc2(layer.fc1(x).relu()) if pair.is_opt else layer.mlp(x)
+    return pair.block.mlp(pair.x_BTD, pair.context), theirs
+
+
+def block(pair, x):
+    ours, _ = pair.block(Saved(pair.x_BTD), pair.context, None)
+    return ours.value, first(pair.layer(x, **pair.torch_sees()))
+
+
+def final_norm(pair, x):
+    if not pair.is_opt:
+        return pair.ours.final_norm(pair.x_BTD), pair.body.norm(x)
+    theirs = x if pair.body.final_layer_norm is None else pair.body.final_layer_norm(x)
+    theirs = theirs if pair.body.project_out is None else pair.body.project_out(theirs)
+    return pair.ours.final_norm(pair.x_BTD), theirs
+
+
+PARTS = (embedding, rope, attention_norm, head_norms, attention, mlp_norm, mlp, block, final_norm)
+LACKING = {"opt": {rope, head_norms}, "llama": {head_norms}, "qwen3": set()}
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [(p, n) for n in NAMES for p in PARTS if p not in LACKING[oracle.family_of(n)]],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_every_part_is_that_of_transformers(part, name, pairs):
+    import torch
+
+    pair = pairs(name)
+    with torch.no_grad():
+        ours, theirs = part(pair, torch.tensor(np.asarray(pair.x_BTD)))
+    np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-4, atol=2e-5)
