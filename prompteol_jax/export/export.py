@@ -170,6 +170,7 @@ def export_peft(run: Run, output: Path) -> str:
 
     from prompteol_jax.lora import peft
     from prompteol_jax.models import build
+    from prompteol_jax.verify import torch_reference
 
     source = run.folder / "adapter"
     for name in ("adapter_config.json", *peft.ADAPTER_FILES):
@@ -182,7 +183,15 @@ def export_peft(run: Run, output: Path) -> str:
     different = [p for p in factors if not np.array_equal(pair[0][p], pair[1][p])]
     if different:
         raise UserError(f"the adapter does not read back as it was written: {different}")
-    return f"adapter for {run.model}, {len(factors)} factors read back equal"
+    said = f"adapter for {run.model}, {len(factors)} factors read back equal"
+    if torch_reference.missing(output):
+        return f"{said}; peft is not installed, so it did not read them"
+    config, tensors = torch_reference.read_adapter(output)
+    scale = config["lora_alpha"] / config["r"]
+    empty = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
+    if empty or not tensors or not scale > 0:
+        raise UserError(f"peft does not read the adapter as it was written: {listed(empty)}")
+    return f"{said}, {len(tensors)} read by peft"
 
 
 def export_hf(run: Run, output: Path, dtype: str) -> str:

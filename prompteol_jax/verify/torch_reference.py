@@ -66,6 +66,16 @@ def layers(
     return [np.concatenate(layer) for layer in zip(*parts, strict=True)]
 
 
+def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Read an adapter by peft: its config, and its tensors by the names that peft gives them."""
+    from peft import PeftConfig
+    from peft.utils import load_peft_weights
+
+    config = PeftConfig.from_pretrained(str(folder)).to_dict()
+    tensors = load_peft_weights(str(folder), device="cpu")
+    return config, {name: tensor.float().numpy() for name, tensor in tensors.items()}
+
+
 def tokenized(folder: Path, prompts: Sequence[str]) -> list[list[int]]:
     """Return the ids that transformers' own tokenizer of a folder gives whole prompts."""
     return _tokenizer(folder)(list(prompts), return_token_type_ids=False)["input_ids"]

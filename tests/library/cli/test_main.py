@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import pytest
 from pyarrow import parquet
 
 from prompteol_jax import Embedder, clean_sentence
+from prompteol_jax.cli import encode as encode_command
 from prompteol_jax.cli import main as cli
 from prompteol_jax.cli.options import ModelOptions
 from prompteol_jax.errors import NotFinite
@@ -178,6 +180,38 @@ def test_a_failure_keeps_the_finished_shards(
     assert calls[3:] == [TEXTS[4:6], TEXTS[6:8], TEXTS[8:]]
     assert not output.with_name("a.npy.parts").exists()
     np.testing.assert_array_equal(np.load(output), whole)
+
+
+def test_an_interrupt_keeps_the_finished_shards_and_says_so(
+    texts, tmp_path, loaded, embedder, monkeypatch, capsys
+):
+    calls = []
+
+    def interrupted(sentences, **settings):
+        calls.append(sentences)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return Embedder.encode(embedder, sentences, **settings)
+
+    monkeypatch.setattr(embedder, "encode", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        encode(texts, tmp_path / "v", "--shard-rows", "2")
+    assert stopped.value.code == 130
+    said = capsys.readouterr().err
+    kept = re.search(r"(\d) of 5 shards are kept in .*v; repeat the command to go on\n", said)
+    assert kept and len(list((tmp_path / "v").glob("shard-*.npy"))) >= int(kept[1]) >= 1
+
+
+def test_a_mounted_volume_in_a_folder_of_others_can_be_written(tmp_path, monkeypatch):
+    (tmp_path / "volume").mkdir()
+    writable = {tmp_path / "volume": True, tmp_path: False}
+    monkeypatch.setattr(encode_command.os, "access", lambda path, mode: writable[path])
+    assert encode_command.Output.parse(tmp_path / "volume").unwritable() is None
+    told = encode_command.Output.parse(tmp_path / "v.npy").unwritable()
+    assert told == f"the folder {tmp_path} of --output cannot be written to"
+    writable.update({tmp_path / "volume": False, tmp_path: True})
+    told = encode_command.Output.parse(tmp_path / "volume").unwritable()
+    assert told == f"the folder {tmp_path / 'volume'} of --output cannot be written to"
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def write_run(folder, model, *, full=False, quantize=None, template="eol"):
     lora = adapters.LoraConfig(rank=3, alpha=6.0)
     decoder = adapters.add_lora(source.decoder, source.config, lora, source.mesh, jax.random.key(1))
     for block in (decoder.blocks, decoder.last):
-        b = block.o.lora.b
+        b = block.attention.o.lora.b
         b.set_value(jax.random.normal(jax.random.key(2), b.shape) * 0.05)
     folder.mkdir()
     fields = {"model": model, "template": template, "quantize": quantize, "full": full}
