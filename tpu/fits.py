@@ -120,14 +120,14 @@ def _planned(options: FitsOptions, model: str, slice_: str) -> dict[str, Any] | 
     The plan also says in how many `chunks` a training batch is encoded.
     """
     from prompteol_jax.mesh import fitting_meshes
-    from tpu.plan import command as plan
+    from tpu.plan.command import PlanOptions, make_job
     from tpu.plan.planning import make_plan
 
     recomputed = {"remat": options.remat} if options.job == "train" else {}
-    asked = plan.PlanOptions(model=model, job=options.job, quantize=options.quantize, **recomputed)
+    asked = PlanOptions(model=model, job=options.job, quantize=options.quantize, **recomputed)
     topology, best = parse_topology(slice_), None
     for chunks in (1, CHUNKS) if options.job == "train" else (1,):
-        job = plan.make_job(dataclasses.replace(asked, chunks=chunks))
+        job = make_job(dataclasses.replace(asked, chunks=chunks))
         batch = getattr(job, "batch", None)
         meshes = fitting_meshes(job.config.sizes, topology.devices, batch=batch)
         for shape in sorted(meshes, reverse=True):

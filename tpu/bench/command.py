@@ -137,16 +137,16 @@ def _problems(options: EncodeBench | TrainBench) -> list[str]:
 
 def encode(options: EncodeBench) -> dict[str, Any]:
     """Measure encoding, print the table and return what was measured."""
-    from tpu.bench import encode as bench_encode
+    from tpu.bench.encode import measure
 
-    return _run("encode", options, bench_encode.measure)
+    return _run("encode", options, measure)
 
 
 def train(options: TrainBench) -> dict[str, Any]:
     """Measure training, print the table and return what was measured."""
-    from tpu.bench import train as bench_train
+    from tpu.bench.train import measure
 
-    return _run("train", options, bench_train.measure)
+    return _run("train", options, measure)
 
 
 COMMANDS: Final[dict[str, tuple[type, Callable[[Any], object]]]] = {

@@ -21,12 +21,12 @@ from prompteol_jax import axes, models, nn
 from prompteol_jax.distributed import Share
 from prompteol_jax.encoding import batching, packing, runners
 from prompteol_jax.encoding.buckets import Buckets
-from prompteol_jax.lora import lora as adapters
+from prompteol_jax.lora.lora import LoraConfig, attach
 from prompteol_jax.models import build
 from prompteol_jax.models.decoder import Decoder, KVCache, Rows
 from prompteol_jax.ops import select
 from prompteol_jax.ops.scan import Remat
-from prompteol_jax.quant import formats as quant
+from prompteol_jax.quant.formats import Kind
 from tpu.lengths import Lengths
 from train.data.batch_shape import balanced, row_shapes
 from train.losses import LOSSES
@@ -91,7 +91,7 @@ class Encode:
     config: models.Config
     lengths: Lengths
     C: int
-    quantize: quant.Kind | None = None
+    quantize: Kind | None = None
     packed: bool = False
     batch_tokens: int | None = None
     passes: int = 1
@@ -191,7 +191,7 @@ class Train:
     config: models.Config
     lengths: Lengths
     C: int
-    quantize: quant.Kind | None = None
+    quantize: Kind | None = None
     batch: int = 256
     chunks: int = 1
     remat: Remat = "none"
@@ -205,9 +205,8 @@ class Train:
 
     def steps(self, mesh: Mesh) -> Iterator[Step]:
         """Yield the one step, with as many rows as a typical batch fills."""
-        lora = adapters.LoraConfig()
         model = build.abstract_decoder(self.config, mesh, dtype=_DTYPE, quantize=self.quantize)
-        model = adapters.attach(model, self.config, lora, mesh)
+        model = attach(model, self.config, LoraConfig(), mesh)
         graph, start, frozen = nnx.split(model, nn.Lora, ...)
         optimizer = make_optimizer(Schedule(5e-4, 1000, 100))
         learner = TrainStep(

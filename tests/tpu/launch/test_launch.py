@@ -6,6 +6,7 @@ are stand-ins, too.
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -47,9 +48,22 @@ if [ "$1" = venv ]; then mkdir -p .venv/bin; cp "$FAKE_CLOUD/python" .venv/bin/p
 """
 
 
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """Make a checkout that holds the hosts' script, as it is now, and is quick to copy."""
+    folder = tmp_path_factory.mktemp("checkout")
+    (folder / "tpu" / "launch").mkdir(parents=True)
+    shutil.copy(ROOT / "tpu" / "launch" / "host.sh", folder / "tpu" / "launch")
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "-A"], [*who, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", "-C", folder, *words], check=True)
+    return folder
+
+
 @pytest.fixture
-def cloud(tmp_path, monkeypatch):
+def cloud(tmp_path, monkeypatch, checkout):
     """The folder of the stand-in cloud, whose gcloud and uv come first on the path."""
+    monkeypatch.setattr("tpu.launch.launch.ROOT", checkout)
     folder, programs = tmp_path / "cloud", tmp_path / "bin"
     folder.mkdir()
     programs.mkdir()
