@@ -97,6 +97,30 @@ def test_a_local_task_scores_what_our_cosines_score(encoder, embedder, sts_task)
     assert found["type"] == "STS"
 
 
+def test_results_of_other_settings_in_one_folder_are_not_used(
+    embedder, sts_task, tmp_path, monkeypatch
+):
+    from eval.mteb.encoder import MtebEncoder, run_tasks
+
+    def score(encoder, folder):
+        return run_tasks(encoder, [sts_task], folder)["LocalSTS"]["score"]
+
+    mean = Embedder(embedder.pretrained, embedder.template, pooling="mean")
+    encoders = [
+        MtebEncoder(embedder),
+        MtebEncoder(mean),
+        MtebEncoder(embedder, clean=False),
+        MtebEncoder(embedder, {"STS": TEMPLATES["none"]}),
+        MtebEncoder(embedder.with_template(Template("eol", "the same name: ", " means "))),
+    ]
+    assert len({encoder.revision for encoder in encoders}) == len(encoders)
+    found = [score(encoder, tmp_path) for encoder in encoders]
+    assert found == [score(encoder, None) for encoder in encoders]
+    assert found[0] != found[1]
+    monkeypatch.setattr(MtebEncoder, "encode", None)  # what is kept is not run again
+    assert [score(encoder, tmp_path) for encoder in encoders] == found
+
+
 @pytest.mark.slow
 def test_a_classification_task_runs(encoder):
     from mteb.abstasks import AbsTaskClassification
