@@ -56,7 +56,8 @@ class Attention(nnx.Module):
         """Return the output of the context's queries, and the keys and values of every token."""
         q, k, v = self._project(y_BTD, context)
         y_BQNH = select.attend(q, k, v, context, self.spec, prefix)
-        y_BQI = constrain(y_BQNH.reshape(*y_BQNH.shape[:2], -1), "BQI")
+        B, Q, N, H = y_BQNH.shape  # Q is 0 in the prefix of a template without one: no -1 here
+        y_BQI = constrain(y_BQNH.reshape(B, Q, N * H), "BQI")
         y_BQD = self.o(y_BQI, context.query_key(dropout.OUT), context.tape)
         return y_BQD, _rotated(k, v, context)
 
