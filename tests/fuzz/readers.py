@@ -104,7 +104,8 @@ def _repacked(content: bytes) -> bytes:
 
 
 def _configs() -> list[bytes]:
-    return [json.dumps(PUBLISHED[name].to_hf()).encode() for name in ("opt-350m", "llama-3.2-1b")]
+    one_of_each = {config.family: config for config in PUBLISHED.values()}
+    return [json.dumps(config.to_hf()).encode() for config in one_of_each.values()]
 
 
 def _adapters() -> list[bytes]:
