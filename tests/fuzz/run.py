@@ -12,12 +12,16 @@ import argparse
 import json
 import os
 import resource
-import subprocess
+import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any, Final
+
+from readers import READERS, damaged, inputs
+
+from prompteol_jax.errors import UserError
 
 _MEMORY: Final = 2**30  # bytes above the child's own and the input's
 _SECONDS: Final = 10.0
@@ -26,13 +30,12 @@ _BATCH: Final = 50  # inputs between two reports of a child
 
 
 def main() -> int:
-    sys.path.insert(0, str(Path(__file__).parent))
-    options = _options()
-    if options.child is not None:
-        _child(options.reader, options.child, options.inputs, Path(options.folder))
-        os._exit(0)  # a slow end of the interpreter is no fault of a reader
-    from readers import READERS
-
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--reader", default="all")
+    parser.add_argument("--inputs", type=int, default=10_000)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--keep", help="folder for inputs that ended in a fault")
+    options = parser.parse_args()
     bad = 0
     for name in READERS if options.reader == "all" else [options.reader]:
         found = run(name, options.inputs, 60 * options.minutes)
@@ -43,17 +46,6 @@ def main() -> int:
             _keep(Path(options.keep) / name, name, fault["input"])
         bad += bool(faults)
     return int(bad > 0)
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--reader", default="all")
-    parser.add_argument("--inputs", type=int, default=10_000)
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--keep", help="folder for inputs that ended in a fault")
-    parser.add_argument("--child", type=int, help="first input of a child process")
-    parser.add_argument("--folder", help="scratch folder of a child process")
-    return parser.parse_args()
 
 
 def run(name: str, count: int, seconds: float) -> dict[str, Any]:
@@ -71,24 +63,18 @@ def _watch(
     name: str, first: int, count: int, folder: Path, total: dict[str, Any], end: float
 ) -> int:
     """Run a child until it ends, dies or hangs; return the number of the next input."""
-    command = [sys.executable, __file__, "--reader", name, "--inputs", str(count)]
-    child = subprocess.Popen(
-        [*command, "--child", str(first), "--folder", str(folder)], stderr=subprocess.DEVNULL
-    )
-    status, at, since = folder / "status", first, time.monotonic() + 60
-    while child.poll() is None and time.monotonic() < end:
-        time.sleep(0.2)
-        now = int(status.read_text() or first) if status.exists() else first
-        if now != at:
-            at, since = now, time.monotonic()
-        if time.monotonic() - since > 2 * _SECONDS:
-            break
-    hung = child.poll() is None
-    child.kill()
-    code = child.wait()
-    if not status.exists():
+    child = _fork(name, first, count, folder)
+    at, since, code = first, time.monotonic(), None
+    while code is None and time.monotonic() < end and time.monotonic() - since < 2 * _SECONDS:
+        time.sleep(0.1)
+        code = _status(child, os.WNOHANG)
+        if _number(folder, first) != at:
+            at, since = _number(folder, first), time.monotonic()
+    if code is None:
+        os.kill(child, signal.SIGKILL)
+        _status(child, 0)
+    if not (folder / "status").exists():
         raise SystemExit(f"{name}: not even the first valid input is read")
-    at = int(status.read_text() or first) if status.exists() else first
     report = folder / "report"
     figures = json.loads(report.read_text()) if report.exists() else {}
     for key in ("inputs", "answers", "errors"):
@@ -96,18 +82,40 @@ def _watch(
     for key in ("slowest_s", "peak_mib"):
         total[key] = round(max(total[key], figures.get(key, 0.0)), 2)
     total["faults"] += figures.get("faults", [])
-    if hung and time.monotonic() >= end:
+    if code == 0 or (code is None and time.monotonic() >= end):
         return count
-    if code != 0:
-        what = "no answer" if hung else f"the process ended with status {code}"
-        total["faults"].append({"input": at, "what": what})
-        return at + 1
-    return count
+    what = "no answer" if code is None else f"the process ended with status {code}"
+    at = _number(folder, first)
+    total["faults"].append({"input": at, "what": what})
+    return at + 1
+
+
+def _fork(name: str, first: int, count: int, folder: Path) -> int:
+    """Start a child process; it has all that this one has imported."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        _child(name, first, count, folder)
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def _status(child: int, options: int) -> int | None:
+    """The status of a child that has ended, negative for a signal; None while it runs."""
+    found, status = os.waitpid(child, options)
+    return os.waitstatus_to_exitcode(status) if found else None
+
+
+def _number(folder: Path, first: int) -> int:
+    """The input that a child is reading."""
+    status = folder / "status"
+    return int(status.read_text() or first) if status.exists() else first
 
 
 def _child(name: str, first: int, count: int, folder: Path) -> None:
-    from readers import READERS, damaged, inputs
-
     reader, known = READERS[name], inputs(name)
     path = folder / reader.file
     path.write_bytes(known[0])
@@ -133,8 +141,6 @@ def _child(name: str, first: int, count: int, folder: Path) -> None:
 
 def _read(reader: Any, path: Path) -> tuple[str, str]:
     """Read one input; return where it counts, and what is wrong with that."""
-    from prompteol_jax.errors import UserError
-
     try:
         reader.read(path)
     except UserError as error:
@@ -155,8 +161,6 @@ def _peak() -> int:
 
 
 def _keep(folder: Path, name: str, number: int) -> None:
-    from readers import damaged, inputs
-
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"input-{number}").write_bytes(damaged(name, number, inputs(name)))
 
