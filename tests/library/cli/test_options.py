@@ -1,0 +1,57 @@
+"""Ranges of flags are checked once, in one way, and all problems stand in one error."""
+
+import dataclasses
+
+import pytest
+
+from prompteol_jax.cli.options import DistributedOptions, ModelOptions, check, flag
+from prompteol_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(DistributedOptions):
+    batch: int = flag(256, at_least=2, why="every anchor needs negatives")
+    dropout: float = flag(0.0, at_least=0, below=1)
+    lr: float | None = flag(None, above=0)
+    scale: float = 1.0
+    fast: bool = False
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"batch": 2}, {"dropout": 0.99}, {"lr": 1e-9}, {"fast": True}, {"scale": -1.0}]
+)
+def test_values_within_their_ranges_pass(given):
+    check(Options(**given))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"batch": 1}, "--batch 1 must be at least 2: every anchor needs negatives"),
+        ({"dropout": 1.0}, "--dropout 1.0 must be at least 0 and below 1"),
+        ({"dropout": float("nan")}, "--dropout nan must be at least 0 and below 1"),
+        ({"lr": float("inf")}, "--lr inf must be above 0"),
+        ({"scale": float("nan")}, "--scale nan must be finite"),
+        ({"wait_minutes": 0.0}, "--wait-minutes 0.0 must be above 0 and at most 10000"),
+        (
+            {"batch": 0, "lr": 0.0, "process": 1},
+            "",
+        ),
+    ],
+)
+def test_every_value_out_of_range_is_told_with_what_is_allowed(given, told):
+    with pytest.raises(UserError) as error:
+        check(Options(**given))
+    if len(given) > 1:
+        assert all(f"--{name}" in str(error.value) for name in given)
+    else:
+        assert str(error.value) == told
+
+
+def test_work_holds_every_flag_that_decides_a_vector_and_no_other():
+    work = ModelOptions(model="tiny").work("float32")
+    names = {field.name for field in dataclasses.fields(ModelOptions)}
+    assert names - work.keys() == {"mesh", "batch_tokens", "plan"}
+    assert work["dtype"] == "float32" and work["weights"] == "tiny"
+    assert ModelOptions(model="tiny", mesh="2x1").work("float32") == work
+    assert ModelOptions(model="tiny", template="none").work("float32") != work
