@@ -1,7 +1,7 @@
 """The shapes of published models by name, for what needs no weights: plans and random models.
 
-Source: the `config.json` of facebook/opt-*, huggyllama/llama-*, meta-llama/Llama-2-* and
-meta-llama/(Meta-)Llama-3*.
+Source: the `config.json` of facebook/opt-*, huggyllama/llama-*, meta-llama/Llama-2-*,
+meta-llama/(Meta-)Llama-3*, Qwen/Qwen3-*.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+from prompteol_jax.models import Config
 from prompteol_jax.models.llama import LlamaConfig, Rope
 from prompteol_jax.models.opt import OptConfig
+from prompteol_jax.models.qwen3 import Qwen3Config
 
 
 def _opt(L: int, D: int, N: int) -> OptConfig:
@@ -34,7 +36,12 @@ def _scaled(factor: float) -> dict[str, object]:
     return _LLAMA_3 | {"P": 131072, "rope": rope}
 
 
-PUBLISHED: Final[Mapping[str, OptConfig | LlamaConfig]] = MappingProxyType(
+def _qwen3(L: int, D: int, N: int, F: int, *, tied: bool) -> Qwen3Config:
+    sizes = {"K": 8, "H": 128, "V": 151936, "P": 40960}
+    return Qwen3Config(L=L, D=D, N=N, F=F, **sizes, rope=Rope(theta=1e6), tied=tied)
+
+
+PUBLISHED: Final[Mapping[str, Config]] = MappingProxyType(
     {
         "opt-125m": _opt(12, 768, 12),
         "opt-350m": OptConfig(
@@ -60,11 +67,17 @@ PUBLISHED: Final[Mapping[str, OptConfig | LlamaConfig]] = MappingProxyType(
         "llama-3.1-405b": _llama(126, 16384, 128, 53248, **_scaled(8.0)),
         "llama-3.2-1b": _llama(16, 2048, 32, 8192, **_scaled(32.0), tied=True),
         "llama-3.2-3b": _llama(28, 3072, 24, 8192, **_scaled(32.0), tied=True),
+        "qwen3-0.6b": _qwen3(28, 1024, 16, 3072, tied=True),
+        "qwen3-1.7b": _qwen3(28, 2048, 16, 6144, tied=True),
+        "qwen3-4b": _qwen3(36, 2560, 32, 9728, tied=True),
+        "qwen3-8b": _qwen3(36, 4096, 32, 12288, tied=False),
+        "qwen3-14b": _qwen3(40, 5120, 40, 17408, tied=False),
+        "qwen3-32b": _qwen3(64, 5120, 64, 25600, tied=False),
     }
 )
 
 
-def published(name: str) -> OptConfig | LlamaConfig | None:
+def published(name: str) -> Config | None:
     """The shape behind a short or hub name, such as `opt-6.7b` or `meta-llama/Llama-2-7b-hf`."""
     short = name.rsplit("/", 1)[-1].lower().removeprefix("meta-").removesuffix("-hf")
     return PUBLISHED.get(short)

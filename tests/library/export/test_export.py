@@ -63,6 +63,7 @@ def by_sentence_transformers(folder, texts):
     [
         ("opt-tiny", {"template": "eol-icl-2.7b"}),
         ("llama-gqa-tiny", {"quantize": "nf4"}),
+        ("qwen3-tiny", {"quantize": "nf4"}),  # no BOS
         ("opt-350m-tiny", {"full": True}),
     ],
 )

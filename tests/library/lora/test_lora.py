@@ -6,11 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from prompteol_jax import nn
 from prompteol_jax.lora import lora as adapters
 from prompteol_jax.lora.lora import LoraConfig
 from prompteol_jax.mesh import make_mesh
 from prompteol_jax.models import build
+from prompteol_jax.models.decoder import Rows
 from prompteol_jax.ops import dropout
 
 PART = dict.fromkeys("qkvo", "attention") | {"up": "mlp", "down": "mlp", "gate": "mlp"}
@@ -73,3 +76,24 @@ def test_an_update_is_its_product_and_drops_out_its_input_token_by_token(decoder
         update(x[1:], jax.tree.map(lambda word: word[1:], keys)), dropped[1:]
     )
     assert np.abs(np.asarray(dropped) - by_hand).max() > 0.1
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_bfloat16_factors_of_scanned_layers_get_gradients(remat, decoders):
+    config, model = decoders("llama")
+    mesh = make_mesh((1, 1))
+    model = adapters.add_lora(model, config, LoraConfig(rank=2), mesh, jax.random.key(0))
+    leaves = {
+        path: leaf.astype(jnp.bfloat16) if ".lora." in path else leaf
+        for path, leaf in build.leaves(model).items()
+    }
+    graph, factors, frozen = nnx.split(build.fill(model, leaves), nn.Lora, ...)
+    rows = Rows(jnp.arange(10).reshape(2, 5), jnp.array([[4], [3]]))
+
+    def total(factors):
+        return nnx.merge(graph, factors, frozen)(rows, remat=remat).sum()
+
+    gradients = build.leaves(nnx.merge(graph, jax.jit(jax.grad(total))(factors), frozen))
+    found = [path for path, leaf in gradients.items() if path.endswith(".lora.b")]
+    assert all(np.abs(gradients[path]).max() > 0 for path in found)
+    assert any(path.startswith("blocks.") for path in found)

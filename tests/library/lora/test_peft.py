@@ -43,6 +43,7 @@ CASES = {
     "opt-350m-tiny": dict(r=4, lora_alpha=16, target_modules="all-linear", use_rslora=True),
     "llama-odd-tiny": dict(r=4, lora_alpha=16, target_modules="all-linear"),
     "llama-gqa-tiny": dict(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj"]),
+    "qwen3-odd-tiny": dict(r=4, lora_alpha=16, target_modules="all-linear"),
 }
 
 

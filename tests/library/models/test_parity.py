@@ -192,7 +192,7 @@ def test_half_precision_on_disk_is_read_exactly(
 
 
 @pytest.mark.parametrize(
-    "name", "name", ["opt-tiny", "opt-350m-tiny", "llama-odd-tiny", "llama3-tiny", "qwen3-odd-tiny"]
+    "name", ["opt-tiny", "opt-350m-tiny", "llama-odd-tiny", "llama3-tiny", "qwen3-odd-tiny"]
 )
 def test_a_written_folder_gives_transformers_the_same_model(
     name, checkpoints, embedders, references, texts, tmp_path
