@@ -316,18 +316,18 @@ def test_the_glossary_has_each_term_once():
 
 
 @pytest.mark.parametrize(("place", "line"), COMMANDS, ids=[place for place, _ in COMMANDS])
-def test_every_command_is_one_that_its_parser_takes(place, line, monkeypatch):
-    options = parsed(line, monkeypatch)
+def test_every_command_is_one_that_its_parser_takes(place, line, monkeypatch, tmp_path):
+    """In a folder that holds the data that commands read; the bucket is that folder too."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nli.csv").touch()
+    (tmp_path / "prepared").mkdir()
+    options = parsed(line.replace("gs://BUCKET", str(tmp_path)), monkeypatch)
     if options is None:
         assert other_command_is_known(line), line
         return
     template = getattr(options, "template", None) or "eol"
     if not template.endswith(".json"):
         read_template(template)
-    if isinstance(options, TrainConfig) and not options.resume:
-        ours = Path(options.data).name in ("nli.csv", "prepared")
-        data = "synthetic" if ours else options.data
-        dataclasses.replace(options, data=data).check()
 
 
 @pytest.mark.parametrize(
