@@ -38,12 +38,13 @@ class _Lines:
         left = max(0, self._total - self._done) / rate if rate else 0.0
         sys.stderr.write(
             f"{self._label}: {self._done:,} of {self._total:,}{share}, {rate:,.0f}/s, "
-            f"{_duration(left)} left\n"
+            f"{duration(left)} left\n"
         )
         sys.stderr.flush()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time to read: `2 h 5 min`, `5 min 30 s`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"

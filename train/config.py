@@ -98,7 +98,7 @@ class TrainConfig(DistributedOptions):
     save_every: int = flag(50, at_least=1)
     """Steps between checkpoints."""
     save_minutes: float | None = flag(None, above=0)
-    """Minutes between checkpoints at most, whatever the steps."""
+    """Largest number of minutes between checkpoints."""
     keep: int = flag(2, at_least=1)
     """Newest checkpoints kept."""
 

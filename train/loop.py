@@ -39,7 +39,7 @@ Item = TypeVar("Item")
 
 @dataclasses.dataclass
 class RunStatus:
-    """What a run knows besides its state; every checkpoint holds it.
+    """What a run knows of its scores; every checkpoint holds it with the state.
 
     Attributes:
         best: highest development score after a step, of the weights that are exported.

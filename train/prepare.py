@@ -4,7 +4,7 @@
     python -m train.prepare nli --files snli_train.jsonl multinli_train.jsonl --output prepared
     python -m train.prepare sts --data SentEval/data/downstream --output prepared
 
-A file is checked once, here, and a run then starts at once and holds none of it in memory:
+A file is checked once, here. A run then starts without that check and holds none of it in memory:
 `python -m train.contrastive --data prepared --dev prepared`.
 """
 
@@ -99,7 +99,7 @@ def _write(rows: Rows, output: Path) -> None:
 
 
 def _shown(dataset: Path, output: Path) -> Any:
-    """Where a dataset of the output's lies in the end."""
+    """Return where a dataset of the output is in the end."""
     return paths.as_path(output) / dataset.parent.name / dataset.name
 
 

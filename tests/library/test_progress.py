@@ -53,4 +53,4 @@ def test_a_bar_is_shown_where_that_is_asked_for(capsys):
     ("seconds", "told"), [(0.0, "0 min 0 s"), (61.4, "1 min 1 s"), (7260.0, "2 h 1 min")]
 )
 def test_durations_are_short(seconds, told):
-    assert progress._duration(seconds) == told
+    assert progress.duration(seconds) == told

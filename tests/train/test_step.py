@@ -263,12 +263,13 @@ def test_the_loss_under_opts_dropout_is_that_of_transformers(checkpoint, nli):
     train_step, start, frozen, (batch, prefix_C, *_) = step_of(
         folder, "1x1", triplets, full=True, base_dropout=0.1, stochastic=True
     )
+    prefix_C = jnp.asarray(prefix_C)
     evaluate = jax.jit(lambda key: train_step.loss(start, frozen, batch, prefix_C, key)[0])
     ours = np.array([evaluate(jax.random.key(n)) for n in range(masks)])
     model, inputs = oracle.load(folder).train(), torch_inputs(folder, triplets)
     assert (model.config.dropout, model.config.attention_dropout) == (0.1, 0.0)
     with torch.no_grad():
-        theirs = np.array([torch_loss(model.model, inputs, 8).item() for _ in range(masks)])
+        theirs = np.array([torch_loss(model, inputs, 8).item() for _ in range(masks)])
     error = np.hypot(*(losses.std() / masks**0.5 for losses in (ours, theirs)))
     assert abs(ours.mean() - theirs.mean()) <= 2 * error, (ours.mean(), theirs.mean(), error)
 

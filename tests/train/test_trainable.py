@@ -9,18 +9,20 @@ from prompteol_jax import nn
 from prompteol_jax.mesh import make_mesh
 from prompteol_jax.models import build
 from prompteol_jax.quant import formats as quant
-from train import trainable
 from train.config import TrainConfig
+from train.data.triplets import Triplet
+from train.losses import infonce
+from train.resolve import resolve
 from train.run.checkpoints import Checkpoints
-from train.step import TrainStep, state_places
+from train.step import TrainStep, state_shardings
+from train.trainable import make_trainable
 
 
 def test_a_quantized_base_is_frozen_and_no_checkpoint_holds_it(tmp_path):
     mesh = make_mesh((1, 1))
-    small, plain = (
-        trainable.make_trainable(TrainConfig(rank=2, quantize=kind, dtype="float32"), mesh)
-        for kind in ("nf4", None)
-    )
+    rows = [Triplet("a", "b", None)] * 2
+    configs = [TrainConfig(batch=2, rank=2, quantize=kind) for kind in ("nf4", None)]
+    small, plain = (make_trainable(resolve(config, mesh, rows).model, mesh) for config in configs)
     for ours, theirs in zip(*map(jax.tree.leaves, (small.start, plain.start)), strict=True):
         assert ours.dtype == jnp.float32
         np.testing.assert_array_equal(ours, theirs)
@@ -28,8 +30,13 @@ def test_a_quantized_base_is_frozen_and_no_checkpoint_holds_it(tmp_path):
     quantized = {path for path, leaf in kept.items() if isinstance(leaf, quant.Quantized)}
     assert quantized == {path for path in kept if path.endswith(".w")}
     optimizer = optax.adamw(1e-3)
-    learner = TrainStep(small.graph, optimizer, state_places(optimizer, small.start, mesh))
-    state = learner.init(small.start)
+    train_step = TrainStep(
+        graph=small.graph,
+        optimizer=optimizer,
+        shardings=state_shardings(optimizer, small.start, mesh),
+        loss_function=infonce,
+    )
+    state = train_step.init(small.start)
     assert all(leaf.dtype != jnp.uint8 for leaf in jax.tree.leaves(state))
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save(1, state, {})

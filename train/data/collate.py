@@ -38,7 +38,7 @@ class CollatedBatch(NamedTuple):
 class Collator:
     """Tokenizes, distributes and packs the rows that this process feeds to its devices.
 
-    Each shard along data packs triplets of its own, with about as many tokens as the others of this
+    Each shard along data packs its own triplets, with about as many tokens as the others of this
     process.
 
     Attributes:

@@ -33,7 +33,7 @@ class TrainingData(NamedTuple):
 def read_data(config: TrainConfig) -> TrainingData:
     """Read rows, development pairs and tasks.
 
-    Raises: UserError, NotFound for whatever is malformed.
+    Raises: UserError, NotFound for data that is malformed or not there.
     """
     rows, dev, files = _read_rows(config)
     work: dict[str, Any] = {"data": files_sha256(files)}

@@ -75,7 +75,7 @@ _COLORED: Final = {
     for color in range(4)
 }
 
-# What stands around the content words. A concept left out is "someone", "a thing" or nothing.
+# The words around the content words. A concept left out is "someone", "a thing" or nothing.
 _FRAMES: Final = (
     "{agent} is {doing} {object}{place}.",
     "{agent} {does} {object}{place}.",

@@ -109,7 +109,7 @@ class Checkpoints:
 
         Args:
             like: arrays or `jax.ShapeDtypeStruct`s of the structure, shapes and types that were
-                saved. Each leaf arrives with the sharding it has here, whatever it was saved with.
+                saved. Each leaf arrives with the sharding it has here, not that it was saved with.
             step: must be restored: damaged, it is an error, not a reason to take an older one.
         Raises: NotFound if there is no such step; UserError naming the damaged files if
             no candidate is intact, or the leaves if `like` is not what was saved.

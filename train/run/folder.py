@@ -148,7 +148,7 @@ class RunFolder:
                 _truncate(path, after)
 
     def _take_over(self) -> None:
-        """Begin with what the bucket holds of this run, whatever an earlier one left here."""
+        """Begin with what the bucket holds of this run, and drop what an earlier one left here."""
         if self.home == self.path:
             return
         for path in self.path.iterdir():

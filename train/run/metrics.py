@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from prompteol_jax import distributed
+from prompteol_jax.progress import duration
 from train.run.folder import METRICS
 from train.run.say import console
 
@@ -154,6 +155,6 @@ class MetricsLog:
         left = (now - self._start) / (step - self._first) * (self._steps - step)
         sys.stderr.write(
             f"step {step}/{self._steps}  loss {record['loss']:.4f}  "
-            f"{record['sentences_per_s']:,.0f} sentences/s  {left:.0f} s left\n"
+            f"{record['sentences_per_s']:,.0f} sentences/s  {duration(left)} left\n"
         )
         sys.stderr.flush()

@@ -179,7 +179,7 @@ def test_saving_again_replaces_a_step(tmp_path):
     assert_same(state, make_state(5))
 
 
-def test_later_steps_of_an_abandoned_course_go(tmp_path):
+def test_later_steps_of_an_abandoned_run_go(tmp_path):
     saved(tmp_path, 10, 20, 30, keep=3)
     assert saved(tmp_path, 15, keep=3).steps() == [10, 15]
 

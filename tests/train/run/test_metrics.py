@@ -2,6 +2,7 @@
 
 import json
 
+from train.run import metrics
 from train.run.metrics import MetricsLog
 
 RECORD = {
@@ -54,4 +55,23 @@ def test_standard_error_says_where_the_run_is(tmp_path, capsys):
     shown = capsys.readouterr().err.splitlines()
     assert len(shown) == 2
     assert shown[0].startswith("step 3/12  loss 0.6667  48 sentences/s  ")
-    assert shown[-1] == "step 12/12  loss 0.1667  48 sentences/s  0 s left"
+    assert shown[-1] == "step 12/12  loss 0.1667  48 sentences/s  0 min 0 s left"
+
+
+def test_the_time_left_is_that_of_steps_and_not_of_what_came_before(tmp_path, capsys, monkeypatch):
+    """A log that was opened before a compilation of ten minutes."""
+    now = [1000.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    with MetricsLog(tmp_path, 0, 101) as log:
+        now[0] += 600
+        log.write({"step": 1, **RECORD})
+        for step in range(2, 12):
+            now[0] += 10
+            log.write({"step": step, **RECORD, "step_s": 10.0})
+    shown = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[-1] for line in shown] == [
+        "0 min 50 s left",
+        "12 min 20 s left",
+        "13 min 32 s left",
+        "13 min 44 s left",
+    ]
