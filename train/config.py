@@ -103,14 +103,21 @@ class TrainConfig(DistributedOptions):
     """Newest checkpoints kept."""
 
     def check(self) -> None:
-        """Refuse flags that cannot work, all of them in one error.
+        """Refuse flags that cannot work, and data that is not there, all in one error.
 
         Raises: UserError.
         """
-        options.check(self)
+        paths.check_bucket(self.data)
+        wrong = options.misfits(self)
+        if self.data != SYNTHETIC and not paths.as_path(self.data).exists():
+            wrong.append(f"--data {self.data} is neither `{SYNTHETIC}` nor a file or folder")
+        if self.skip_bad and paths.as_path(self.data).is_dir():
+            wrong.append("--skip-bad is for files: give it to train.prepare instead")
+        if wrong:
+            raise UserError("; ".join(wrong))
 
     def problems(self) -> list[str]:
-        """Return what does not fit between the flags; `check` adds their ranges."""
+        """Return what does not fit between the flags."""
         wrong = [*super().problems(), *self._without_effect(), *self._misfits()]
         if self.full and self.adapter is not None:
             wrong.append("--full trains every weight and takes no --adapter: drop one of the two")
@@ -122,11 +129,6 @@ class TrainConfig(DistributedOptions):
             wrong.append("--patience needs --dev, the folder of the development pairs")
         if self.resume and self.output is None:
             wrong.append("--resume needs --output, the folder of the run to continue")
-        paths.check_bucket(self.data)
-        if self.data != SYNTHETIC and not paths.as_path(self.data).exists():
-            wrong.append(f"--data {self.data} is neither `{SYNTHETIC}` nor a file or folder")
-        if self.skip_bad and paths.as_path(self.data).is_dir():
-            wrong.append("--skip-bad is for files: give it to train.prepare instead")
         return wrong
 
     def _without_effect(self) -> list[str]:

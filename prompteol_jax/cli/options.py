@@ -38,17 +38,23 @@ def flag(
 
 
 def check(options: Any) -> None:
-    """Refuse options that cannot work, all problems in one error.
-
-    Ranges are those of the fields. Other conditions come from a method `problems` of the options,
-    which returns a list of messages.
+    """Refuse options that cannot work, all problems in one error; see `misfits`.
 
     Raises: UserError.
     """
-    found = [text for field in dataclasses.fields(options) for text in _misfit(options, field)]
-    found += options.problems() if hasattr(options, "problems") else []
+    found = misfits(options)
     if found:
         raise UserError("; ".join(found))
+
+
+def misfits(options: Any) -> list[str]:
+    """List what is wrong with options.
+
+    Ranges are those of the fields. Other conditions come from a method `problems` of the options,
+    which returns a list of messages.
+    """
+    found = [text for field in dataclasses.fields(options) for text in _misfit(options, field)]
+    return found + (options.problems() if hasattr(options, "problems") else [])
 
 
 def spelled(name: str) -> str:
