@@ -214,6 +214,7 @@ class Decoder(nnx.Module):
         cache: KVCache | None,
         keys: dropout.Keys | None,
         remat: Remat,
+        *,
         prefix_tokens: int = 0,
         edit: Edit | None = None,
         read: Read | None = None,

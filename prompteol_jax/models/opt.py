@@ -153,7 +153,7 @@ class Block(nnx.Module):
         self.attention_norm = nn.LayerNorm(make)
         self.attention = nn.Attention(make, bias=True)
         self.mlp_norm = nn.LayerNorm(make)
-        self.mlp = nn.ReluMlp(make, bias=True)
+        self.mlp = nn.PlainMlp(make, bias=True)
         self.pre_norm = config.pre_norm
         self.rate = config.dropout
 

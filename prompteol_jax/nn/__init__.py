@@ -3,7 +3,7 @@
 from prompteol_jax.nn.attention import Attention
 from prompteol_jax.nn.embedding import Embedding
 from prompteol_jax.nn.linear import Linear, frozen_dot, fused_linears
-from prompteol_jax.nn.mlp import GatedMlp, PlainMlp, ReluMlp
+from prompteol_jax.nn.mlp import GatedMlp, PlainMlp
 from prompteol_jax.nn.norms import LayerNorm, RMSNorm
 from prompteol_jax.nn.parameters import Lora, Placeholders, Weight, from_scan, to_scan
 from prompteol_jax.nn.residual import residual
@@ -19,7 +19,6 @@ __all__ = [
     "Placeholders",
     "PlainMlp",
     "RMSNorm",
-    "ReluMlp",
     "Weight",
     "from_scan",
     "frozen_dot",

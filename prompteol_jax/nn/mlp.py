@@ -12,6 +12,7 @@ from prompteol_jax.nn.linear import Linear, fused_linears
 from prompteol_jax.nn.parameters import Placeholders
 from prompteol_jax.ops import dropout, einsum, scan
 from prompteol_jax.ops.context import AttentionContext
+from prompteol_jax.ops.scan import Saved
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -37,34 +38,27 @@ class GatedMlp(nnx.Module):
         return self.down(y_BQF, context.query_key(dropout.DOWN), context.tape)
 
 
-class ReluMlp(nnx.Module):
+class PlainMlp(nnx.Module):
     """A plain feed-forward layer.
 
-    y = relu(x up) down
-    """
-
-    def __init__(self, make: Placeholders, *, bias: bool = False):
-        self.up = Linear("BTD,FD->BTF", make, bias=bias)
-        self.down = Linear("BTF,DF->BTD", make, bias=bias)
-
-    def __call__(self, y_BQD: jax.Array, context: AttentionContext) -> jax.Array:
-        wide_BQF = constrain(self.up(y_BQD, context.query_key(dropout.UP), context.tape), "BQF")
-        y = scan.relu(wide_BQF, context.tape)
-        return self.down(y, context.query_key(dropout.DOWN), context.tape)
-
-
-class PlainMlp(nnx.Module):
-    """A plain feed-forward layer of any activation.
-
     y = activation(x up) down
+
+    Args:
+        activation: by default the positive part (ReLU), of which only the result is saved.
     """
 
-    def __init__(self, make: Placeholders, activation: Activation, *, bias: bool = False):
+    def __init__(
+        self, make: Placeholders, activation: Activation | None = None, *, bias: bool = False
+    ):
         self.up = Linear("BTD,FD->BTF", make, bias=bias)
         self.down = Linear("BTF,DF->BTD", make, bias=bias)
         self.activation = activation
 
     def __call__(self, y_BQD: jax.Array, context: AttentionContext) -> jax.Array:
-        wide_BQF = constrain(self.up(y_BQD, context.query_key(dropout.UP), context.tape), "BQF")
-        y_BQF = einsum.barrier(self.activation(context.tape.save(wide_BQF).value))
-        return self.down(y_BQF, context.query_key(dropout.DOWN), context.tape)
+        tape = context.tape
+        wide_BQF = constrain(self.up(y_BQD, context.query_key(dropout.UP), tape), "BQF")
+        if self.activation is None:
+            y = scan.relu(wide_BQF, tape)
+        else:
+            y = Saved(einsum.barrier(self.activation(tape.save(wide_BQF).value)))
+        return self.down(y, context.query_key(dropout.DOWN), tape)

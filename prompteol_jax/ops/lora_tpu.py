@@ -119,22 +119,9 @@ def updates(
     Args:
         interpret: run the kernel's program step by step, on any device.
     """
-    form, (B, T), dtype = forms[0], x.value.shape[:2], x.value.dtype
+    (B, T), dtype = x.value.shape[:2], x.value.dtype
     dropped = all(k is not None for k in keys)
-    inputs, outputs = _widths(factors)
-    shards = axis_size("data")
-    shape = Shape(
-        inputs,
-        outputs,
-        R=len(factors[0].a.value),
-        x_last=form.a_dims[1:] in _HEADS,
-        y_last=form.b_dims[1:] in _HEADS,
-        rate=form.rate if dropped else 0.0,
-        scale=form.scale,
-        a_sharded=inputs % shards == 0,
-        b_sharded=tuple(n % shards == 0 for n in outputs),
-        interpret=interpret,
-    )
+    shape = _shape(forms[0], factors, dropped=dropped, interpret=interpret)
 
     def as_in_kernel(x: jax.Array) -> jax.Array:
         return x.swapaxes(1, 2) if shape.x_last else x
@@ -153,6 +140,23 @@ def updates(
     ys = _updates(shape, values, slices, jnp.stack(words, axis=1))
     ys = [y.swapaxes(1, 2) if shape.y_last else y for y in ys]
     return [barrier(f.in_heads(y)) for f, y in zip(forms, ys, strict=True)]
+
+
+def _shape(form: LowRank, factors: Sequence[Factors], *, dropped: bool, interpret: bool) -> Shape:
+    inputs, outputs = _widths(factors)
+    shards = axis_size("data")
+    return Shape(
+        inputs,
+        outputs,
+        R=len(factors[0].a.value),
+        x_last=form.a_dims[1:] in _HEADS,
+        y_last=form.b_dims[1:] in _HEADS,
+        rate=form.rate if dropped else 0.0,
+        scale=form.scale,
+        a_sharded=inputs % shards == 0,
+        b_sharded=tuple(n % shards == 0 for n in outputs),
+        interpret=interpret,
+    )
 
 
 def _in_dtype(where: LayerSlice | None, dtype: Any) -> LayerSlice | None:
