@@ -58,7 +58,7 @@ def initialize(
 
 
 class Part(NamedTuple):
-    """One of several processes that work apart, each on a mesh of its own devices.
+    """One of several processes that work independently, each on a mesh over its devices.
 
     Attributes:
         mesh: None for a process alone, which chooses its devices when it needs them.
@@ -118,7 +118,7 @@ def to_global(array: np.ndarray, place: Sharding) -> jax.Array:
 
 
 def to_host(array: jax.Array) -> np.ndarray:
-    """Fetch an array whole, from all processes where it lies on several."""
+    """Fetch a whole array, from all processes where several hold it."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     from jax.experimental import multihost_utils
@@ -156,7 +156,7 @@ class Share:
         return cls(mesh, mine, parts.index(mine), len(parts))
 
     def to_mesh(self, array: np.ndarray) -> jax.Array:
-        """Put the rows of this share, shard by shard, onto the mesh beside those of the others."""
+        """Put the rows of this share onto the mesh, with those of the other processes."""
         place = NamedSharding(self.mesh, PartitionSpec("data"))
         if place.is_fully_addressable:
             return jax.device_put(array, place)

@@ -15,14 +15,14 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from prompteol_jax import runtime
+from prompteol_jax.cosine import as_vectors, cosine_matrix
 from prompteol_jax.encoding import lm_head
 from prompteol_jax.encoding.lm_head import Head
 from prompteol_jax.encoding.pipeline import Pipeline, Report, Seen
 from prompteol_jax.encoding.prefixes import PrefixEncoder
 from prompteol_jax.encoding.strategy import Plan, check_plan
-from prompteol_jax.errors import NotFinite, UserError, WrongType
-from prompteol_jax.mesh import make_mesh, parse_mesh
+from prompteol_jax.errors import UserError, WrongType
+from prompteol_jax.mesh import as_mesh
 from prompteol_jax.methods.edits import Edit, describe_edits
 from prompteol_jax.methods.pooling import EveryLayer, Pooling, find_pooling
 from prompteol_jax.models import build
@@ -31,7 +31,7 @@ from prompteol_jax.pretrained import provenance
 from prompteol_jax.pretrained.load import Pretrained, load_pretrained, read_lm_head
 from prompteol_jax.quant import formats as quant
 from prompteol_jax.text.prompt import Prompt
-from prompteol_jax.text.template import Template, read_template
+from prompteol_jax.text.template import Template, as_template
 from prompteol_jax.text.texts import as_texts
 
 DTYPES: Final = ("float32", "bfloat16")
@@ -50,7 +50,7 @@ class Embedder:
         pooling: `last`, the last token's state; `mean`, the mean over all tokens of the prompt; or
             a `methods.pooling.Pooling`.
         edits: interventions between two blocks, see `methods.edits`.
-        batch_tokens: tokens computed at once, over all devices; chosen for the device by default.
+        batch_tokens: tokens computed together, over all devices; chosen for the device by default.
         plan: `fixed`, `fitted` or `packed`: how sentences form batches. Except for `fixed`, a
             vector may differ by rounding (2e-5 in float32) from that of another call.
         max_tokens: largest number of ids of a prompt, template included; a longer text is cut at
@@ -122,36 +122,20 @@ class Embedder:
                 gives the same bits in any company of texts.
         Raises: UserError, NotFound or OSError that says what to do, before any work.
         """
-        if dtype not in DTYPES:
-            raise UserError(f"dtype {dtype!r} is not supported; supported: {', '.join(DTYPES)}")
-        if quantize not in (None, *quant.KINDS):
-            raise UserError(
-                f"quantize {quantize!r} is not supported; supported: {', '.join(quant.KINDS)}"
-            )
+        _check_precision(dtype, quantize)
         check_plan(plan, batch_tokens, find_pooling(pooling), edits)
         _check_max_tokens(max_tokens)
         template = as_template(template)
-        if isinstance(mesh, str):
-            shape = parse_mesh(mesh)
-            runtime.simulate_devices(shape[0] * shape[1])
-            mesh = make_mesh(shape)
         pretrained = load_pretrained(
             str(model),
-            mesh,
+            as_mesh(mesh),
             dtype=jnp.dtype(dtype),
             quantize=quantize,
             adapter=None if adapter is None else str(adapter),
             layer=layer,
         )
-        return cls(
-            pretrained,
-            template,
-            pooling=pooling,
-            edits=edits,
-            batch_tokens=batch_tokens,
-            plan=plan,
-            max_tokens=max_tokens,
-        )
+        how = dict(pooling=pooling, edits=edits, plan=plan)
+        return cls(pretrained, template, batch_tokens=batch_tokens, max_tokens=max_tokens, **how)
 
     @property
     def decoder(self) -> Decoder:
@@ -245,7 +229,7 @@ class Embedder:
 
         Args:
             texts: a list or other ordered collection of strings, such as a column of a table.
-            batch_tokens: tokens computed at once; another number may change the last bits.
+            batch_tokens: tokens computed together; another number may change the last bits.
             normalize: scale vectors to length one.
             progress: show a bar on standard error; by default where it is a terminal.
             check_finite: False lets vectors that are not finite through.
@@ -287,7 +271,7 @@ class Embedder:
         """Return an encoder of one list of texts with many prompts, with the current weights.
 
         Args:
-            batch_tokens: tokens computed at once, over all devices and prompts.
+            batch_tokens: tokens computed together, over all devices and prompts.
         Raises: UserError for another pooling than `last`, or for edits.
         """
         return PrefixEncoder(self._pipeline, batch_tokens)
@@ -332,28 +316,15 @@ class Embedder:
         Raises: WrongType or UserError that says what to pass; NotFinite for a vector that has no
             direction.
         """
-        sides = [self._vectors(side) for side in (a, b)]
-        if sides[0].shape[1] != sides[1].shape[1]:
-            widths = " and ".join(str(side.shape[1]) for side in sides)
-            raise UserError(f"vectors of {widths} features have no cosine; give equal widths")
-        unit = []
-        for z_nD in sides:
-            lengths = np.linalg.norm(z_nD, axis=1, keepdims=True)
-            if not (np.isfinite(lengths) & (lengths > 0)).all():
-                raise NotFinite("a vector of zeros, or one that is not finite, has no cosine")
-            unit.append(z_nD / lengths)
-        return (unit[0] @ unit[1].T).astype(np.float32)
+        return cosine_matrix(self._vectors(a), self._vectors(b))
 
     def _vectors(self, side: Any) -> Float[np.ndarray, "n D"]:
         """Return texts or vectors as float64 vectors."""
         if isinstance(side, (list, tuple)) and side and not isinstance(side[0], str):
             side = np.stack(side) if all(isinstance(z, np.ndarray) for z in side) else side
         if not (hasattr(side, "dtype") and np.issubdtype(side.dtype, np.number)):
-            return self.encode(side).astype(np.float64)
-        z = np.atleast_2d(np.asarray(side, np.float64))
-        if z.ndim != 2:
-            raise WrongType(f"vectors have the shape {z.shape}; give [n, D]")
-        return z
+            side = self.encode(side)
+        return as_vectors(side)
 
     def words(self, text: str, k: int = 10) -> list[tuple[str, float]]:
         """Return the k most likely next tokens after the prompt, with their probabilities.
@@ -400,16 +371,20 @@ class Embedder:
         )
 
 
-def as_template(template: Template | str | Path) -> Template:
-    """Return a template given by itself, by name or by file."""
-    return template if isinstance(template, Template) else read_template(str(template))
-
-
 def _width(pretrained: Pretrained, decoder: Decoder, pooling: Pooling) -> int:
     """Return the number of features of a pooling's vectors."""
     config = pretrained.config
     final = config.D if isinstance(decoder.final_norm, build.Identity) else config.width
     return pooling.width(inner=config.D, final=final, depth=decoder.depth)
+
+
+def _check_precision(dtype: str, quantize: str | None) -> None:
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is not supported; supported: {', '.join(DTYPES)}")
+    if quantize not in (None, *quant.KINDS):
+        raise UserError(
+            f"quantize {quantize!r} is not supported; supported: {', '.join(quant.KINDS)}"
+        )
 
 
 def _check_max_tokens(max_tokens: int | None, positions: int | None = None) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh
 
+from prompteol_jax import runtime
 from prompteol_jax.axes import MESH_AXES, fsdp_sharding, spec
 from prompteol_jax.errors import UserError
 
@@ -50,6 +51,15 @@ def make_mesh(shape: tuple[int, int], devices: Sequence[jax.Device] | None = Non
         )
     types = (AxisType.Auto,) * 2
     return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices[: data * model])
+
+
+def as_mesh(mesh: str | Mesh) -> Mesh:
+    """Return a mesh given by itself or as DATAxMODEL; a CPU simulates the devices it lacks."""
+    if not isinstance(mesh, str):
+        return mesh
+    shape = parse_mesh(mesh)
+    runtime.simulate_devices(shape[0] * shape[1])
+    return make_mesh(shape)
 
 
 def check_mesh(

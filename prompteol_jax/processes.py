@@ -77,7 +77,7 @@ def joined() -> bool:
 
 
 def fail(message: str, status: int) -> None:
-    """End this process and all others of its run at once; do nothing where it is alone."""
+    """End this process and all others of its run immediately; do nothing where it is alone."""
     if _watch is not None:
         _watch.fail(message, status)
 

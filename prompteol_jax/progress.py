@@ -18,7 +18,7 @@ class Advance(Protocol):
     def __call__(self, steps: int = 1) -> None: ...
 
 
-class _Lines:
+class _LogLines:
     """Progress as lines of a log."""
 
     said_at = time.monotonic()  # of the process: short pieces of long work add up
@@ -30,9 +30,9 @@ class _Lines:
     def __call__(self, steps: int = 1) -> None:
         self._done += steps
         now = time.monotonic()
-        if now - _Lines.said_at < EVERY:
+        if now - _LogLines.said_at < EVERY:
             return
-        _Lines.said_at = now
+        _LogLines.said_at = now
         rate = self._done / max(now - self._start, 1e-9)
         share = f" ({self._done / self._total:.0%})" if self._total else ""
         left = max(0, self._total - self._done) / rate if rate else 0.0
@@ -61,7 +61,7 @@ def progress_bar(label: str, total: int, show: bool | None = None) -> Iterator[A
             line whenever a minute has passed without one, over all work of this process.
     """
     if show is None and not sys.stderr.isatty():
-        yield _Lines(label, total)
+        yield _LogLines(label, total)
         return
     if show is False:
         yield lambda steps=1: None

@@ -99,11 +99,21 @@ def hide_errors_of(package: str, logger: str) -> None:
         log.addFilter(is_other)
 
 
-def default_dtype() -> str:
-    """Return the dtype of activations that suits jax's default device."""
+def on_cpu() -> bool:
+    """Return whether jax's default device is the CPU."""
     import jax
 
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jax.default_backend() == "cpu"
+
+
+def default_dtype() -> str:
+    """Return the dtype of activations that suits jax's default device."""
+    return "float32" if on_cpu() else "bfloat16"
+
+
+def describe_device(device: Any) -> dict[str, str]:
+    """Return what a result file says of a device."""
+    return {"kind": device.device_kind, "platform": device.platform}
 
 
 def is_simulated(mesh: Any) -> bool:
@@ -111,8 +121,6 @@ def is_simulated(mesh: Any) -> bool:
     return mesh.size > 1 and mesh.devices.flat[0].platform == "cpu"
 
 
-def side_by_side(total: int, on_cpu: int) -> int:
-    """Return how many of `total` small fits to run at once: on a CPU at most `on_cpu`."""
-    import jax
-
-    return min(total, on_cpu) if jax.default_backend() == "cpu" else total
+def side_by_side(total: int, cpu_limit: int) -> int:
+    """Return how many of `total` small fits to run together: on a CPU at most `cpu_limit`."""
+    return min(total, cpu_limit) if on_cpu() else total

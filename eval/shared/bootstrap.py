@@ -16,7 +16,7 @@ from jaxtyping import Float64, Int
 
 from prompteol_jax.errors import NotFinite
 
-CHUNK: Final = 2**18  # resampled examples held at once: what a core's cache holds
+CHUNK: Final = 2**18  # resampled examples held together: what a core's cache holds
 RESAMPLES: Final = 1000  # for the interval of a score
 CONFIDENCE: Final = 0.95
 
@@ -126,7 +126,7 @@ def spearman_samples(
 
     All sides have the same gold. A resample is how often it holds each pair, so its ranks come from
     counting, without a sort: the mean rank of equal values is the number of values below them
-    plus half of their own number.
+    plus half of the number of these.
     """
     n = len(sides[0]["gold"])
     gold = _Ranking(sides[0]["gold"])

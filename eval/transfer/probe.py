@@ -91,7 +91,7 @@ def fit(
         advance: Function called with the number of fits that ended since the last call.
     """
     if slots is None:
-        slots = runtime.side_by_side(len(splits), on_cpu=CPU_SLOTS)
+        slots = runtime.side_by_side(len(splits), cpu_limit=CPU_SLOTS)
     slots = min(slots, len(splits))
     fits = _lay_out(splits, decay_XW, protocol, seed)
     x_MZ, first_WYZ = _with_bias(features_MD, classes, decay_XW.shape[1], seed)
@@ -226,7 +226,7 @@ def _round(x_MZ: jax.Array, y_M: jax.Array, fits: Fits, slot: Slots, protocol: P
 
     def step(number: jax.Array, state: tuple) -> tuple:
         epoch = slot.round * protocol.epoch_size + number // batches
-        batch = probe_step.Batch(slot.fit, epoch, number % batches)
+        batch = probe_step.FitBatch(slot.fit, epoch, number % batches)
         return probe_step.step(x_MZ, y_M, fits, batch, state, protocol)
 
     state = (slot.steps, slot.now_WYZ, *slot.moments)

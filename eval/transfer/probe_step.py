@@ -50,7 +50,7 @@ class Fits(NamedTuple):
     orders: jax.Array
 
 
-class Batch(NamedTuple):
+class FitBatch(NamedTuple):
     """Position of a batch: its fit, its epoch and its number in the epoch."""
 
     fit: jax.Array
@@ -59,7 +59,7 @@ class Batch(NamedTuple):
 
 
 def step(
-    x_MZ: jax.Array, y_M: jax.Array, fits: Fits, batch: Batch, state: State, protocol: Protocol
+    x_MZ: jax.Array, y_M: jax.Array, fits: Fits, batch: FitBatch, state: State, protocol: Protocol
 ) -> State:
     """Take one step of a slot's probes; a batch beyond the rows of the fit changes nothing."""
     steps, now_WYZ, *moments = state

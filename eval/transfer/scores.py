@@ -36,7 +36,7 @@ class Labeled:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TaskScore:
     """Result of a task: accuracies in percent, the weight decays chosen, and each prediction."""
 
     development: float
@@ -109,7 +109,7 @@ def probe_task(
     protocol: Protocol,
     seed: int,
     advance: Advance = lambda steps: None,
-) -> Outcome:
+) -> TaskScore:
     """Train and test the probes of one task, by the sets it has: see `Transfer`."""
     trainer = Trainer(classes, protocol, seed, advance)
     return {1: _nested, 2: _folded, 3: _given}[len(sets)](trainer, *sets)
@@ -155,7 +155,7 @@ class Trainer:
         return Split(rows[train], rows[development], len(rows))
 
 
-def _nested(trainer: Trainer, data: Labeled) -> Outcome:
+def _nested(trainer: Trainer, data: Labeled) -> TaskScore:
     """Choose a weight decay within the rows outside of each fold, and test on the fold."""
     rows, folds = np.arange(len(data.y_M)), trainer.protocol.folds
     tests = draws.stratified_folds(data.y_M, folds, SEED)
@@ -169,7 +169,7 @@ def _nested(trainer: Trainer, data: Labeled) -> Outcome:
     for number, test in enumerate(tests):
         predicted_M[test] = _predict(final, number, 0, data.x_MD[test])
     accuracies = [_accuracy(data.y_M[test], predicted_M[test]) for test in tests]
-    return Outcome(
+    return TaskScore(
         round(float(np.mean([mean for _, mean in chosen])), 2),
         round(float(np.mean(accuracies)), 2),
         [decay for decay, _ in chosen],
@@ -178,7 +178,7 @@ def _nested(trainer: Trainer, data: Labeled) -> Outcome:
     )
 
 
-def _folded(trainer: Trainer, data: Labeled, test: Labeled) -> Outcome:
+def _folded(trainer: Trainer, data: Labeled, test: Labeled) -> TaskScore:
     """Choose a weight decay by folds of the training set, train on all of it, and test."""
     rows = np.arange(len(data.y_M))
     splits = _fold_splits(rows, data.y_M, trainer.protocol.folds, trainer.seed)
@@ -187,10 +187,10 @@ def _folded(trainer: Trainer, data: Labeled, test: Labeled) -> Outcome:
     final = trainer.fit(data, [trainer.held_out(rows)], np.array([[decay]]))
     predicted_M = _predict(final, 0, 0, test.x_MD)
     accuracy = _accuracy(test.y_M, predicted_M)
-    return Outcome(mean, accuracy, [decay], [accuracy], predicted_M)
+    return TaskScore(mean, accuracy, [decay], [accuracy], predicted_M)
 
 
-def _given(trainer: Trainer, train: Labeled, development: Labeled, test: Labeled) -> Outcome:
+def _given(trainer: Trainer, train: Labeled, development: Labeled, test: Labeled) -> TaskScore:
     """Choose the probe by the development set, and test it.
 
     SentEval trains the chosen one a second time, from the same draws: the same probe.
@@ -204,7 +204,7 @@ def _given(trainer: Trainer, train: Labeled, development: Labeled, test: Labeled
     chosen = trainer.protocol.decays.index(decay)
     predicted_M = _predict(probes, 0, chosen, test.x_MD)
     accuracy = _accuracy(test.y_M, predicted_M)
-    return Outcome(mean, accuracy, [decay], [accuracy], predicted_M)
+    return TaskScore(mean, accuracy, [decay], [accuracy], predicted_M)
 
 
 def _fold_splits(rows: np.ndarray, labels_M: np.ndarray, folds: int, seed: int) -> list[Split]:

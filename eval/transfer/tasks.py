@@ -69,7 +69,7 @@ class Transfer:
 
 
 @dataclass(frozen=True)
-class Source:
+class Files:
     """Files of a task's sets: one file per set, or one per class, the highest class first."""
 
     class_names: tuple[str, ...]
@@ -118,7 +118,7 @@ def _rows(tasks: Sequence[Transfer]) -> dict[str, tuple[int, ...]]:
     return {task.name: tuple(map(len, task.sets)) for task in tasks}
 
 
-def _read_task(root: Path, name: str, source: Source, folds: int, problems: list[str]) -> Transfer:
+def _read_task(root: Path, name: str, source: Files, folds: int, problems: list[str]) -> Transfer:
     def examples(paths: Sequence[str], least: int) -> Examples | None:
         if not paths:
             return None
@@ -138,7 +138,7 @@ def _read_task(root: Path, name: str, source: Source, folds: int, problems: list
 
 
 def _check_classes(
-    paths: Sequence[Path], labels: Sequence[int], source: Source, least: int, problems: list[str]
+    paths: Sequence[Path], labels: Sequence[int], source: Files, least: int, problems: list[str]
 ) -> None:
     """Note a set without rows, and classes with too few, under the file that should hold them."""
     if not labels:
@@ -214,21 +214,21 @@ def _joined(text: str) -> str:
 
 
 SOURCES: Final = {
-    "MR": Source(OPINIONS, _sentences, ("MR/rt-polarity.pos", "MR/rt-polarity.neg")),
-    "CR": Source(OPINIONS, _sentences, ("CR/custrev.pos", "CR/custrev.neg")),
-    "SUBJ": Source(
+    "MR": Files(OPINIONS, _sentences, ("MR/rt-polarity.pos", "MR/rt-polarity.neg")),
+    "CR": Files(OPINIONS, _sentences, ("CR/custrev.pos", "CR/custrev.neg")),
+    "SUBJ": Files(
         ("subjective", "objective"), _sentences, ("SUBJ/subj.objective", "SUBJ/subj.subjective")
     ),
-    "MPQA": Source(OPINIONS, _sentences, ("MPQA/mpqa.pos", "MPQA/mpqa.neg")),
-    "SST2": Source(
+    "MPQA": Files(OPINIONS, _sentences, ("MPQA/mpqa.pos", "MPQA/mpqa.neg")),
+    "SST2": Files(
         OPINIONS,
         _sst,
         ("SST/binary/sentiment-train",),
         ("SST/binary/sentiment-dev",),
         ("SST/binary/sentiment-test",),
     ),
-    "TREC": Source(TREC_CLASSES, _trec, ("TREC/train_5500.label",), test=("TREC/TREC_10.label",)),
-    "MRPC": Source(
+    "TREC": Files(TREC_CLASSES, _trec, ("TREC/train_5500.label",), test=("TREC/TREC_10.label",)),
+    "MRPC": Files(
         ("different", "paraphrase"),
         _mrpc,
         ("MRPC/msr_paraphrase_train.txt",),

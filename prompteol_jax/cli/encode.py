@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +21,7 @@ from prompteol_jax.storage import corpus, merge_shards, paths, shards
 if TYPE_CHECKING:
     from prompteol_jax import distributed
     from prompteol_jax.embedder import Embedder
+    from prompteol_jax.encoding.pipeline import Report
 
 JOINS: Final = {".npy": merge_shards.join_npy, ".parquet": merge_shards.join_parquet}
 
@@ -30,7 +31,7 @@ class EncodeOptions(DistributedOptions, ModelOptions):
     """Encodes every text of a file to a float32 vector, in bfloat16 by default.
 
     Repeat a command that was interrupted and it goes on where it stopped, also on another mesh.
-    Several processes encode shards of their own.
+    Each of several processes encodes its share of the shards.
     """
 
     input: Path
@@ -229,8 +230,7 @@ def _encode_share(
     from prompteol_jax.text.template import clean_sentence
 
     rows = sum(vectors.chunks[number].rows for number in vectors.share)
-    distinct = truncated = 0
-    running = waited = 0.0
+    reports = []
     start = time.perf_counter()
     # A single shard moves the model's own bar, several move one over all of them.
     is_primary, is_single = part.process == 0, len(vectors.share) == 1
@@ -248,19 +248,23 @@ def _encode_share(
             if writing is not None:
                 writing.result()
             writing = writer.submit(vectors.write, number, z_nD)
-            distinct += embedder.report.distinct
-            truncated += embedder.report.truncated
-            running += embedder.report.seconds
-            waited += embedder.report.waited
+            reports.append(embedder.report)
             advance(len(sentences))
         if writing is not None:
             writing.result()
     seconds = time.perf_counter() - start
     by = f" by the first of {part.processes} processes" if part.processes > 1 else ""
+    return [f"{rows} encoded{by}", *_counted(reports, embedder, rows / seconds)]
+
+
+def _counted(reports: Sequence[Report], embedder: Embedder, rate: float) -> list[str]:
+    """Say what the calls of a share did together."""
+    running = sum(report.seconds for report in reports)
+    waited = sum(report.waited for report in reports)
     return [
-        f"{rows} encoded{by}, {distinct} of them distinct within their shards",
-        f"{truncated} cut to {embedder.max_tokens} tokens",
-        f"{rows / seconds:,.1f} sentences/s",
+        f"{sum(report.distinct for report in reports)} of them distinct within their shards",
+        f"{sum(report.truncated for report in reports)} cut to {embedder.max_tokens} tokens",
+        f"{rate:,.1f} sentences/s",
         f"the device waited {100 * waited / max(running, 1e-9):.1f} % of the time",
         f"plan {embedder.plan}, {embedder.report.shapes} compiled shapes",
     ]
@@ -269,7 +273,7 @@ def _encode_share(
 def _shares(
     texts: corpus.Corpus, rows: int, vectors: shards.Shards
 ) -> Iterator[tuple[int, list[str]]]:
-    """The texts of the shards of a share, read anew and held to what was read before.
+    """The texts of the shards of a share, read again and compared with what was read before.
 
     Raises: UserError where the corpus is no longer what it was.
     """

@@ -18,7 +18,7 @@ from prompteol_jax.methods.pooling import LAST
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.ops import einsum
 
-_ROWS: Final = 256  # vectors that are ranked at once
+_ROWS: Final = 256  # vectors that are ranked together
 
 
 def check_reads(*, inner: bool, pooling: str) -> None:

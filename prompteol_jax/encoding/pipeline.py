@@ -44,7 +44,7 @@ from prompteol_jax.ops import select
 from prompteol_jax.progress import progress_bar
 from prompteol_jax.text.prompt import Prompt, PromptIds
 
-_CHUNK: Final = 1024  # texts tokenized at once
+_CHUNK: Final = 1024  # texts tokenized together
 _CHUNKS_AHEAD: Final = 2
 _BATCHES_AHEAD: Final = 2  # in flight beyond the one whose result is awaited
 # Programs that exchange data must start in the same order on every device.

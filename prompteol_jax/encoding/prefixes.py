@@ -35,7 +35,7 @@ from prompteol_jax.text.template import Template
 
 TOGETHER: Final = 8  # prefixes in one program
 PREFIXES: Final = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # lengths they are padded to
-_LEAST_TOKENS: Final = 4096  # computed at once: below, the fixed cost of a call dominates
+_LEAST_TOKENS: Final = 4096  # computed together: below, the fixed cost of a call dominates
 
 
 @dataclass(frozen=True)

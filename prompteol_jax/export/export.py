@@ -47,7 +47,7 @@ class ExportOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class SavedRun:
     """What a training run's folder says of the model it made.
 
     Attributes:
@@ -62,7 +62,7 @@ class Run:
     work: Mapping[str, Any] | None = None
 
     @classmethod
-    def read(cls, folder: Path) -> Run:
+    def read(cls, folder: Path) -> SavedRun:
         """Read config.json of a run.
 
         Raises: NotFound or UserError where the folder is no run, or one without weights.
@@ -130,7 +130,7 @@ class Run:
 def export_run(options: ExportOptions) -> None:
     """Write a run as asked for; what was written but does not hold is an error."""
     paths.refuse_buckets(options.output)
-    run = Run.read(paths.local_copy(options.run, depth=2))
+    run = SavedRun.read(paths.local_copy(options.run, depth=2))
     if not options.other_base:
         run.check_base()
     if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
@@ -164,7 +164,7 @@ def _scratch(parent: Path) -> Iterator[str]:
         yield scratch
 
 
-def export_peft(run: Run, output: Path) -> str:
+def export_peft(run: SavedRun, output: Path) -> str:
     """Copy the run's adapter."""
     import numpy as np
 
@@ -194,7 +194,7 @@ def export_peft(run: Run, output: Path) -> str:
     return f"{said}, {len(tensors)} read by peft"
 
 
-def export_hf(run: Run, output: Path, dtype: str) -> str:
+def export_hf(run: SavedRun, output: Path, dtype: str) -> str:
     """Merge and write a folder for transformers and sentence-transformers."""
     from prompteol_jax.embedder import Embedder
     from prompteol_jax.export.sentence_transformers import encode_there, write_sentence_files
@@ -216,8 +216,8 @@ def export_hf(run: Run, output: Path, dtype: str) -> str:
     return f"{said}, sentence-transformers' within {_relative(vectors, theirs, dtype):.1e}"
 
 
-def export_orbax(run: Run, output: Path, dtype: str) -> str:
-    """Merge and write the weights as an orbax checkpoint, with config.json and tokenizer beside."""
+def export_orbax(run: SavedRun, output: Path, dtype: str) -> str:
+    """Merge and write the weights as an orbax checkpoint, with config.json and the tokenizer."""
     import jax.numpy as jnp
     import numpy as np
 
@@ -244,7 +244,7 @@ def export_orbax(run: Run, output: Path, dtype: str) -> str:
     return f"{len(arrays)} arrays in {dtype}, {_compared(vectors, embedder, dtype)}"
 
 
-def _shape(run: Run) -> tuple[Any, Any]:
+def _shape(run: SavedRun) -> tuple[Any, Any]:
     """The config of the run's base, and a mesh of one device."""
     from prompteol_jax.mesh import make_mesh
     from prompteol_jax.pretrained import source

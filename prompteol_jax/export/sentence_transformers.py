@@ -137,7 +137,7 @@ def _settle_tokenizer(folder: Path, template: Template, tokenizer: Tokenizer) ->
         json_files.write_object(path, fields | change)
         plain = torch_reference.tokenized(folder, prompts)
         found = torch_reference.rendered(folder, _PROBES)
-        # Without a BOS of its own, a tokenizer leaves it to the chat template.
+        # A tokenizer without a BOS leaves it to the chat template.
         alike = all(ids in (right, right[1:]) for ids, right in zip(plain, wanted, strict=True))
         if found == wanted and alike:
             return
@@ -151,7 +151,7 @@ def _settle_tokenizer(folder: Path, template: Template, tokenizer: Tokenizer) ->
 
 
 def _bos(tokenizer: Tokenizer) -> str:
-    """Return the text that stands for BOS; its entry in the vocabulary may be another."""
+    """Return the text of BOS; its entry in the vocabulary may be another."""
     if tokenizer.bos_id is None:
         return ""
     added = tokenizer.backend.get_added_tokens_decoder().get(tokenizer.bos_id)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import jax
 
+from prompteol_jax import runtime
 from prompteol_jax.lora import peft
 from prompteol_jax.models import build
 from prompteol_jax.pretrained import hub
@@ -35,7 +36,7 @@ def describe(embedder: Embedder) -> dict[str, Any]:
     """Return the whole record of an embedder, ready for JSON.
 
     It holds `model` and `adapter` (name, commit where the hub's cache tells it, SHA-256 by file;
-    parameters of the decoder, without a language-model head of its own), `tokenizer`,
+    parameters of the decoder, without an untied LM head), `tokenizer`,
     `template` (with the ids of an example), `dtype` (activations; bytes of weights by dtype),
     `quantize`, `layer` (None: the last, after its norm), `pooling`, `edits`, `max_tokens`,
     `plan`, `devices`, `versions`.
@@ -118,8 +119,7 @@ def _template(prompt: Prompt) -> dict[str, Any]:
 def _devices(source: Pretrained) -> dict[str, Any]:
     devices = source.mesh.devices
     return {
-        "kind": devices.flat[0].device_kind,
-        "platform": devices.flat[0].platform,
+        **runtime.describe_device(devices.flat[0]),
         "mesh": "x".join(map(str, devices.shape)),
         "processes": jax.process_count(),
         "system": platform.platform(),

@@ -20,6 +20,7 @@ from typing import Final
 
 import uvicorn
 
+from prompteol_jax import runtime
 from prompteol_jax.serve.app import Server, Settings, make_app
 from prompteol_jax.serve.engine import Engine
 from prompteol_jax.serve.options import ServeOptions, read_keys
@@ -46,10 +47,8 @@ def serve(options: ServeOptions) -> None:
 def load(options: ServeOptions) -> Engine:
     """Load the model and run every shape once."""
     tokens = options.batch_tokens
-    if tokens is None:
-        import jax
-
-        tokens = CPU_BATCH_TOKENS if jax.default_backend() == "cpu" else None
+    if tokens is None and runtime.on_cpu():
+        tokens = CPU_BATCH_TOKENS
     engine = Engine(dataclasses.replace(options, batch_tokens=tokens).load("float32"))
     engine.warm()
     return engine

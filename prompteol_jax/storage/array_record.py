@@ -34,7 +34,7 @@ class TextBuilder(tfds.core.GeneratorBasedBuilder):
     Args:
         columns: names of the texts of a row.
         splits: rows by split, each with those columns.
-        facts: what JSON can hold, kept beside the rows.
+        facts: what JSON can hold, kept with the rows.
     """
 
     VERSION: ClassVar = tfds.core.Version(VERSION)
@@ -106,16 +106,16 @@ class Dataset:
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What was kept beside the rows."""
+        """What was kept with the rows."""
         return dict(self._builder.info.metadata or {})
 
-    def rows(self, split: str) -> Rows:
+    def rows(self, split: str) -> RecordRows:
         """The rows of a split, read when they are asked for."""
-        return Rows(self._builder.as_data_source(split), f"{self.folder} ({split})")
+        return RecordRows(self._builder.as_data_source(split), f"{self.folder} ({split})")
 
 
-class Rows(Sequence[dict[str, str]]):
-    """Rows of texts in the order in which they were written."""
+class RecordRows(Sequence[dict[str, str]]):
+    """RecordRows of texts in the order in which they were written."""
 
     def __init__(self, source: Any, name: str):
         self._source, self._name = source, name
@@ -131,7 +131,7 @@ class Rows(Sequence[dict[str, str]]):
         place = range(len(self))[index]
         try:
             row = self._source[place]
-        except Exception as error:  # array_record raises RuntimeError, protobuf errors of its own
+        except Exception as error:  # array_record raises RuntimeError, protobuf its own errors
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"{self._name}: row {place} is damaged: {reason}") from error
         return {name: raw.decode() for name, raw in row.items()}

@@ -22,7 +22,7 @@ from prompteol_jax.storage import paths, tables
 COLUMN: Final = "text"
 STDIN: Final = Path("-")
 _LISTED: Final = 5  # malformed rows that an error shows
-_BUFFER: Final = 1 << 20  # bytes of a parquet column read at once
+_BUFFER: Final = 1 << 20  # bytes of a parquet column read together
 
 
 class Malformed(NamedTuple):
@@ -44,7 +44,7 @@ Reader = Callable[[BinaryIO, str, Decode], Iterator[str | Malformed]]
 
 
 class Corpus:
-    """The texts of a file in their order, read anew by each call of `chunks`.
+    """The texts of a file in their order, read again by each call of `chunks`.
 
     Attributes:
         invalid: texts of the latest reading with invalid UTF-8, each wrong part now U+FFFD.

@@ -44,7 +44,7 @@ def seal(folder: AnyPath, content: Mapping[str, Any]) -> None:
     """Write a folder's manifest, once every file in it is on the disk.
 
     Args:
-        content: fields beside `files`, which holds the size and SHA-256 of every file.
+        content: fields next to `files`, which holds the size and SHA-256 of every file.
     Raises: OSError if the disk refuses.
     """
     files = {name: _sealed(folder / name) for name in _files(folder)}
@@ -89,7 +89,7 @@ def _sealed(path: AnyPath) -> dict[str, Any]:
 
 
 def _size(path: AnyPath) -> int:
-    found = path.stat()  # etils has a record of its own
+    found = path.stat()  # etils has its own record
     return found.st_size if isinstance(path, Path) else found.length
 
 

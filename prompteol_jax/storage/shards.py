@@ -7,7 +7,7 @@ encoded again, so no row is lost and none occurs twice.
 One run writes into a folder at a time (`lease`). In a bucket nothing refuses a second run: start
 one at a time.
 
-Each of several processes writes its share of the shards and a manifest of its own. The first one
+Each of several processes writes its share of the shards and its own manifest. The first one
 merges these into its own at the end, or at the start of the next run, which may have more or fewer
 processes.
 """

@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 from prompteol_jax.errors import UserError
 
 LONGEST_CELL: Final = 1 << 24  # characters; a quote that is never closed ends there
-_PIECE: Final = 1 << 16  # bytes read at once
+_PIECE: Final = 1 << 16  # bytes read together
 
 
 class Bad(NamedTuple):

@@ -22,7 +22,7 @@ from prompteol_jax.text.tokenizer import Tokenizer, paired
 
 _AMPLE: Final = 16  # characters looked at for each id that fits, before looking at more
 _REACH: Final = 16  # characters beyond the guess that are tried; 3 were the most that ever fitted
-_BATCH: Final = 8  # lengths tried at once
+_BATCH: Final = 8  # lengths tried together
 
 # Beginnings of sentences that tokenizers merge with the quote or the space before them.
 _PROBES: Final = (

@@ -64,7 +64,7 @@ class Template:
     def from_json(cls, fields: Any, name: str) -> Template:
         """Build a template from parsed JSON.
 
-        Raises: UserError naming every missing, unknown or mistyped field at once.
+        Raises: UserError naming every missing, unknown or mistyped field.
         """
         problems = _problems(fields)
         if problems:
@@ -240,3 +240,8 @@ def clean_sentence(text: str) -> str:
         text += "."
     text = text.replace('"', "'")
     return text[:-1] + "." if text.endswith("?") else text
+
+
+def as_template(template: Template | str | Path) -> Template:
+    """Return a template given by itself, by name or by file."""
+    return template if isinstance(template, Template) else read_template(str(template))

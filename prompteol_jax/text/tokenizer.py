@@ -40,7 +40,7 @@ class Tokenizer:
     """A tokenizer as PromptEOL uses it: BOS first if it has one, no EOS, padding or truncation.
 
     Unpaired surrogates, which Python makes of invalid UTF-8, count as U+FFFD. Several threads may
-    use one tokenizer at once; the work is done outside Python's global lock.
+    use one tokenizer together; the work is done outside Python's global lock.
     """
 
     def __init__(

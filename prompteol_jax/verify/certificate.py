@@ -1,7 +1,7 @@
 """Checks of a checkpoint as it is loaded: tokenizer, parity, finite and distinct vectors, batches.
 
 Each check looks at the whole path that `encode` takes, on sentences that are the same for everyone,
-and says what it measured beside what it allows.
+and says what it measured and what it allows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How vectors lie in space: are some the same, do all point one way, how many axes count."""
+"""The geometry of vectors: are some the same, do all point one way, how many axes count."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from prompteol_jax.weights.mapping import Sources, TensorMap, arrange, expand, l
 
 FLOAT_TYPES: Final = ("float16", "bfloat16", "float32", "float64")
 _TILE_ROWS: Final = 256
-_TILE: Final = 256 * _TILE_ROWS  # items copied at once
+_TILE: Final = 256 * _TILE_ROWS  # items copied together
 
 
 class WeightMismatch(UserError):

@@ -14,7 +14,7 @@ from pathlib import Path
 import source
 
 PLATFORM = re.compile(
-    r"\bplatform\(\)|default_backend\(|devices\S*\.platform\b|abstract_device|\.device_kind\b"
+    r"(?<!platform\.)\bplatform\(\)|default_backend\(|devices\S*\.platform\b|abstract_device"
 )
 ENVIRONMENT = re.compile(
     r"os\.environ\[[^\]]+\] = |os\.environ\.(setdefault|update|pop)\(|jax\.config\.update\("

@@ -12,6 +12,7 @@ from typing import Any, Final
 import jax
 import jax.numpy as jnp
 
+from prompteol_jax import runtime
 from tpu.chips import chip_of
 
 _SIDES: Final = {"cpu": (512, 1024, 2048), "other": (2048, 4096, 8192, 16384)}
@@ -27,7 +28,6 @@ def matrix_rate(dtype: str, devices: int) -> float:
 
     Simulated devices of a CPU share its cores, so there the rate is that of the machine.
     """
-    platform = jax.devices()[0].platform
     precision = jax.lax.Precision.HIGHEST if dtype == "float32" else None
 
     @jax.jit
@@ -35,7 +35,7 @@ def matrix_rate(dtype: str, devices: int) -> float:
         return jnp.matmul(x, y.T, precision=precision).astype(x.dtype)
 
     best = 0.0
-    for side in _SIDES["cpu" if platform == "cpu" else "other"]:
+    for side in _SIDES["cpu" if runtime.on_cpu() else "other"]:
         x = jnp.full((side, side), 1 / side, jnp.dtype(dtype))
         jax.block_until_ready(product(x, x))
         start, products = time.perf_counter(), 0
@@ -43,7 +43,7 @@ def matrix_rate(dtype: str, devices: int) -> float:
             jax.block_until_ready([product(x, x) for _ in range(4)])
             products += 4
         best = max(best, 2 * side**3 * products / (time.perf_counter() - start))
-    return best * (1 if platform == "cpu" else devices)
+    return best * (1 if runtime.on_cpu() else devices)
 
 
 def chip_peak(device: jax.Device) -> float | None:
@@ -56,7 +56,7 @@ def peak_bytes() -> tuple[int, str]:
     """Return the peak of memory in bytes and whose it is: the fullest device, else this process."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     held = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
-    if held and jax.devices()[0].platform != "cpu":
+    if held and not runtime.on_cpu():
         return max(held), "device"
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "process"

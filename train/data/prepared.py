@@ -22,7 +22,7 @@ class TripletBuilder(array_record.TextBuilder):
 class PreparedTriplets(Sequence[Triplet]):
     """The triplets of a prepared dataset; a row is read when it is asked for."""
 
-    def __init__(self, rows: array_record.Rows):
+    def __init__(self, rows: array_record.RecordRows):
         self._rows = rows
 
     def __len__(self) -> int:

@@ -142,7 +142,7 @@ def test_weights_that_are_not_the_runs_are_noticed_and_nothing_is_left(to, tmp_p
 
 def test_refuses_what_cannot_be_exported_before_any_work(tmp_path, monkeypatch):
     source = write_run(tmp_path / "run", "tiny")
-    monkeypatch.setattr(export.Run, "load", None)
+    monkeypatch.setattr(export.SavedRun, "load", None)
     good = export.ExportOptions(run=source, to="hf", output=tmp_path / "out")
     (tmp_path / "full").mkdir()
     fields = {"model": "tiny", "template": "eol", "full": True}
