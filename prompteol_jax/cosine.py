@@ -32,7 +32,7 @@ def unit_rows(z_nD: Float[np.ndarray, "n D"]) -> Float[np.ndarray, "n D"]:
 
 
 def cosine_matrix(
-    a_nD: Float[np.ndarray, "n D"], b_mD: Float[np.ndarray, "m D"]
+    a_nD: Float[np.ndarray, "n D"], b_mD: Float[np.ndarray, "m _"]
 ) -> Float[np.ndarray, "n m"]:
     """Return the cosine of every vector in `a` with every one in `b`, float32.
 
