@@ -56,7 +56,7 @@ def test_a_mesh_changes_nothing():
 def test_why_the_reference_runs_can_be_told():
     def reason(*shape):
         x = Saved(jnp.zeros(shape))
-        return norm_tpu.supports(norm.Norm(1e-5, centered=True), x, x, None, NONE)
+        return norm_tpu.supports(norm.Norm(1e-5, centered=True), x, x.value, None, NONE)
 
     assert reason(2, 128, 256) is None
     assert reason(2, 4, 1, 8) == "not supported: 4 axes"
