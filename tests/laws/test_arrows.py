@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import pytest
 from source import PACKAGES, SOURCES, graph_of, imported, module_name, reachable
 
+pytestmark = pytest.mark.unit
+
 # What comes earlier never imports, even through others, what comes later.
 CHAINS = (
     ("axes", "ops", "nn", "models", "lora", "pretrained", "encoding", "embedder", "cli"),

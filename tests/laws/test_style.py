@@ -14,6 +14,8 @@ import pytest
 import structure
 from source import PACKAGES, ROOT, SOURCES, functions, lines_of, parse
 
+pytestmark = pytest.mark.unit
+
 MODULE_LINES, FUNCTION_LINES, POSITIONAL = 400, 45, 6
 # Questions of the platform, and writes to the process's environment, have one home each.
 PLATFORM_HOMES = ("prompteol_jax/ops/", "prompteol_jax/runtime.py")

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import pytest
 from source import ROOT, SOURCES, docstrings
 
+pytestmark = pytest.mark.unit
+
 SENTENCE_WORDS = 40
 # A word of the first version, and the field's word.
 PRIVATE_WORDS = {

@@ -8,6 +8,8 @@ import pytest
 from prompteol_jax import cosine
 from prompteol_jax.errors import NotFinite, UserError, WrongType
 
+pytestmark = pytest.mark.unit
+
 
 def test_every_pair_has_its_cosine():
     a, b = np.array([[1.0, 0.0], [3.0, 4.0]]), np.array([[2.0, 0.0], [0.0, -5.0], [4.0, 3.0]])

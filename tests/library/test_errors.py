@@ -4,6 +4,8 @@ import pytest
 
 from prompteol_jax import errors
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize(
     ("items", "limit", "told"),

@@ -4,6 +4,8 @@ import pytest
 
 from tpu.chips import CHIPS, chip_of, parse_topology, slices
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize("text", ["v5e:2x4", "v5p:2x2x1", "v6e:16x16", "v4:4x4x4"])
 def test_a_topology_is_read_and_written_alike(text):

@@ -12,6 +12,8 @@ import tyro
 from prompteol_jax.cli.options import ModelOptions
 from train.config import FREE_ON_RESUME, TrainConfig
 
+pytestmark = pytest.mark.unit
+
 WRONG = [
     ({"batch": 1}, "--batch 1 must be at least 2: every anchor needs negatives"),
     ({"chunks": 0}, "--chunks 0 must be at least 1"),

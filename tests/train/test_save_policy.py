@@ -5,6 +5,8 @@ import pytest
 from train.preemption import Signals
 from train.save_policy import Actions, SavePolicy
 
+pytestmark = pytest.mark.unit
+
 POLICY = SavePolicy(steps=10, evaluate_every=4, save_every=3)
 QUIET, TERM, LATE = Signals(), Signals(stop=True), Signals(minutes_are_over=True)
 BUSY = Signals(writing=True)

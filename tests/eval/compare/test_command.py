@@ -11,6 +11,8 @@ from eval.shared import bootstrap, results
 from prompteol_jax.cli import main as cli
 from prompteol_jax.errors import UserError
 
+pytestmark = pytest.mark.unit
+
 
 def graded(n, noise, seed, gold=None):
     """Gold scores with many ties, and cosines that follow them with some noise."""

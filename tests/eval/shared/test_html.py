@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 
 from eval.shared import html as report
 
+pytestmark = pytest.mark.unit
+
 VOID = {"meta", "path", "use", "image", "br"}
 
 

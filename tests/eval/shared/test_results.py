@@ -7,6 +7,8 @@ import pytest
 
 from eval.shared import results
 
+pytestmark = pytest.mark.unit
+
 
 def test_arrays_come_back_exactly_and_whole_numbers_take_few_bits(tmp_path):
     written = {

@@ -11,6 +11,8 @@ from eval.shared import vector_cache
 from eval.shared.fingerprint import fingerprint
 from eval.shared.vector_cache import CachedEncoder, CacheOptions
 
+pytestmark = pytest.mark.unit
+
 
 class Lengths:
     """Encodes a text as its length; it notes what it is asked for, and may be interrupted."""

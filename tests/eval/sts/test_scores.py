@@ -10,6 +10,8 @@ from eval.sts import scores
 from eval.sts.tasks import Pairs, Task, read_tasks
 from prompteol_jax.text.template import clean_sentence
 
+pytestmark = pytest.mark.unit
+
 
 class Fixed:
     """Gives every text the vector it was made with."""

@@ -8,6 +8,8 @@ import pytest
 from eval.sts.tasks import DEFAULTS, TABLES, YEARS, Pairs, describe_data, read_tasks
 from prompteol_jax.errors import UserError
 
+pytestmark = pytest.mark.unit
+
 REAL = {
     "STS12": (3108, 0),
     "STS13": (1500, 0),

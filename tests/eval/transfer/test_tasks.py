@@ -5,6 +5,8 @@ import pytest
 
 from eval.transfer.tasks import SOURCES, describe_data, read_transfer
 
+pytestmark = pytest.mark.unit
+
 REAL = {
     "MR": (10662,),
     "CR": (3775,),

@@ -5,6 +5,8 @@ import pytest
 from prompteol_jax.cli.commands import run_command
 from prompteol_jax.errors import NotFinite, NotFound, UserError, WrongType
 
+pytestmark = pytest.mark.unit
+
 
 def failing(error):
     def run(options):

@@ -7,6 +7,8 @@ import pytest
 from prompteol_jax.cli.options import DistributedOptions, ModelOptions, check, flag
 from prompteol_jax.errors import UserError
 
+pytestmark = pytest.mark.unit
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(DistributedOptions):

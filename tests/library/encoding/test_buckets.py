@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from prompteol_jax.encoding.buckets import LENGTHS, Buckets
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize("multiple", [1, 8])
 @pytest.mark.parametrize("longest", [40, 512, 2048, 4096, 131072])

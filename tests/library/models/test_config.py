@@ -4,6 +4,8 @@ import pytest
 
 from prompteol_jax.models.config import HARMLESS, Fields
 
+pytestmark = pytest.mark.unit
+
 
 def read(**fields):
     return Fields(fields)

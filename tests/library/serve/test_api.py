@@ -11,6 +11,8 @@ import pytest
 from prompteol_jax.serve import api
 from prompteol_jax.serve.api import ApiError, Limits
 
+pytestmark = pytest.mark.unit
+
 LIMITS = Limits(("m", "other"), width=8, texts=3)
 BAD = [
     (b"", 400, "the body is not JSON"),

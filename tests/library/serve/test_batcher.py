@@ -11,6 +11,8 @@ import pytest
 
 from prompteol_jax.serve.batcher import PATIENCE, Batcher, DeviceFailed, Job
 
+pytestmark = pytest.mark.unit
+
 ROWS = {1: 4, 2: 2}
 
 

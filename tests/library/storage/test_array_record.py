@@ -6,6 +6,8 @@ import pytest
 
 from prompteol_jax.storage import array_record
 
+pytestmark = pytest.mark.unit
+
 
 class Letters(array_record.TextBuilder):
     name = "letters"

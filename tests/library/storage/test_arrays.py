@@ -10,6 +10,8 @@ import pytest
 from prompteol_jax.errors import UserError
 from prompteol_jax.storage.arrays import read_array
 
+pytestmark = pytest.mark.unit
+
 VECTORS = np.arange(12, dtype=np.float32).reshape(3, 4)
 
 

@@ -11,6 +11,8 @@ import pytest
 from prompteol_jax.errors import CannotWrite
 from prompteol_jax.storage import atomic
 
+pytestmark = pytest.mark.unit
+
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a"

@@ -14,6 +14,8 @@ from pyarrow import parquet
 
 from prompteol_jax.storage import corpus
 
+pytestmark = pytest.mark.unit
+
 AWKWARD = [
     "A jockey riding a horse.",
     "",

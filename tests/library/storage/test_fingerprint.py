@@ -7,6 +7,8 @@ import pytest
 
 from prompteol_jax.storage import atomic, fingerprint
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):

@@ -11,6 +11,8 @@ import pytest
 from prompteol_jax.errors import UserError
 from prompteol_jax.storage import lease
 
+pytestmark = pytest.mark.unit
+
 HOLD = """
 import sys, time
 from pathlib import Path

@@ -7,6 +7,8 @@ import pytest
 from prompteol_jax.errors import UserError
 from prompteol_jax.storage import manifest
 
+pytestmark = pytest.mark.unit
+
 
 def test_a_manifest_reads_back_as_it_was_written(tmp_path):
     content = {"settings": {"text": "é", "layer": None}, "rows": 3}

@@ -7,6 +7,8 @@ import pytest
 from prompteol_jax.errors import UserError
 from prompteol_jax.storage import same_work
 
+pytestmark = pytest.mark.unit
+
 WORK = {"dtype": "float32", "layers": (1, 2), "files": {"a": "12", "b": "34"}, "data": Path("d")}
 
 

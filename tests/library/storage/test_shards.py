@@ -17,6 +17,8 @@ from pyarrow import parquet
 from prompteol_jax.storage import merge_shards, shards
 from prompteol_jax.storage.corpus import Chunk
 
+pytestmark = pytest.mark.unit
+
 SETTINGS = {"model": "tiny", "prompt": "{}", "dtype": "float32"}
 CHUNKS = [Chunk(3, "a"), Chunk(3, "b"), Chunk(1, "c")]
 WIDTH = 4

@@ -11,6 +11,8 @@ from prompteol_jax.errors import UserError
 from prompteol_jax.storage import tables
 from prompteol_jax.storage.tables import Bad
 
+pytestmark = pytest.mark.unit
+
 
 def csv_rows(content):
     return list(tables.csv_rows(io.BytesIO(content), "f.csv"))

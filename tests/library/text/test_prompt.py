@@ -17,6 +17,8 @@ from prompteol_jax.text.prompt import Prompt, show
 from prompteol_jax.text.template import PROMPTEOL, TEMPLATES, Template
 from prompteol_jax.text.tokenizer import load_tokenizer
 
+pytestmark = pytest.mark.unit
+
 REAL = ("opt-tokenizer", "llama-tokenizer", "tinystories-656k")
 NAMES = ("tiny", *REAL)
 AWKWARD = st.lists(

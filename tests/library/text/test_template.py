@@ -16,6 +16,8 @@ from prompteol_jax.text.template import (
     read_template,
 )
 
+pytestmark = pytest.mark.unit
+
 SENTENCE = "A dog_runs."
 EOL = 'This sentence : "A dog_runs." means in one word:"'
 NOTATION = 'This_sentence_:_"*sent_0*"_means_in_one_word:"'

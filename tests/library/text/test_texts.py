@@ -8,6 +8,8 @@ import pytest
 
 from prompteol_jax.text.texts import as_texts as checked
 
+pytestmark = pytest.mark.unit
+
 as_texts = getattr(checked, "__wrapped__", checked)  # past the annotation, for what is refused
 TEXTS = ["a dog", "two men"]
 

@@ -18,6 +18,8 @@ from prompteol_jax.models.tiny import tiny_tokenizer
 from prompteol_jax.text.template import PROMPTEOL
 from prompteol_jax.text.tokenizer import Tokenizer, load_tokenizer, paired
 
+pytestmark = pytest.mark.unit
+
 REAL = ("opt-tokenizer", "llama-tokenizer", "tinystories-656k")
 TINY = tiny_tokenizer()
 CONFIG = {"bos_token": "</s>", "eos_token": "<s>", "unk_token": "<unk>"}

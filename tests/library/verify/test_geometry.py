@@ -5,6 +5,8 @@ import pytest
 
 from prompteol_jax.verify import geometry
 
+pytestmark = pytest.mark.unit
+
 
 def test_axes_use_every_dimension_and_a_line_uses_one():
     axes = np.concatenate([np.eye(8), -np.eye(8)]).astype(np.float32)

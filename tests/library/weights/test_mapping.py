@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from prompteol_jax.weights import mapping
 from prompteol_jax.weights.mapping import TensorMap
 
+pytestmark = pytest.mark.unit
+
 SIZES = {"A": 2, "B": 3, "C": 1, "D": 4}
 
 

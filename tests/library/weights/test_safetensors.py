@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from prompteol_jax.weights import safetensors as tensor_files
 
+pytestmark = pytest.mark.unit
+
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
 

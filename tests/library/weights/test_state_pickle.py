@@ -12,6 +12,8 @@ import pytest
 from prompteol_jax.errors import UserError
 from prompteol_jax.weights import state_pickle
 
+pytestmark = pytest.mark.unit
+
 NAME = b"X\x01\x00\x00\x00w"
 STORAGE = (
     b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQ"

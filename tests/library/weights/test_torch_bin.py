@@ -13,6 +13,8 @@ import torch
 
 from prompteol_jax.weights import torch_bin
 
+pytestmark = pytest.mark.unit
+
 BASE = torch.arange(24, dtype=torch.float32).reshape(4, 6)
 
 

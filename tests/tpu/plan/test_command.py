@@ -14,6 +14,8 @@ from tpu.plan import report, search
 from tpu.plan.command import PlanOptions
 from tpu.plan.planning import Plan
 
+pytestmark = pytest.mark.unit
+
 FITTING = Plan(
     model="opt-1.3b",
     job="encode",

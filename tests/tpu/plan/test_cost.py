@@ -7,6 +7,8 @@ import pytest
 from tpu.chips import parse_topology
 from tpu.plan import cost, hlo, interconnect
 
+pytestmark = pytest.mark.unit
+
 V5E = parse_topology("v5e:2x4")
 PLACES = list(itertools.product(range(2), range(4)))
 CLOCK, LINK = V5E.chip.clock, V5E.chip.link

@@ -4,6 +4,8 @@ import pytest
 
 from tpu.plan import hlo
 
+pytestmark = pytest.mark.unit
+
 TEXT = """HloModule jit_f, is_scheduled=true
 
 %body (p: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from train.data.batches import Batches
 from train.data.triplets import Triplet, read_triplets
 
+pytestmark = pytest.mark.unit
+
 
 def numbered(n: int) -> list[Triplet]:
     return [Triplet(f"{i}", f"{i} too", None) for i in range(n)]

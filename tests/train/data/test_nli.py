@@ -7,6 +7,8 @@ import pytest
 from train.data.nli import read_nli
 from train.data.triplets import Rows, Triplet
 
+pytestmark = pytest.mark.unit
+
 
 def line(label, premise, hypothesis):
     fields = {"gold_label": label, "sentence1": premise, "sentence2": hypothesis, "pairID": "1"}

@@ -13,6 +13,8 @@ import scipy.stats
 from prompteol_jax.models import tiny
 from train.data import synthetic
 
+pytestmark = pytest.mark.unit
+
 CONCEPT = {form: (word.slot, word.concept) for word in synthetic.WORDS for form in word.forms}
 # Both forms of a verb are one word here: a pair seen as "washes" counts as seen as "washing".
 LEMMA = {form: word.forms[0] for word in synthetic.WORDS for form in word.forms}

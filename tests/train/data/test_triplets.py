@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from train.data.batches import Batches
 from train.data.triplets import Rows, Triplet, read_triplets
 
+pytestmark = pytest.mark.unit
+
 HEADER = "sent0,sent1,hard_neg\n"
 LINE = '{"sent0": "a", "sent1": "b", "hard_neg": "c"}\n'
 
