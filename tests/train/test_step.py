@@ -269,7 +269,7 @@ def test_the_loss_under_opts_dropout_is_that_of_transformers(checkpoint, nli):
     model, inputs = oracle.load(folder).train(), torch_inputs(folder, triplets)
     assert (model.config.dropout, model.config.attention_dropout) == (0.1, 0.0)
     with torch.no_grad():
-        theirs = np.array([torch_loss(model, inputs, 8).item() for _ in range(masks)])
+        theirs = np.array([torch_loss(model.model, inputs, 8).item() for _ in range(masks)])
     error = np.hypot(*(losses.std() / masks**0.5 for losses in (ours, theirs)))
     assert abs(ours.mean() - theirs.mean()) <= 2 * error, (ours.mean(), theirs.mean(), error)
 
