@@ -111,6 +111,12 @@ def check_parity(embedder: Embedder, z_BD: Float[np.ndarray, "n D"]) -> Check:
         return Check("parity", "not checked", f"{source.name} has no files for transformers")
     if missing := torch_reference.missing(source.adapter):
         return Check("parity", "not checked", f"{' and '.join(missing)} is not installed")
+    settings = embedder.describe()
+    if settings["pooling"] not in torch_reference.POOLINGS or settings["edits"]:
+        given = f"pooling {settings['pooling']}, {len(settings['edits'])} edits"
+        known = " or ".join(torch_reference.POOLINGS)
+        detail = f"{given}: the reference knows pooling {known}, without edits"
+        return Check("parity", "not checked", detail)
     prefix = embedder.prompt.prefix_C.tolist()
     found = embedder.prompt(SENTENCES)  # cut as `encode` cuts
     ids = [

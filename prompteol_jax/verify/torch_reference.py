@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float
 
+POOLINGS: Final = ("last", "mean")  # those that `vectors` computes
 _AT_ONCE: Final = 8  # prompts in one forward, so that logits of a large vocabulary stay small
 
 

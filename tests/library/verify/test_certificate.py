@@ -8,6 +8,7 @@ import pytest
 
 from prompteol_jax import Embedder
 from prompteol_jax.cli import main as cli
+from prompteol_jax.methods.pooling import Mean
 from prompteol_jax.models import build
 from prompteol_jax.verify import certificate as verify
 from prompteol_jax.verify import torch_reference
@@ -62,6 +63,19 @@ def test_parity_is_that_of_the_settings(setting, checkpoints, coarse, tmp_path):
     assert check.verdict == "passed"
     plain = verify.check_parity(Embedder.from_pretrained(str(folder), dtype="float32"), z_BD)
     assert plain.verdict == "failed"
+
+
+def test_a_pooling_that_the_reference_lacks_is_not_compared(sound):
+    class First(Mean):
+        name = "first"
+
+        def span(self, ids_T, prompt):
+            return 0, 1
+
+    embedder = Embedder(sound.pretrained, "eol", pooling=First())
+    check = verify.check_parity(embedder, np.ones((len(SENTENCES), 2), np.float32))
+    assert check.verdict == "not checked"
+    assert check.detail.endswith("the reference knows pooling last or mean, without edits")
 
 
 @pytest.mark.slow
