@@ -28,7 +28,7 @@ NAMES = (
 @pytest.mark.parametrize("name", NAMES)
 def test_vectors_are_those_of_transformers(name, embedders, references, texts):
     embedder = embedders(name)
-    assert len(embedder.prompt.prefix_C) > 3
+    assert len(embedder.prompt.prefix_C) > 2  # Qwen has no BOS
     oracle.assert_close(embedder.encode(texts), references(name).vectors)
     assert embedder.report.whole == 0
 
