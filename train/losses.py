@@ -18,6 +18,9 @@ from prompteol_jax.mesh import constrain
 from prompteol_jax.ops.einsum import dot
 
 TEMPERATURE: Final = 0.05
+RESERVED: Final = frozenset(
+    "step loss lr grad_norm step_s sentences_per_s padding finite_B".split()
+)  # names of metrics that a run records itself
 _BLOCK: Final = 2**24  # scores that a device holds at one time
 
 Metrics = dict[str, jax.Array]
@@ -80,6 +83,19 @@ def find_loss(name: str) -> Loss:
             f"--loss {name} is unknown{nearest(name, LOSSES)}: choose one of {listed(LOSSES)}"
         )
     return LOSSES[name]
+
+
+def check_metrics(metrics: Metrics) -> None:
+    """Refuse metrics that a run would overwrite or drop: reserved names, and what is no scalar.
+
+    Raises: ValueError that names all of them.
+    """
+    taken = sorted(RESERVED & metrics.keys())
+    shaped = sorted(name for name, value in metrics.items() if jnp.ndim(value))
+    problems = [f"metrics {', '.join(taken)} are the run's own: take other names"] * bool(taken)
+    problems += [f"metrics {', '.join(shaped)} are no scalars: reduce them"] * bool(shaped)
+    if problems:
+        raise ValueError(f"loss function: {'; '.join(problems)}")
 
 
 @jax.custom_vjp

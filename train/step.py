@@ -21,7 +21,7 @@ from prompteol_jax.models.decoder import Decoder, Rows
 from prompteol_jax.ops import dropout, select
 from prompteol_jax.ops.scan import Remat
 from train.gradcache import in_chunks
-from train.losses import LossFunction
+from train.losses import LossFunction, check_metrics
 from train.optimizer import optimizer_shardings
 
 
@@ -157,6 +157,7 @@ class TrainStep:
         z_B3D = self.embed(model, batch, prefix_C, key)
         with jax.named_scope("loss"):
             loss, others = self.loss_function(*(z_B3D[:, n] for n in range(z_B3D.shape[1])))
+        check_metrics(others)
         finite_B = jnp.isfinite(z_B3D).all(axis=(1, 2))
         finite_B = jnp.empty_like(finite_B).at[batch.number_B].set(finite_B)
         return loss, {**others, "finite_B": finite_B}

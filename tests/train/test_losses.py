@@ -2,6 +2,7 @@
 
 import math
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ import pytest
 from prompteol_jax import axes
 from prompteol_jax.mesh import make_mesh
 from train import losses as loss
-from train.losses import infonce
+from train.losses import RESERVED, check_metrics, infonce
+from train.run.metrics import step_record
 
 B, D = 24, 16
 BLOCKS = {"one": 2**24, "some": 2 * B * B // 3, "many": 1}
@@ -58,6 +60,19 @@ def test_loss_and_gradients_are_those_of_the_formula(roles, block, monkeypatch):
     np.testing.assert_allclose(metrics["accuracy"], share, rtol=1e-6)
     for ours, theirs in zip(gradients, expected_gradients, strict=True):
         assert np.linalg.norm(ours - theirs) <= 1e-5 * np.linalg.norm(theirs)
+
+
+def test_metrics_that_a_run_would_overwrite_or_drop_are_refused():
+    check_metrics({"accuracy": jnp.float32(1)})
+    wrong = {"lr": jnp.float32(1), "step": jnp.float32(1), "cosine": jnp.ones(B)}
+    with pytest.raises(ValueError, match=r"lr, step are the run's own.*; metrics cosine are no sc"):
+        check_metrics(wrong)
+
+
+def test_names_of_metrics_that_a_run_records_are_reserved():
+    batch = SimpleNamespace(sentences=3, padding=0.0)
+    record = step_record(1, {"loss": 1.0, "grad_norm": 1.0}, 1e-3, 1.0, batch)
+    assert {*record, "finite_B"} == RESERVED
 
 
 def test_temperature_divides_the_cosines():
