@@ -81,7 +81,7 @@ class BuildOptions(ModelOptions):
                 ),
                 (
                     self.layer is not None or self.pooling != "last",
-                    "words are read from the last layer: no --layer, no --pooling mean",
+                    "words are read from the last layer: no --layer, only --pooling last",
                 ),
             )
             if wrong

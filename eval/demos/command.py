@@ -62,7 +62,7 @@ class SearchOptions(SentEvalOptions):
         """List what does not fit a search."""
         found = []
         if self.pooling != "last":
-            found.append("demonstrations are compared at the last token: no --pooling mean")
+            found.append(f"--pooling {self.pooling}: demonstrations are compared at the last token")
         if self.output.exists() and not self.output.is_dir():
             found.append(f"--output {self.output} is a file; give a folder")
         return found

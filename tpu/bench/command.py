@@ -66,7 +66,7 @@ class EncodeBench(ModelOptions):
         """List what cannot be measured together."""
         found = _problems(self)
         if self.peer and (self.adapter or self.layer is not None or self.pooling != "last"):
-            found.append("a peer knows no --adapter, --layer or --pooling mean")
+            found.append("a peer knows no --adapter, --layer or --pooling but last")
         if self.texts and self.lengths:
             found.append("--texts and --lengths exclude each other")
         return found

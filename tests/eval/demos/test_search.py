@@ -242,7 +242,7 @@ class Unloadable(demos.SearchOptions):
     ("changes", "message"),
     [
         (dict(shots=0), "--shots 0 must be at least 1"),
-        (dict(pooling="mean"), "compared at the last token: no --pooling mean"),
+        (dict(pooling="mean"), "--pooling mean: demonstrations are compared at the last"),
         (dict(template="eoll"), "unknown template 'eoll'; nearest: eol"),
         (dict(candidates="none.jsonl"), "no file .*none.jsonl; give candidates as .txt, .csv"),
         (dict(data="nowhere"), "no folder .*nowhere"),
