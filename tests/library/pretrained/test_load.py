@@ -67,7 +67,7 @@ def test_an_inner_layer_of_tiny_is_that_of_the_same_weights(tiny):
 def test_settings_reach_the_decoder(tiny):
     assert load("tiny", base_dropout=0.25).config.dropout == 0.25
     half = load("tiny", weight_dtype="bfloat16").decoder
-    assert (half.dtype, half.last.q.w[...].dtype) == ("float32", "bfloat16")
+    assert (half.dtype, half.last.attention.q.w[...].dtype) == ("float32", "bfloat16")
 
 
 @pytest.mark.parametrize(

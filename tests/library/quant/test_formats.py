@@ -217,14 +217,14 @@ def test_merging_makes_a_quantized_base_whole_and_adds_the_update(decoders):
     base = build.fill(empty, {p: fill(p, leaf) for p, leaf in build.leaves(empty).items()})
     lora = adapters.LoraConfig(rank=2, targets=("fc1",))
     model = adapters.add_lora(base, config, lora, mesh, jax.random.key(0))
-    model.last.up.lora.b.set_value(jnp.ones_like(model.last.up.lora.b[...]))
+    model.last.mlp.up.lora.b.set_value(jnp.ones_like(model.last.mlp.up.lora.b[...]))
     merged = build.leaves(adapters.merge_lora(model))
     assert {path: leaf.dtype for path, leaf in merged.items()} == {
         path: leaf.dtype for path, leaf in build.leaves(plain).items()
     }
-    last = base.last.up.w.get_value().dequantize(jnp.float32)
+    last = base.last.mlp.up.w.get_value().dequantize(jnp.float32)
     np.testing.assert_allclose(
-        merged["last.up.w"], last + model.last.up.lora.product(), rtol=1e-6, atol=1e-7
+        merged["last.mlp.up.w"], last + model.last.mlp.up.lora.product(), rtol=1e-6, atol=1e-7
     )
     np.testing.assert_array_equal(
         merged["blocks.attention.q.w"], base.blocks.attention.q.w.get_value().dequantize_layers()

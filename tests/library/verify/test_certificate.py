@@ -89,7 +89,7 @@ def test_a_quantized_base_is_told_from_the_whole_one(checkpoints, coarse):
 
 
 def test_a_changed_weight_fails_parity_alone(sound):
-    embedder = changed(sound, lambda path, leaf: leaf * 1.5 if path == "last.up.w" else leaf)
+    embedder = changed(sound, lambda path, leaf: leaf * 1.5 if path == "last.mlp.up.w" else leaf)
     checks = verify.verify(embedder)
     found = verdicts(checks)
     assert found.pop("parity") == "failed"
@@ -100,7 +100,7 @@ def test_a_changed_weight_fails_parity_alone(sound):
 
 
 def test_collapsed_vectors_are_found(sound):
-    lost = changed(sound, lambda path, leaf: leaf * 0 if path.startswith("stem") else leaf)
+    lost = changed(sound, lambda path, leaf: leaf * 0 if path.startswith("embedding") else leaf)
     check = verify.check_distinct(lost.encode(SENTENCES))
     assert check.verdict == "failed"
     assert check.numbers["same"] == 64 * 63 / 2
