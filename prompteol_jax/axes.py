@@ -51,8 +51,9 @@ def spec(dims: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> Partit
     taken: list[str | None] = []
     for letter, size in zip(dims, shape, strict=True):
         axis = RULES.get(letter)
-        free = axis is not None and axis not in taken
-        taken.append(axis if free and _divides(letter, size, axis, mesh.shape[axis]) else None)
+        if axis in taken or axis is None or not _divides(letter, size, axis, mesh.shape[axis]):
+            axis = None
+        taken.append(axis)
     return PartitionSpec(*taken)
 
 

@@ -42,8 +42,9 @@ def initialize(
         raise UserError("; ".join(wrong))
     if coordinator is None:
         return
-    known = {}
+    known: dict[str, Any] = {}
     if coordinator != "auto":
+        assert processes is not None and process is not None  # or `problems` had named them
         peers.meet(coordinator, processes, process, seconds)
         known = dict(coordinator_address=coordinator, num_processes=processes, process_id=process)
     try:
@@ -162,7 +163,8 @@ class Share:
             return jax.device_put(array, place)
         rows = len(array) // len(self.shards)
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None  # every device has its part
             at = self.shards.index((index[0].start or 0) // rows) * rows
             return array[at : at + rows]
 

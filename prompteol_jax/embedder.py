@@ -322,7 +322,7 @@ class Embedder:
         """Return texts or vectors as float64 vectors."""
         if isinstance(side, (list, tuple)) and side and not isinstance(side[0], str):
             side = np.stack(side) if all(isinstance(z, np.ndarray) for z in side) else side
-        if not (hasattr(side, "dtype") and np.issubdtype(side.dtype, np.number)):
+        if not np.issubdtype(getattr(side, "dtype", np.object_), np.number):
             side = self.encode(side)
         return as_vectors(side)
 

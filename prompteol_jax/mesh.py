@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -25,12 +24,12 @@ def parse_mesh(text: str) -> tuple[int, int]:
     Raises: UserError where the text has another form or a size below 1.
     """
     match = re.fullmatch(r"(\d+)x(\d+)", text.strip())
-    sizes = tuple(int(n) for n in match.groups()) if match else (0, 0)
-    if min(sizes) < 1:
+    data, model = (int(n) for n in match.groups()) if match else (0, 0)
+    if min(data, model) < 1:
         raise UserError(
             f"mesh {text!r} is not DATAxMODEL, two whole numbers from 1 up: try 1x1, 8x1 or 4x2"
         )
-    return sizes
+    return data, model
 
 
 def make_mesh(shape: tuple[int, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -131,7 +130,7 @@ def constrain(x: jax.Array, dims: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(dims, x.shape, mesh))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
+@lambda function: jax.custom_vjp(function, nondiff_argnums=(1,))
 def gathered(x: jax.Array, dims: str) -> jax.Array:
     """Return a parameter of layout `fsdp_sharding` in the layout of the sharding table.
 

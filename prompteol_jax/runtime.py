@@ -31,7 +31,9 @@ def keep_compiled() -> None:
     """
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    # jax adds the attributes of its options at run time.
+    folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if folder is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -82,7 +84,7 @@ def share_gpu_memory() -> None:
 
 def list_buckets_afresh() -> None:
     """Let fsspec ask a bucket for its listing each time: other machines write there too."""
-    import fsspec
+    import fsspec.config
 
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
 

@@ -161,7 +161,7 @@ def parse_topology(text: str) -> Topology:
     """
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", text.strip())
     chip = CHIPS.get(match[1]) if match else None
-    if chip is None:
+    if match is None or chip is None:
         known = [str(topology) for chip in CHIPS.values() for topology in slices(chip)]
         raise UserError(
             f"topology {text!r} is not CHIP:AxB or CHIP:AxBxC: there are "

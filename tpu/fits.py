@@ -123,7 +123,7 @@ def _planned(options: FitsOptions, model: str, slice_: str) -> dict[str, Any] | 
     from tpu.plan.command import PlanOptions, make_job
     from tpu.plan.planning import make_plan
 
-    recomputed = {"remat": options.remat} if options.job == "train" else {}
+    recomputed: dict[str, Any] = {"remat": options.remat} if options.job == "train" else {}
     asked = PlanOptions(model=model, job=options.job, quantize=options.quantize, **recomputed)
     topology, best = parse_topology(slice_), None
     for chunks in (1, CHUNKS) if options.job == "train" else (1,):

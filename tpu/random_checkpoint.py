@@ -73,7 +73,7 @@ def _normal(keys: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Ar
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     program = "python -m tpu.random_checkpoint"
-    parser = argparse.ArgumentParser(prog=program, description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=program, description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("shape", help=", ".join(PUBLISHED))
     parser.add_argument("folder", type=Path, help="folder to write")
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder to copy one from")

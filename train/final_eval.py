@@ -18,6 +18,8 @@ def final_scores(
     flags: TrainConfig, embedder: Embedder, tasks: Sequence[Task], folder: RunFolder
 ) -> dict[str, float]:
     """Score an embedder on the tasks, write RUN/sts.json, and return the scores and the average."""
+    file = folder.path / "sts.json"
+    assert flags.dev is not None  # --final-eval needs it
     options = sts.StsOptions(
         model=flags.model,
         adapter=None if flags.full else str(folder.home),
@@ -25,10 +27,10 @@ def final_scores(
         mesh=flags.mesh,
         dtype=flags.dtype,
         data=flags.dev,
-        json=folder.path / "sts.json",
+        json=file,
     )
     result, _ = sts.score(embedder, tasks, options)
     if distributed.is_primary():
         report.print_scores(result)
-        results.write(options.json, result)
+        results.write(file, result)
     return {**result["scores"], "average": result["average"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -281,9 +282,9 @@ class Run:
 
 def ahead(items: Iterable[Item]) -> Iterator[Item]:
     """Yield items, each of which a thread makes while the one before it is used."""
-    items, end = iter(items), object()
+    rest = iter(items)
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(next, items, end)
-        while (item := waiting.result()) is not end:
-            waiting = pool.submit(next, items, end)
-            yield item
+        waiting = pool.submit(list, itertools.islice(rest, 1))
+        while found := waiting.result():
+            waiting = pool.submit(list, itertools.islice(rest, 1))
+            yield found[0]

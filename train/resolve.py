@@ -49,7 +49,8 @@ def resolve(config: TrainConfig, mesh: Mesh, rows: Sequence[Triplet]) -> Resolve
 
     Raises: UserError where the rows cannot fill a batch, or lack a column of the loss.
     """
-    config = dataclasses.replace(config, dtype=config.dtype or runtime.default_dtype())
+    dtype = config.dtype or runtime.default_dtype()
+    config = dataclasses.replace(config, dtype=dtype)
     share, loss = Share.of(mesh), find_loss(config.loss)
     batches = Batches(
         rows,
@@ -70,7 +71,7 @@ def resolve(config: TrainConfig, mesh: Mesh, rows: Sequence[Triplet]) -> Resolve
             adapter=config.adapter,
             full=config.full,
             lora=LoraConfig(rank=config.rank, alpha=config.alpha, dropout=config.dropout),
-            dtype=config.dtype,
+            dtype=dtype,
             quantize=config.quantize,
             base_dropout=config.base_dropout,
             seed=config.seed,

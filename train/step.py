@@ -28,6 +28,8 @@ from train.optimizer import optimizer_shardings
 class Batch(NamedTuple):
     """Packed sentences of a global batch, sharded along data like its triplets or pairs.
 
+    The arrays are those of jax or, before they are on the mesh, of numpy, or placeholders.
+
     Attributes:
         sentence_BT: number of each token's sentence in the global batch, from which its dropout
             keys are made; undefined on padding.
@@ -36,9 +38,9 @@ class Batch(NamedTuple):
     """
 
     rows: Rows
-    sentence_BT: Int[Array, "rows T"]
-    slot_B3: Int[Array, "B 3"] | Int[Array, "B 2"]
-    number_B: Int[Array, "B"]
+    sentence_BT: Int[Any, "rows T"]
+    slot_B3: Int[Any, "B 3"] | Int[Any, "B 2"]
+    number_B: Int[Any, "B"]
 
 
 def abstract_batch(
@@ -62,9 +64,9 @@ def abstract_batch(
 
 
 class TrainState(NamedTuple):
-    """All that changes from step to step; the frozen base is not part of it."""
+    """All that changes from step to step, or placeholders or shardings of it, without the base."""
 
-    step: Int[Array, ""]
+    step: Any
     trainable: PyTree
     optimizer: optax.OptState
 
@@ -133,9 +135,9 @@ class TrainStep:
         prefix_C: Int[Array, "C"],
         key: Key[Array, ""],
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        key = jax.random.fold_in(key, state.step) if self.stochastic else None
+        step_key = jax.random.fold_in(key, state.step) if self.stochastic else None
         evaluate = jax.value_and_grad(self.loss, has_aux=True)
-        (loss, others), grads = evaluate(state.trainable, frozen, batch, prefix_C, key)
+        (loss, others), grads = evaluate(state.trainable, frozen, batch, prefix_C, step_key)
         updates, optimizer = self.optimizer.update(grads, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **others}
@@ -163,7 +165,11 @@ class TrainStep:
         return loss, {**others, "finite_B": finite_B}
 
     def embed(
-        self, model: Decoder, batch: Batch, prefix_C: jax.Array, key: jax.Array | None
+        self,
+        model: Decoder,
+        batch: Batch,
+        prefix_C: Int[Array, "C"] | Int[np.ndarray, "C"],
+        key: jax.Array | None,
     ) -> Float[Array, "B 3 D"] | Float[Array, "B 2 D"]:
         """Return the vectors of every triplet's columns; the shared prefix is computed once."""
         C = len(prefix_C)
@@ -201,8 +207,9 @@ def _gathered(trainable: PyTree, dtype: Any) -> PyTree:
     return jax.tree.map(gather, trainable, is_leaf=lambda x: isinstance(x, nn.Lora))
 
 
-def with_head(rows: Rows, prefix_C: jax.Array) -> Rows:
+def with_head(rows: Rows, prefix_C: Int[Array, "C"] | Int[np.ndarray, "C"]) -> Rows:
     """Put the prefix at the head of every packed row; its tokens count as one sentence from 0."""
+    assert rows.start_BT is not None  # the rows are packed
     B, C = len(rows.ids_BT), len(prefix_C)
     ids_BC = jnp.broadcast_to(prefix_C, (B, C)).astype(rows.ids_BT.dtype)
     start_BC = jnp.full((B, C), C, rows.start_BT.dtype)
@@ -228,6 +235,7 @@ def _joined(prefix: dropout.Keys | None, rows: dropout.Keys | None) -> dropout.K
 def _keys(key: jax.Array, batch: Batch, prefix: int) -> tuple[dropout.Keys, dropout.Keys]:
     """Return one key for every token of the prefix, and one for every token of the rows."""
     prefix_key, row_key = jax.random.split(key)
+    assert batch.rows.start_BT is not None  # the rows are packed
     position_BC = jnp.arange(prefix)[None]
     position_BT = jnp.arange(batch.sentence_BT.shape[1]) - batch.rows.start_BT
     return (

@@ -177,7 +177,7 @@ def _entries(options: BuildOptions, rng: np.random.Generator) -> list[Demonstrat
         rows = list(tables.csv_rows(file, str(path), partial(_check_dictionary, path)))
     for line, row in rows:
         problem = _entry_problem(row)
-        if problem:
+        if isinstance(row, tables.Bad) or problem:
             problems.append(f"line {line}: {problem}")
         else:
             entries.append((row["definition"].strip(), row["word"].strip()))
@@ -200,7 +200,7 @@ def _entry_problem(row: dict[str, Any] | tables.Bad) -> str | None:
     cells = row.get("word"), row.get("definition")
     if not all(isinstance(cell, str) and cell.strip() for cell in cells):
         return "word or definition is empty"
-    return None if all(map(tables.is_utf8, cells)) else "not UTF-8"
+    return None if all(tables.is_utf8(str(cell)) for cell in cells) else "not UTF-8"
 
 
 def _lines(path: Path) -> list[str]:

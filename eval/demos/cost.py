@@ -43,6 +43,7 @@ def of_each_alone(
     """Return the operations of encoding whole prompts, one template after the other."""
     pipeline = encoder.pipeline
     buckets = pipeline.buckets(pipeline.tokens)
+    assert buckets is not None  # only the plan `fitted` waits for texts, and the search is `fixed`
     batches: Counter[int] = Counter()
     forms: dict[tuple[str, str], Int[np.ndarray, " n"]] = {}
     for template in templates:

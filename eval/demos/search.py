@@ -67,15 +67,17 @@ class Search:
     def base(self, template: Template) -> Scored:
         """Score the template without a candidate's demonstrations, on all pairs."""
         name, n = f"base {key(template)}", len(self.pairs)
-        if self.journal.find(name, 0, n) is None:
+        cosines = self.journal.find(name, 0, n)
+        if cosines is None:
             texts, a, b = self._texts(self._order)
             z_nD = self.encoder.alone(template, texts)
-            self.journal.add(0, n, {name: scores.cosine(z_nD[a], z_nD[b])})
-        return self._scored(template, self.journal.find(name, 0, n), 0)
+            cosines = scores.cosine(z_nD[a], z_nD[b])
+            self.journal.add(0, n, {name: cosines})
+        return self._scored(template, cosines, 0)
 
     def run(self, templates: Sequence[Template], shots: int = 1) -> list[Scored]:
         """Rank templates: those scored on more pairs first, then by score, then as given."""
-        active, out = list(templates), []
+        active, out, ranked = list(templates), [], []
         cosines: dict[str, list[np.ndarray]] = {key(template): [] for template in active}
         for start, stop in self._parts():
             for name, values in self._cosines(active, start, stop).items():
@@ -130,7 +132,8 @@ class Search:
                 vectors = dict(zip(names, self.encoder.encode(group, texts, advance), strict=True))
                 cosines = {name: scores.cosine(vectors[name][a], vectors[name][b]) for name in new}
                 self.journal.add(start, stop, cosines)
-        return {key(t): self.journal.find(key(t), start, stop) for t in templates}
+        found = {key(t): self.journal.find(key(t), start, stop) for t in templates}
+        return {name: cosines for name, cosines in found.items() if cosines is not None}
 
     def _texts(
         self, chosen: Int[np.ndarray, " n"]
@@ -139,7 +142,7 @@ class Search:
         index: dict[str, int] = {}
         sides = []
         for side in (self.pairs.texts_a, self.pairs.texts_b):
-            texts = [clean_sentence(side[n]) if self.clean else side[n] for n in chosen]
+            texts = [clean_sentence(side[n]) if self.clean else side[n] for n in map(int, chosen)]
             sides.append(np.array([index.setdefault(text, len(index)) for text in texts]))
         return list(index), *sides
 
@@ -148,8 +151,8 @@ class Search:
         ascending = np.argsort(chosen)
         part = Pairs(
             f"{self.pairs.name}, {template.name}",
-            [self.pairs.texts_a[n] for n in chosen[ascending]],
-            [self.pairs.texts_b[n] for n in chosen[ascending]],
+            [self.pairs.texts_a[n] for n in map(int, chosen[ascending])],
+            [self.pairs.texts_b[n] for n in map(int, chosen[ascending])],
             self.pairs.gold[chosen[ascending]],
         )
         detail = scores.score_task(Task(part.name, (part,)), [cosines[ascending]])

@@ -151,7 +151,9 @@ def run_tasks(
         name = task.metadata.name
         try:
             cache = None if folder is None else ResultCache(folder)
-            outcome = mteb.evaluate(encoder, task, cache=cache, co2_tracker=False)
+            # An encoder of MTEB's protocol, whose signatures name types of MTEB.
+            model: Any = encoder
+            outcome = mteb.evaluate(model, task, cache=cache, co2_tracker=False)
         except (ConnectionError, OSError) as error:
             raise Unreachable(
                 f"could not download the data of {name} from the Hugging Face hub: "

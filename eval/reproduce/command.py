@@ -82,12 +82,11 @@ class Outcome:
         if self.result is None:
             return
         for cell in published.cells(self.result, self.row, table):
-            compared = cell.difference is not None
             yield {
                 **cell._asdict(),
                 "derived": cell.task == "average" and self.row.derived,
                 "difference": cell.difference,
-                "within": abs(cell.difference) <= BAND if compared else None,
+                "within": None if cell.difference is None else abs(cell.difference) <= BAND,
             }
 
 
@@ -184,9 +183,10 @@ def attempt(options: ReproduceOptions, row: Row, data: Mapping[str, Any]) -> Out
     if (kept := _kept(settings, data)) is not None:
         sys.stderr.write(f"{row.name}: kept from {settings.json}\n")
         return Outcome(row, kept)
-    run_row = transfer.run if options.table == "transfer" else sts.run
     try:
-        return Outcome(row, run_row(settings))
+        if isinstance(settings, transfer.TransferOptions):
+            return Outcome(row, transfer.run(settings))
+        return Outcome(row, sts.run(settings))
     except (UserError, OSError) as error:
         return Outcome(row, None, str(error))  # the data was read before: it is the checkpoint
 
@@ -218,6 +218,7 @@ def _kept(settings: RowOptions, data: Mapping[str, Any]) -> dict[str, Any] | Non
         "data": data["sha256"],
         "version": version,
     }
+    assert settings.json is not None  # `row_options` names it
     try:
         result = results.read(settings.json)
         provenance = result["provenance"]

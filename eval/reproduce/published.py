@@ -239,7 +239,8 @@ def unlike(result: Mapping[str, Any]) -> list[str]:
             (bool(options.get("fast")), "the fast protocol"),
             (protocol.get("seed", SEED) != SEED, f"seed {protocol.get('seed')}"),
             (
-                bool(template and known)
+                template is not None
+                and known is not None
                 and any(template[key] != part for key, part in known.to_json().items()),
                 f"another text under the name of template {result['template']}",
             ),

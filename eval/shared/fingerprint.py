@@ -29,7 +29,7 @@ def fingerprint(described: Mapping[str, Any], more: object = None) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _content(part: object) -> object:
+def _content(part: Any) -> Any:
     if not isinstance(part, Mapping):
         return part
     return {name: value for name, value in part.items() if name not in _NAMES}

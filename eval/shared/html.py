@@ -161,9 +161,9 @@ def write_page(
         f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         f"<h1>{html.escape(title)}</h1>\n<dl>\n{facts}</dl>\n{body}</body>\n</html>\n"
     )
-    path = paths.as_path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    target = paths.as_path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(page, encoding="utf-8")
 
 
 def _mark(column: Sequence[object]) -> str:
@@ -189,7 +189,9 @@ def _inline(svg: str, caption: str, width_px: int) -> str:
     """Turn a stand-alone SVG file into an element that shares a page with others."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
-    viewbox = re.search(r'viewBox="[^"]*"', svg)[0]
+    found = re.search(r'viewBox="[^"]*"', svg)
+    assert found is not None  # matplotlib writes one
+    viewbox = found[0]
     label = html.escape(caption)
     svg = re.sub(
         r"<svg[^>]*>",

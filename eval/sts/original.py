@@ -16,6 +16,7 @@ from jaxtyping import Float, Float64
 from eval.shared.padded_mean import encode_padded_mean
 from eval.sts.pairs import Pairs, Task
 from eval.sts.tasks import YEARS
+from prompteol_jax import Embedder
 from prompteol_jax.text import template
 
 
@@ -170,6 +171,7 @@ def _subset_cosines(
 
 def _encode(embedder: PoolingEncoder, texts: Sequence[str]) -> Float[np.ndarray, "n D"]:
     if embedder.pooling == "mean":
+        assert isinstance(embedder, Embedder)  # no other encoder pools the mean
         return encode_padded_mean(embedder, texts)
     return embedder.encode(texts, check_finite=False)
 

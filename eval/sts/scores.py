@@ -70,7 +70,7 @@ def task_cosines(
         for texts in (pairs.texts_a, pairs.texts_b)
     ]
     texts, vectors, rows = encode_distinct(encoder, columns, clean=clean, progress=progress)
-    _refuse_vectors("zero", texts, vectors.any(axis=1))
+    _refuse_vectors("zero", texts, np.asarray(vectors.any(axis=1)))
     sides = iter(rows)
     return {
         task.name: tuple(cosine(vectors[next(sides)], vectors[next(sides)]) for _ in task.subsets)
@@ -95,8 +95,8 @@ def encode_distinct(
     row_of: dict[str, int] = {}
 
     def rows(texts: Sequence[str]) -> Int[np.ndarray, " _"]:
-        texts = map(template.clean_sentence, texts) if clean else texts
-        return np.array([row_of.setdefault(text, len(row_of)) for text in texts], np.int64)
+        given = map(template.clean_sentence, texts) if clean else texts
+        return np.array([row_of.setdefault(text, len(row_of)) for text in given], np.int64)
 
     indices = [rows(texts) for texts in columns]
     texts = list(row_of)
@@ -106,7 +106,7 @@ def encode_distinct(
             f"the encoder returned shape {vectors.shape} for {len(texts)} texts; "
             f"expected ({len(texts)}, D)"
         )
-    _refuse_vectors("not finite", texts, np.isfinite(vectors).all(axis=1))
+    _refuse_vectors("not finite", texts, np.asarray(np.isfinite(vectors).all(axis=1)))
     return texts, vectors, indices
 
 
@@ -179,7 +179,10 @@ def _correlations(
             raise NotFinite(
                 f"{name}: no rank correlation, since its {len(values)} {what} do not differ"
             )
+    # The types of scipy leave out the fields of these results.
+    spearman: Any = stats.spearmanr(gold, cosines)
+    pearson: Any = stats.pearsonr(gold, cosines)
     return {
-        "spearman": 100 * float(stats.spearmanr(gold, cosines).statistic),
-        "pearson": 100 * float(stats.pearsonr(gold, cosines).statistic),
+        "spearman": 100 * float(spearman.statistic),
+        "pearson": 100 * float(pearson.statistic),
     }

@@ -132,9 +132,10 @@ def _read_task(root: Path, name: str, source: Files, folds: int, problems: list[
         return _sorted(found)
 
     least = 1 if source.development else folds
-    parts = [examples(source.train, least)]
-    parts += [examples(paths, 0) for paths in (source.development, source.test)]
-    return Transfer(name, source.class_names, *parts)
+    train = examples(source.train, least)
+    assert train is not None  # every source names files to train on
+    development, test = (examples(paths, 0) for paths in (source.development, source.test))
+    return Transfer(name, source.class_names, train, development, test)
 
 
 def _check_classes(

@@ -130,6 +130,7 @@ class Output:
         if paths.is_bucket(self.path):
             return None
         folder = self.spool
+        assert folder is not None  # only outputs in a bucket have none
         if not folder.is_dir():
             return f"the folder {folder} of --output does not exist; make it first"
         if not os.access(folder, os.W_OK | os.X_OK):
@@ -166,7 +167,7 @@ def _output_problems(options: EncodeOptions, output: Output) -> list[str]:
             "--input - reaches one process only; give a file that all of them can read",
         ),
     )
-    return [message for is_wrong, message in conditions if is_wrong]
+    return [message for is_wrong, message in conditions if is_wrong and message]
 
 
 def _same(output: Any, given: Any) -> bool:

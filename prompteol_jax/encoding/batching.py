@@ -63,7 +63,8 @@ class Batch:
     @property
     def shape(self) -> tuple[int, int, int, bool]:
         """What is compiled once: rows, their tokens, sentences of a row, with the prefix or not."""
-        return (*self.rows.ids_BT.shape, self.rows.last_BS.shape[1], self.shared)
+        B, T = self.rows.ids_BT.shape
+        return B, T, self.rows.last_BS.shape[1], self.shared
 
 
 class Sorter:

@@ -32,6 +32,7 @@ class LayerwiseRunner:
     """The functions of `runners`, each as one call per layer."""
 
     def __init__(self, decoder: Decoder):
+        assert decoder.blocks is not None  # only `without_blocks` has none
         self._blocks = unstack(decoder.blocks)
         self._ends = decoder.without_blocks()
         self._infos = [_changing(decoder.layers.info(n)) for n in range(decoder.depth - 1)]

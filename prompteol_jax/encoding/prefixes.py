@@ -159,7 +159,8 @@ class PrefixEncoder:
         with jax.set_mesh(self.pipeline.mesh):
             caches = prefill_padded(decoder, ids_AC, tokens_A)
             self.prefills[ids_AC.shape] += 1
-            self.runs.update((*ids_AC.shape, *rows.ids_BT.shape) for rows, _ in on_device.batches)
+            for rows, _ in on_device.batches:
+                self.runs[*ids_AC.shape, *rows.ids_BT.shape] += 1
             launched = (
                 (members, encode_after(decoder, rows, caches)[:, :, 0])
                 for rows, members in on_device.batches

@@ -75,7 +75,8 @@ class SavedRun:
         if lost:
             raise UserError(f"{path} lacks {', '.join(lost)}: it is no training run's config")
         names = ("model", "template", "quantize", "full", "work")
-        run = cls(folder, *(fields.get(name) for name in names))
+        values: list[Any] = [fields.get(name) for name in names]
+        run = cls(folder, *values)
         weights = folder / ("model/config.json" if run.full else "adapter/adapter_config.json")
         if not weights.is_file():
             raise NotFound(

@@ -155,7 +155,11 @@ def _bos(tokenizer: Tokenizer) -> str:
     if tokenizer.bos_id is None:
         return ""
     added = tokenizer.backend.get_added_tokens_decoder().get(tokenizer.bos_id)
-    return added.content if added else tokenizer.entry(tokenizer.bos_id)
+    if added:
+        return added.content
+    entry = tokenizer.entry(tokenizer.bos_id)
+    assert entry is not None  # the tokenizer was read with this id from its vocabulary
+    return entry
 
 
 def _amend_tokenizer(folder: Path, bos: str) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, cast
 
 import jax
 import jax.numpy as jnp
@@ -196,7 +196,7 @@ def merge_lora(model: Decoder) -> Decoder:
             update = linear.lora.product().reshape(w.shape)
             w = (w.astype(jnp.float32) + update).astype(w.dtype)
         # The variable itself belongs to the other model too.
-        linear.w = linear.w.replace(w)
+        linear.w = cast(nn.Weight, linear.w.replace(w))  # of the same class
         linear.lora = nnx.data(None)
     return model
 

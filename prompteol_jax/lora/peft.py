@@ -200,7 +200,7 @@ def read_adapter_config(folder: Path) -> adapters.LoraConfig:
     if fields.get("peft_type") != "LORA":
         f.wrong(f"peft_type = {shown(fields.get('peft_type'))}, supported: 'LORA'")
     f.ignore("peft_type")
-    config = dict(
+    config: dict[str, Any] = dict(
         rank=f.integer("r", most=_MOST_RANK),
         alpha=f.number("lora_alpha"),
         targets=_targets(f),

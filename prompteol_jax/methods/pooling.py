@@ -145,5 +145,6 @@ def read_states(
     x_BTD = x_BTD.astype(jnp.float32)
     if pooling.tokens == "last":
         return jnp.take_along_axis(x_BTD, last_BS[..., None], axis=1)
+    assert first_BS is not None  # a span has a first position
     at_T = jnp.arange(x_BTD.shape[1])
     return pooling.pool(x_BTD, (first_BS <= at_T) & (at_T <= last_BS))[:, None]

@@ -219,9 +219,10 @@ def read_head(folder: Path, config: Config, mesh: Mesh, *, dtype: Any) -> jax.Ar
     leaf = jax.ShapeDtypeStruct(shape, dtype, sharding=place)
     tensors = open_tensors(folder)
     head = {name: tensor for name, tensor in tensors.items() if name == HEAD.source}
-    return load.read_weights(head, (HEAD,), {HEAD.target: leaf}, config.sizes, layers=config.L)[
-        HEAD.target
-    ]
+    read = load.read_weights(head, (HEAD,), {HEAD.target: leaf}, config.sizes, layers=config.L)
+    head_VD = read[HEAD.target]
+    assert isinstance(head_VD, jax.Array)  # the leaf is not quantized
+    return head_VD
 
 
 def replace_dropout(config: Config, rate: float | None) -> Config:

@@ -17,15 +17,17 @@ from prompteol_jax.ops.rope import Rope, rope_table
 class Rows(NamedTuple):
     """Token rows, right-padded; padding ids never matter.
 
+    The arrays are those of jax or of numpy, or `jax.ShapeDtypeStruct` where only shapes count.
+
     Attributes:
         ids_BT: token ids, the shared prefix left out.
         last_BS: indices of the last tokens of the S sentences of each row.
         start_BT: in packed rows, the index of the first token of each token's sentence.
     """
 
-    ids_BT: Int[Array, "B T"]
-    last_BS: Int[Array, "B S"]
-    start_BT: Int[Array, "B T"] | None = None
+    ids_BT: Int[Any, "B T"]
+    last_BS: Int[Any, "B S"]
+    start_BT: Int[Any, "B T"] | None = None
 
 
 class KVCache(NamedTuple):
@@ -56,6 +58,7 @@ class RopeConfig(Protocol):
 
     def inverse_frequencies(self, H: int) -> np.ndarray:
         """Return radians a position for each of the H/2 pairs, float32."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

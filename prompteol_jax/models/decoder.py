@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -56,9 +57,9 @@ class Decoder(nnx.Module):
         layers: Layers,
         dtype: Any,
     ):
-        self.embedding = embedding
+        self.embedding: Any = embedding  # a family's module, with members that nnx.Module lacks
         self.blocks = blocks
-        self.last = last
+        self.last: Any = last  # likewise
         self.final_norm = final_norm
         self.layers = layers
         self.dtype = jnp.dtype(dtype)
@@ -108,7 +109,7 @@ class Decoder(nnx.Module):
     @jax.named_scope("prefix")
     def prefill(
         self,
-        ids_C: Int[Array, "C"],
+        ids_C: Int[Array, "C"] | Int[np.ndarray, "C"],
         keys: dropout.Keys | None = None,
         *,
         remat: Remat = "none",

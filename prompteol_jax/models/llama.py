@@ -90,7 +90,7 @@ class Rope:
                 f"RoPE of type {kind!r} takes {[*_ROPE_FIELDS[kind]]}, found {shown(sorted(given))}"
             )
         else:
-            values = {
+            values: dict[str, Any] = {
                 attribute: f.check_number(f"RoPE's {name}", given[name], positive=True)
                 for name, attribute in _ROPE_FIELDS[kind].items()
             }
@@ -173,7 +173,7 @@ class LlamaConfig:
         if fields.get("head_dim") is None:
             f.require_multiple("hidden_size", "num_attention_heads")
         f.require_multiple("num_attention_heads", "num_key_value_heads")
-        config = dict(
+        config: dict[str, Any] = dict(
             D=D,
             N=N,
             K=K,

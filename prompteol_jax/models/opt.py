@@ -88,7 +88,7 @@ class OptConfig:
         f.expect("layerdrop", 0.0)
         f.ignore("init_std", "activation_dropout")
         D = f.integer("hidden_size")
-        config = dict(
+        config: dict[str, Any] = dict(
             D=D,
             L=f.integer("num_hidden_layers", most=MOST_LAYERS),
             N=f.integer("num_attention_heads"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from prompteol_jax.models import Config
 from prompteol_jax.models.llama import LlamaConfig, Rope
@@ -20,9 +20,9 @@ def _opt(L: int, D: int, N: int) -> OptConfig:
     return OptConfig(L=L, D=D, N=N, F=4 * D, V=50272, P=2048, E=D)
 
 
-def _llama(L: int, D: int, N: int, F: int, **fields: object) -> LlamaConfig:
+def _llama(L: int, D: int, N: int, F: int, **fields: Any) -> LlamaConfig:
     """The shape of LLaMA 1, but for the fields that are given."""
-    defaults = {"K": N, "H": D // N, "V": 32000, "P": 2048}
+    defaults: dict[str, Any] = {"K": N, "H": D // N, "V": 32000, "P": 2048}
     return LlamaConfig(L=L, D=D, N=N, F=F, **defaults | fields)
 
 
@@ -30,14 +30,14 @@ _LLAMA_2: Final = {"P": 4096, "norm_eps": 1e-5}
 _LLAMA_3: Final = {"K": 8, "V": 128256, "P": 8192, "norm_eps": 1e-5, "rope": Rope(theta=5e5)}
 
 
-def _scaled(factor: float) -> dict[str, object]:
+def _scaled(factor: float) -> dict[str, Any]:
     """LLaMA 3.1 and 3.2: longer prompts by lower rope frequencies."""
     rope = Rope(theta=5e5, scaling="llama3", factor=factor)
     return _LLAMA_3 | {"P": 131072, "rope": rope}
 
 
 def _qwen3(L: int, D: int, N: int, F: int, *, tied: bool) -> Qwen3Config:
-    sizes = {"K": 8, "H": 128, "V": 151936, "P": 40960}
+    sizes: dict[str, Any] = {"K": 8, "H": 128, "V": 151936, "P": 40960}
     return Qwen3Config(L=L, D=D, N=N, F=F, **sizes, rope=Rope(theta=1e6), tied=tied)
 
 

@@ -47,7 +47,7 @@ class Qwen3Config(LlamaConfig):
         f.expect("attention_dropout", 0.0)
         f.require_multiple("num_attention_heads", "num_key_value_heads")
         L = f.integer("num_hidden_layers", most=MOST_LAYERS)
-        config = dict(
+        config: dict[str, Any] = dict(
             L=L,
             D=f.integer("hidden_size"),
             N=f.integer("num_attention_heads"),

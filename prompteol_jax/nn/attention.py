@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from flax import nnx
@@ -45,7 +46,7 @@ class Attention(nnx.Module):
         self.v = Linear("BTD,KHD->BTKH", make, bias=bias)
         self.o = Linear("BTI,DI->BTD", make, bias=bias if out_bias is None else out_bias)
         has_norms = head_norm_eps is not None
-        norm = dict(eps=head_norm_eps, dims="H", plus_one=plus_one)
+        norm: dict[str, Any] = dict(eps=head_norm_eps, dims="H", plus_one=plus_one)
         self.q_norm = RMSNorm(make, **norm) if has_norms else None
         self.k_norm = RMSNorm(make, **norm) if has_norms else None
         self.spec = AttentionSpec(make.sizes["H"] ** -0.5) if spec is None else spec

@@ -7,7 +7,7 @@ quantized; they are then dequantized for one product at a time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ class Linear(nnx.Module):
         self.equation = equation
         self.w = make.linear(w_dims, "".join(c for c in w_dims if c in x_dims))
         self.b = make.vector("".join(c for c in y_dims if c not in x_dims)) if bias else None
-        self.lora = nnx.data(None)
+        self.lora: Any = nnx.data(None)  # an update of `lora`, which this module does not import
 
     def __call__(
         self, x: jax.Array | Saved, keys: dropout.Keys | None = None, tape: Tape = NONE
@@ -73,7 +73,7 @@ def fused_linears(
     return [layer.apply_with_update(x.value, update) for layer, update in pairs]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@lambda function: jax.custom_vjp(function, nondiff_argnums=(0,))
 def frozen_dot(equation: str, x: jax.Array, w: quant.Quantized) -> jax.Array:
     """Return `dot` with a quantized weight, which gets no gradient.
 
@@ -81,8 +81,8 @@ def frozen_dot(equation: str, x: jax.Array, w: quant.Quantized) -> jax.Array:
     all layers would be in memory together.
     """
     _, w_dims, _ = split_equation(equation)
-    w = constrain(w.dequantize(x.dtype), w_dims)
-    return dot(equation, x, w, summed_dtype(equation, x.dtype))
+    whole = constrain(w.dequantize(x.dtype), w_dims)
+    return dot(equation, x, whole, summed_dtype(equation, x.dtype))
 
 
 def _frozen_forward(equation: str, x: jax.Array, w: quant.Quantized) -> tuple[jax.Array, tuple]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,9 @@ class Weight(nnx.Param):
 
 class Lora(nnx.Param):
     """A factor of a low-rank update; float32. In a scan over layers its value is a `Saved`."""
+
+
+_Kind = TypeVar("_Kind", bound=nnx.Param)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +77,8 @@ class Placeholders:
         return ranked._parameter(Lora, dims, jnp.float32, axes.fsdp_sharding)
 
     def _parameter(
-        self, kind: type[nnx.Param], dims: str, dtype: Any, lay_out: Callable = axes.sharding
-    ) -> nnx.Param:
+        self, kind: type[_Kind], dims: str, dtype: Any, lay_out: Callable = axes.sharding
+    ) -> _Kind:
         shape = tuple(self.sizes[letter] for letter in dims)
         if self.layers is not None:
             dims, shape = "L" + dims, (self.layers, *shape)

@@ -44,9 +44,9 @@ def attend(
         prefix: keys, rotated, and values of the cached prefix.
     """
     q_BQNH, k_BTKH, v_BTKH = q.value, repeat_kv(k.value), repeat_kv(v.value)
-    prefix = prefix and tuple(repeat_kv(a) for a in prefix)
+    prefix = prefix and (repeat_kv(prefix[0]), repeat_kv(prefix[1]))
     B, Q, N, H = q_BQNH.shape
-    if context.rope is not None:
+    if context.rope is not None and context.query_rope is not None:
         q_BQNH = apply_rope(q_BQNH, context.query_rope)
         k_BTKH = apply_rope(k_BTKH, context.rope)
     K = k_BTKH.shape[2]
@@ -105,8 +105,8 @@ def _in_blocks(
         x = jnp.pad(x, [(0, 0), (0, count * BLOCK - Q)] + [(0, 0)] * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(x.shape[0], count, BLOCK, *x.shape[2:]), 1, 0)
 
-    by_query = seen is not None and seen.ndim > 1
-    operands = [q_BQKGH, mask_BQT, *([seen[:, 0, 0]] if by_query else [])]
+    own_seen = [] if seen is None or seen.ndim == 1 else [seen[:, 0, 0]]
+    operands = [q_BQKGH, mask_BQT, *own_seen]
 
     def block(x: list[jax.Array]) -> jax.Array:
         q, mask, *own = x

@@ -108,7 +108,7 @@ def attend(
         interpret: run the kernel's program step by step, on any device.
     """
     k, v = (_repeated(x) for x in (k, v))
-    prefix, rope = prefix and tuple(repeat_kv(x) for x in prefix), context.rope
+    prefix, rope = prefix and (repeat_kv(prefix[0]), repeat_kv(prefix[1])), context.rope
     rows, heads = PartitionSpec("data", None, "model"), PartitionSpec(None, "model")
     own, slices = [x.value for x in (q, k, v)], [x.slice for x in (q, k, v)]
     inputs = (
@@ -120,7 +120,8 @@ def attend(
     )
     B, T, _, H = own[0].shape
     if rope is not None:
-        rope = tuple(jnp.broadcast_to(x, (B, T, x.shape[-1])) for x in rope)
+        cos, sin = (jnp.broadcast_to(x, (B, T, x.shape[-1])) for x in rope)
+        rope = cos, sin
     shape = Shape(0, 0, H, T, 0, context.prefix_tokens, spec.scale, rope is not None, interpret)
     call = functools.partial(_local, shape)
     run = on_each_device(call, inputs, rows)
@@ -159,7 +160,7 @@ def _local(
     return y.reshape(B, N, H, T).transpose(0, 3, 1, 2)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@lambda function: jax.custom_vjp(function, nondiff_argnums=(0,))
 def _attend(
     shape: Shape, own: list, slices: list[LayerSlice | None], tokens: list, k_C: Any, v_C: Any
 ) -> jax.Array:

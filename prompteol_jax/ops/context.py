@@ -136,7 +136,8 @@ class AttentionContext:
             return self.ropes
         if isinstance(number, int):
             return (self.ropes[number],)
-        return (tuple(jnp.stack(parts)[number] for parts in zip(*self.ropes, strict=True)),)
+        cos, sin = (jnp.stack(parts)[number] for parts in zip(*self.ropes, strict=True))
+        return ((cos, sin),)
 
     @property
     def rope(self) -> Rope | None:
@@ -148,8 +149,9 @@ class AttentionContext:
         """Cosines and sines of the queries' positions."""
         if self.rope is None or self.query_BQ is None:
             return self.rope
-        wide = (jnp.broadcast_to(a, (len(self.query_BQ), *a.shape[1:])) for a in self.rope)
-        return tuple(self.queries(a) for a in wide)
+        rows = len(self.query_BQ)
+        cos, sin = (self.queries(jnp.broadcast_to(a, (rows, *a.shape[1:]))) for a in self.rope)
+        return cos, sin
 
     def queries(self, x: jax.Array) -> jax.Array:
         """Take the rows' query tokens out of `[B, T, ...]`."""

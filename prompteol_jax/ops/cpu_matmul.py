@@ -29,9 +29,11 @@ class Matrices(NamedTuple):
 
     def shapes(self, sizes: Mapping[str, int]) -> tuple[list[int], list[int]]:
         """Return the shapes of the two matrices."""
-        return tuple(
-            [math.prod(map(sizes.get, dims)) for dims in pair] for pair in (self.x, self.w)
+        x, w = (
+            [math.prod(sizes[letter] for letter in dims) for dims in pair]
+            for pair in (self.x, self.w)
         )
+        return x, w
 
 
 def as_matrices(equation: str) -> Matrices | None:

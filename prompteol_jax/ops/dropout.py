@@ -8,7 +8,7 @@ threefry, which draws the run's own keys, would cost several times more here.
 from __future__ import annotations
 
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +73,12 @@ def _mixed(low: jax.Array, high: jax.Array) -> jax.Array:
     return x ^ (x >> 16)
 
 
+@overload
+def fold_keys(keys: Keys, data: int | jax.Array) -> Keys: ...
+@overload
+def fold_keys(keys: None, data: int | jax.Array) -> None: ...
+@overload
+def fold_keys(keys: Keys | None, data: int | jax.Array) -> Keys | None: ...
 def fold_keys(keys: Keys | None, data: int | jax.Array) -> Keys | None:
     """Derive other keys, by a number for all tokens or one for each; None stays None."""
     if keys is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -76,7 +75,7 @@ def _einsum(equation: str, x: jax.Array, w: jax.Array, result: Any) -> jax.Array
     return jnp.einsum(equation, x, w, precision=precision, preferred_element_type=result)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+@lambda function: jax.custom_vjp(function, nondiff_argnums=(0, 3))
 def dot(equation: str, x: jax.Array, w: jax.Array, result: Any = jnp.float32) -> jax.Array:
     """Contract two operands of one dtype, accumulating in float32.
 

@@ -30,16 +30,18 @@ def kernel_call(
     """
 
     def of_slice(n: int, spec: pl.BlockSpec) -> pl.BlockSpec:
+        shape, index_map = _named(spec)
         return pl.BlockSpec(
-            (None, *spec.block_shape),
-            lambda *at: (at[-1][n], *spec.index_map(*at[:-1])),
+            (None, *shape),
+            lambda *at: (at[-1][n], *index_map(*at[:-1])),
             pipeline_mode=spec.pipeline_mode,
         )
 
     def of_array(spec: pl.BlockSpec) -> pl.BlockSpec:
+        shape, index_map = _named(spec)
         return pl.BlockSpec(
-            spec.block_shape,
-            lambda *at: spec.index_map(*at[:-1]),
+            shape,
+            lambda *at: index_map(*at[:-1]),
             pipeline_mode=spec.pipeline_mode,
         )
 
@@ -58,6 +60,12 @@ def kernel_call(
             pltpu.with_memory_space_constraint(s, pltpu.HBM) if len(s) > 1 else s for s in stacks
         ]
     return call(jnp.stack([part.layer for part in slices]), *stacks, *arrays)
+
+
+def _named(spec: pl.BlockSpec) -> tuple[Sequence[Any], Callable[..., Any]]:
+    """Return a BlockSpec's shape and index map, which every kernel here gives."""
+    assert spec.block_shape is not None and spec.index_map is not None
+    return spec.block_shape, spec.index_map
 
 
 def matrix_product(one: Any, other: Any, axis: int, other_axis: int) -> Any:

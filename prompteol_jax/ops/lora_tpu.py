@@ -164,7 +164,7 @@ def _in_dtype(where: LayerSlice | None, dtype: Any) -> LayerSlice | None:
     return where if where and where.stack.dtype == dtype else None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@lambda function: jax.custom_vjp(function, nondiff_argnums=(0,))
 def _updates(shape: Shape, values: Operands, slices: Operands, words: jax.Array) -> list[jax.Array]:
     call = functools.partial(_call_forward, shape)
     run = on_each_device(call, (_operand_specs(shape), _ROWS), _ROWS)
@@ -412,7 +412,7 @@ def _forward(shape: Shape, *refs: Any) -> None:
     for i, (a_ref, b_ref, y_ref) in enumerate(zip(io.a, io.b, io.y, strict=True)):
         y = _Block(y_ref, shape.outputs[i], shape.y_last)
         drop = _dropper(shape, x, io.words[0, 2 * i : 2 * i + 2])
-        h = sum(_down(last, x, drop(io.x[x.at(c)], c), a_ref[:, c]) for c in x.chunks)
+        h: Any = sum(_down(last, x, drop(io.x[x.at(c)], c), a_ref[:, c]) for c in x.chunks)
         h = h.astype(io.x.dtype)
         for c in y.chunks:
             y_ref[y.at(c)] = (shape.scale * _up(last, y, h, b_ref[:, c])).astype(y_ref.dtype)
@@ -432,14 +432,15 @@ def _backward(shape: Shape, *refs: Any) -> None:
     for i, (dy_ref, a_ref, b_ref, db_ref) in enumerate(zip(io.y, io.a, io.b, io.db, strict=True)):
         y = _Block(dy_ref, shape.outputs[i], shape.y_last)
         drop = _dropper(shape, x, io.words[0, 2 * i : 2 * i + 2])
-        h = sum(_down(last, x, drop(io.x[x.at(c)], c), a_ref[:, c]) for c in x.chunks)
-        dh = sum(_down(last, y, dy_ref[y.at(c)], b_ref[:, c]) for c in y.chunks)
+        h: Any = sum(_down(last, x, drop(io.x[x.at(c)], c), a_ref[:, c]) for c in x.chunks)
+        dh: Any = sum(_down(last, y, dy_ref[y.at(c)], b_ref[:, c]) for c in y.chunks)
         h, dh = h.astype(io.x.dtype), (shape.scale * dh).astype(io.x.dtype)
         for c in y.chunks:
             db_ref[:, c] += shape.scale * _over_tokens(last, y, h, dy_ref[y.at(c)])
         inner.append((drop, dh))
     for c in x.chunks:
-        part, dx = io.x[x.at(c)], 0.0
+        part: Any = io.x[x.at(c)]
+        dx: Any = 0.0
         for (drop, dh), a_ref, da_ref in zip(inner, io.a, io.da, strict=True):
             da_ref[:, c] += _over_tokens(last, x, dh, drop(part, c))
             dx += drop(_up(last, x, dh, a_ref[:, c]), c)

@@ -196,9 +196,11 @@ def _scan_forward(layer: Layer, dots: bool, x: Any, stacks: list, consts: Any) -
         # The carried counter `at` lets XLA skip zero-filling the empty stacks.
         x, saved, at = carry
         tape = _Writing(saved, at) if dots else Tape(differentiates=True)
-        own = [Saved(part, LayerSlice(stack, at)) for part, stack in zip(own, stacks, strict=True)]
-        after, ys = layer(Saved(x), own, consts, tape)
-        return (after, tape.written if dots else [], at + 1), (ys, x)
+        pairs = zip(own, stacks, strict=True)
+        parts = [Saved(part, LayerSlice(stack, at)) for part, stack in pairs]
+        after, ys = layer(Saved(x), parts, consts, tape)
+        written = tape.written if isinstance(tape, _Writing) else []
+        return (after, written, at + 1), (ys, x)
 
     empty = [jnp.empty((depth, *a.shape), a.dtype) for a in shapes]
     begin = x.value, empty, jnp.int32(0)

@@ -104,6 +104,7 @@ def save_pretrained(pretrained: Pretrained, decoder: Decoder, folder: Path, *, d
     if pretrained.folder is not None:
         build.check_tied_head(pretrained.folder, pretrained.config)
     if not pretrained.config.tied:
+        assert pretrained.folder is not None  # only `tiny` has none, and its head is tied
         head = build.read_head(
             pretrained.folder, pretrained.config, pretrained.mesh, dtype=jnp.dtype(dtype)
         )

@@ -12,7 +12,7 @@ from orbax.checkpoint import v1 as ocp
 
 def write_arrays(folder: Path, arrays: Mapping[str, jax.Array]) -> None:
     """Write arrays; `orbax.checkpoint.v1.load(folder)` gives them back by the same names."""
-    ocp.save(folder.resolve(), dict(arrays))
+    ocp.save(str(folder.resolve()), dict(arrays))
 
 
 def read_arrays(folder: Path, like: Mapping[str, jax.Array]) -> dict[str, Any]:
@@ -21,4 +21,4 @@ def read_arrays(folder: Path, like: Mapping[str, jax.Array]) -> dict[str, Any]:
         name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
         for name, array in like.items()
     }
-    return ocp.load(folder.resolve(), shapes)
+    return ocp.load(str(folder.resolve()), shapes)

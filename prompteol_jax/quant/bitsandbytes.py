@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float32, Shaped, UInt8
@@ -102,7 +102,7 @@ def _over_tiles(tile: Callable[[int], None], size: int, step: int = _TILE) -> No
             pass
 
 
-def double_quantize(scales: Float32[np.ndarray, " blocks"]) -> dict[str, np.ndarray]:
+def double_quantize(scales: Float32[np.ndarray, " blocks"]) -> dict[str, Any]:
     """Quantize the scales of a tensor: codes, steps and offset."""
     offset = torch_mean(scales)
     blocks = scales.size

@@ -6,7 +6,7 @@ Everything here is a function of bytes and numbers: no network, no device.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -168,7 +168,7 @@ def shape_vectors(
 
 def answer(request: Request, z_nd: Float[np.ndarray, "n d"], tokens: int) -> bytes:
     """Return the body of an answer; `tokens` counts the ids of the whole prompts."""
-    embeddings: Sequence[Any] = z_nd
+    embeddings: Iterable[Any] = z_nd
     if request.format == "base64":
         embeddings = [base64.b64encode(z.astype("<f4").tobytes()).decode() for z in z_nd]
     data = [

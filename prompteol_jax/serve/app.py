@@ -95,6 +95,7 @@ class Server:
         """Return why the server does not answer requests; None where it does."""
         if self.state != "ready":
             return self.state
+        assert self.batcher is not None  # `open` made it before the state was `ready`
         if self.batcher.failure is not None:
             return f"the device failed: {self.batcher.failure}"
         late = self.batcher.overdue()
@@ -107,6 +108,7 @@ class Server:
         """
         if self.state != "ready":
             raise api.unavailable(self.state, f"the server is {self.state}; try again", 5)
+        assert self.batcher is not None  # `open` made it before the state was `ready`
         if self.batcher.failure is not None:
             raise api.unavailable("device_failed", "the device failed; restart the server", 60)
         if self.in_flight + texts > self.settings.waiting and self.in_flight:
@@ -130,6 +132,7 @@ class Server:
         self.rate = now if not self.rate else 0.9 * self.rate + 0.1 * now
 
     def _observe(self, event: str, bucket: Any, value: int | float) -> None:
+        assert self.engine is not None  # batches are its own
         label = f"{self.engine.buckets.lengths[bucket[0]]}{'' if bucket[1] else ' whole'}"
         if event == "launched":
             self.metrics.rows.labels(label).inc(value)
@@ -233,6 +236,7 @@ async def _embeddings(server: Server, request: Request) -> Response:
     body = await _body(request, settings.body_bytes)
     if server.engine is None:
         server.admit(1)
+    assert server.engine is not None  # or `admit` had refused
     limits = api.Limits(settings.models, server.engine.width, settings.texts)
     asked = api.read_request(body, limits)
     z_nD, tokens, headers = await _vectors(server, request, asked.texts)
@@ -251,6 +255,7 @@ async def _vectors(
     Raises: ApiError; NotFinite; ClientDisconnect once the client has left.
     """
     server.admit(len(texts))
+    assert server.engine is not None  # or `admit` had refused
     start = time.perf_counter()
     try:
         prompts = await run_in_threadpool(server.engine.prompts, texts)
@@ -292,6 +297,7 @@ async def _computed(server: Server, request: Request, prompts: Any) -> tuple[np.
             loop.call_soon_threadsafe(settle)
 
     job = Job(len(prompts.sentences), done)
+    assert server.batcher is not None  # or `admit` had refused
     server.batcher.submit(job, prompts.sentences)
     gone = asyncio.ensure_future(_gone(request))
     try:
@@ -316,6 +322,7 @@ async def _words(server: Server, request: Request) -> Response:
     body = await _body(request, settings.body_bytes)
     if server.engine is None:
         server.admit(1)
+    assert server.engine is not None  # or `admit` had refused
     limits = api.Limits(settings.models, server.engine.width, settings.texts)
     asked = api.read_request(body, limits)
     z_nD, _, headers = await _vectors(server, request, asked.texts)

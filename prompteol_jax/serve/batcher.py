@@ -78,7 +78,7 @@ class Job:
         self.vectors[index] = vector
         self.missing -= 1
         if self.missing == 0 and not self.cancelled:
-            self.done(np.stack(self.vectors))
+            self.done(np.stack([z for z in self.vectors if z is not None]))
 
     def fail(self, error: Exception) -> None:
         """End the job with an error, once."""

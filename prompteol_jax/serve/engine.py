@@ -40,7 +40,9 @@ class Engine:
     def __init__(self, embedder: Embedder):
         self.embedder = embedder
         self.pipeline = embedder.pipeline
-        self.buckets = self.pipeline.buckets(self.pipeline.tokens)
+        buckets = self.pipeline.buckets(self.pipeline.tokens)
+        assert buckets is not None  # only the plan `fitted` waits for texts; serve takes `fixed`
+        self.buckets = buckets
         self.shapes: list[Bucket] = []
         self.width = embedder.width
         self.bits = _bits(embedder, str(self.buckets))

@@ -30,7 +30,7 @@ class Metrics:
         self.ready = make(Gauge, "ready", "1 if the server answers requests.")
         self.shapes = make(Gauge, "compiled_shapes", "Shapes of batches that are compiled.")
         self.info = make(Info, "served", "What is served.")
-        how = dict(buckets=_SECONDS)
+        how: dict[str, Any] = dict(buckets=_SECONDS)
         self.request_s = make(Histogram, "request_seconds", "Duration of requests.", **how)
         self.queue_s = make(Histogram, "queue_seconds", "Wait before the device.", **how)
         self.tokenize_s = make(Histogram, "tokenize_seconds", "Tokenization of a request.", **how)

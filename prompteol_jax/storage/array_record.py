@@ -11,7 +11,7 @@ import contextlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
 import tensorflow_datasets as tfds
 
@@ -90,7 +90,8 @@ class Dataset:
 
     def __init__(self, folder: Path, name: str, columns: Sequence[str]):
         self.folder = _find(folder, name)
-        self._builder = tfds.builder_from_directory(str(self.folder))
+        # The decorators of tfds hide the types of its methods.
+        self._builder = cast(Any, tfds.builder_from_directory(str(self.folder)))
         self.columns = tuple(self._builder.info.features)
         lacking = [column for column in columns if column not in self.columns]
         if lacking:

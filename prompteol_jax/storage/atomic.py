@@ -40,10 +40,10 @@ def write_whole(path: AnyPath, write: Callable[[BinaryIO], object]) -> None:
     """
     with explained(path):
         if paths.is_bucket(path):
-            with tempfile.NamedTemporaryFile() as file:
-                write(file)
-                file.flush()
-                paths.upload(Path(file.name), path)
+            with tempfile.NamedTemporaryFile() as scratch:
+                with Path(scratch.name).open("wb") as file:
+                    write(file)
+                paths.upload(Path(scratch.name), path)
             return
         new = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
         try:

@@ -188,7 +188,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         content = path.read_bytes()
     except FileNotFoundError:
         return None
-    holder = dict.fromkeys(("host", "pid", "space", "started", "token", "what"))
+    holder: dict[str, Any] = dict.fromkeys(("host", "pid", "space", "started", "token", "what"))
     with contextlib.suppress(ValueError, TypeError):  # half written, or not ours
         holder |= json.loads(content)
     return holder

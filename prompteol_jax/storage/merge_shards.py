@@ -19,7 +19,7 @@ def join_npy(shards: Shards, output: AnyPath) -> None:
     def write(file: BinaryIO) -> None:
         np.lib.format.write_array_header_1_0(file, header)
         for number in range(len(shards.chunks)):
-            file.write(memoryview(shards.read(number)).cast("B"))
+            file.write(shards.read(number).data.cast("B"))
 
     _join(shards, output, write)
 

@@ -137,6 +137,7 @@ class Shards:
 
     def read(self, number: int) -> Float32[np.ndarray, "n D"]:
         """The vectors of one shard."""
+        assert self.width is not None  # `begin`, or the manifest, has set it
         return read_array(self.folder / shard_name(number), (self.chunks[number].rows, self.width))
 
     def remove(self) -> None:

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
 
 from prompteol_jax.errors import UserError
 
@@ -33,11 +33,12 @@ class Bad(NamedTuple):
     ends_file: bool = False
 
 
+Binary = BinaryIO | BufferedIOBase
 Row = tuple[int, dict[str, Any] | Bad]
 CheckHeader = Callable[[Sequence[str]], Sequence[str]]
 
 
-def skip_mark(file: BufferedIOBase, name: str) -> None:
+def skip_mark(file: Binary, name: str) -> None:
     """Pass over a byte order mark of UTF-8, which is no part of the first text.
 
     Raises: UserError where the mark is that of UTF-16 or UTF-32.
@@ -49,7 +50,7 @@ def skip_mark(file: BufferedIOBase, name: str) -> None:
     file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
 
 
-def csv_rows(file: BufferedIOBase, name: str, header: CheckHeader = list) -> Iterator[Row]:
+def csv_rows(file: Binary, name: str, header: CheckHeader = list) -> Iterator[Row]:
     """Yield the rows of a csv file whose first row names the columns.
 
     Lines end with `\\n`, `\\r\\n` or a bare `\\r`. Blank lines are no rows.
@@ -95,9 +96,7 @@ def escaped(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape")
 
 
-def json_rows(
-    file: BufferedIOBase, name: str, decode: Callable[[bytes], str] = escaped
-) -> Iterator[Row]:
+def json_rows(file: Binary, name: str, decode: Callable[[bytes], str] = escaped) -> Iterator[Row]:
     """Yield the rows of a file of one JSON object a line. Blank lines are no rows.
 
     Lines end at `\\n` only: a JSON string may hold a bare `\\r` or a Unicode line separator.
@@ -133,7 +132,7 @@ def is_utf8(text: str) -> bool:
 class _Lines:
     """Lines of a file with their ends kept; each of `\\n`, `\\r\\n` and `\\r` ends one."""
 
-    def __init__(self, file: BufferedIOBase):
+    def __init__(self, file: Binary):
         self.number = 0  # lines given out
         self._lines = self._split(file)
 
@@ -146,7 +145,7 @@ class _Lines:
         return escaped(line)
 
     @staticmethod
-    def _split(file: BufferedIOBase) -> Iterator[bytes]:
+    def _split(file: Binary) -> Iterator[bytes]:
         rest: list[bytes] = []
         while piece := file.read(_PIECE):
             if piece.endswith(b"\r"):  # perhaps the first half of \r\n

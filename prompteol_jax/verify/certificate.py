@@ -141,6 +141,7 @@ def check_parity(embedder: Embedder, z_BD: Float[np.ndarray, "n D"]) -> Check:
 def _located(embedder: Embedder, ids: Sequence[Sequence[int]], check: Check) -> Check:
     """Say behind which layer the states of the last tokens first differ."""
     source = embedder.pretrained
+    assert source.folder is not None  # the weights were read from there
     theirs = torch_reference.layers(source.folder, ids, adapter=source.adapter)
     ours = embedder.encode_layers(SENTENCES, progress=False)
     found = [compare(*pair, embedder.dtype, SENTENCES) for pair in zip(ours, theirs, strict=True)]

@@ -265,7 +265,9 @@ _STEPS: Final[Mapping[bytes, Callable[[_Machine], Any]]] = {
 
 
 def _operation(code: bytes) -> str:
-    known = pickletools.code2op.get(code.decode("latin-1"))
+    # The type stubs lack this table.
+    code2op = pickletools.code2op  # pyright: ignore[reportAttributeAccessIssue]
+    known = code2op.get(code.decode("latin-1"))
     return known.name if known else f"operation {code!r}"
 
 

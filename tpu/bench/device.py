@@ -67,10 +67,10 @@ def compile_seconds() -> Iterator[Callable[[], float]]:
     """Add up what jax spends on lowering and compiling, or on its cache instead."""
     total = 0.0
 
-    def listen(event: str, seconds: float, **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
         nonlocal total
         if event in _COMPILING:
-            total += seconds
+            total += duration_secs
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:

@@ -92,6 +92,7 @@ def read_texts(options: EncodeBench) -> list[str]:
 
     Raises: UserError where it holds no text.
     """
+    assert options.texts is not None  # the caller asked
     chunks = corpus.open_corpus(options.texts).chunks(4096)
     read = chain.from_iterable(chunks)
     if options.clean:
@@ -126,8 +127,9 @@ def made_texts(embedder: Embedder, lengths: Lengths, n: int) -> list[str]:
 
 def _peer(kind: str, options: EncodeBench, embedder: Embedder) -> Peer:
     batch = [] if options.peer_batch is None else ["--batch", str(options.peer_batch)]
-    python = options.peer_python
-    return Peer(kind, python, embedder.pretrained.folder, "--dtype", embedder.dtype, *batch)
+    python, folder = options.peer_python, embedder.pretrained.folder
+    assert folder is not None  # only `tiny` has none, and the options refuse it for a peer
+    return Peer(kind, python, folder, "--dtype", embedder.dtype, *batch)
 
 
 def _agreement(embedder: Embedder, peer: Peer, texts: Sequence[str]) -> float:

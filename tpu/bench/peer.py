@@ -58,6 +58,7 @@ def sentence_transformer(options: argparse.Namespace) -> Work:
         model_kwargs={"dtype": getattr(torch, options.dtype)},
         processor_kwargs={"padding_side": "left"},
     )
+    assert body.tokenizer is not None  # a model of texts has one
     body.tokenizer.pad_token_id = 0
     config = body.auto_model.config
     pooling = Pooling(getattr(config, "word_embed_proj_dim", config.hidden_size), "lasttoken")

@@ -27,6 +27,9 @@ class Peer:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None  # they are pipes
+        self._stdin, self._stdout = stdin, stdout
         try:
             self.about = self._reply()
         except BaseException:
@@ -38,15 +41,15 @@ class Peer:
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(BrokenPipeError):  # it has ended, and its error was raised
-            self._process.stdin.close()
-        self._process.stdout.close()
+            self._stdin.close()
+        self._stdout.close()
         self._process.wait()
 
     def ask(self, prompts: Sequence[Any], **more: Any) -> dict[str, Any]:
         """Let the peer work on prompts and return its reply, which holds `seconds`."""
         with contextlib.suppress(BrokenPipeError):  # it has ended: there is no reply
-            self._process.stdin.write(json.dumps({"prompts": prompts, **more}) + "\n")
-            self._process.stdin.flush()
+            self._stdin.write(json.dumps({"prompts": prompts, **more}) + "\n")
+            self._stdin.flush()
         return self._reply()
 
     def compared(self, ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
@@ -55,7 +58,7 @@ class Peer:
         return {"seconds": theirs, "ratio": statistics.median(ratios), **self.about}
 
     def _reply(self) -> dict[str, Any]:
-        line = self._process.stdout.readline()
+        line = self._stdout.readline()
         if not line:
             raise UserError(
                 f"the peer {self.kind} ended with status {self._process.wait()}, see above; what "

@@ -90,7 +90,9 @@ def _peer(options: TrainBench, run: Run) -> Peer:
     if options.base_dropout is not None:
         flags["--base-dropout"] = options.base_dropout
     words = [str(word) for pair in flags.items() for word in pair]
-    return Peer("peft", options.peer_python, run.trainable.pretrained.folder, *words)
+    folder = run.trainable.pretrained.folder
+    assert folder is not None  # only `tiny` has none, and the options refuse it for a peer
+    return Peer("peft", options.peer_python, folder, *words)
 
 
 def _rounds(

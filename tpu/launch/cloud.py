@@ -39,6 +39,7 @@ class Cloud:
         if self._printed(words):
             return 0, ""
         process = _started(words, stderr=subprocess.PIPE, text=True, errors="replace")
+        assert process.stderr is not None  # it is a pipe
         lines = []
         with _ended_with_us(process), process.stderr as stream:
             for line in stream:

@@ -24,7 +24,7 @@ def parse_slice(name: str) -> Slice:
     """
     match = re.fullmatch(r"(v\d\w*)-([1-9]\d*)", name)
     chip = CHIPS.get(match[1]) if match else None
-    if chip is None:
+    if match is None or chip is None:
         counted = ", ".join(
             f"{c.name}-N (N {'TensorCores' if c.cores > 1 else 'chips'})" for c in CHIPS.values()
         )

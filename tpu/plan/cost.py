@@ -11,8 +11,8 @@ custom call (a Pallas kernel) has no estimate either: `kernels` counts it.
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from typing import Final
+from collections import defaultdict
+from typing import Any, Final
 
 from tpu.chips import Topology
 from tpu.plan import interconnect, kernels
@@ -32,8 +32,8 @@ class Collective:
 
     kind: str
     source: str
-    count: int = 0
-    bytes: int = 0
+    count: int | float = 0
+    bytes: int | float = 0
     link_s: float = 0.0
 
 
@@ -56,7 +56,7 @@ class Cost:
     kernel_s: float = 0.0
     link_s: float = 0.0
     collectives: dict[tuple[str, str], Collective] = dataclasses.field(default_factory=dict)
-    unpriced: Counter[str] = dataclasses.field(default_factory=Counter)
+    unpriced: dict[str, int | float] = dataclasses.field(default_factory=lambda: defaultdict(int))
 
     @property
     def total_s(self) -> float:
@@ -117,7 +117,8 @@ class _Walk:
                 ended = pending.pop(instruction.operands[0], None)
                 if ended is not None:
                     wait = max(0.0, ended.ends - now)
-                    total.add(Cost(**{_WAITS[ended.lane]: wait}))
+                    waited: dict[str, Any] = {_WAITS[ended.lane]: wait}
+                    total.add(Cost(**waited))
             else:
                 self._finished(instruction, bytes_of, total)
         return total
@@ -149,6 +150,7 @@ class _Walk:
         """Add a collective and return its seconds on the links."""
         seconds = interconnect.seconds(collective, operands, self.topology, self.coordinates)
         kind = interconnect.kind(collective)
+        assert kind is not None  # `_collective_in` found one
         key = (kind, collective.source)
         counted = Collective(kind, collective.source, 1, operands, seconds)
         total.add(Cost(link_s=seconds, collectives={key: counted}))

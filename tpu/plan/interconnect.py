@@ -56,7 +56,7 @@ def seconds(
     if n < 2:
         return 0.0
     share = (n - 1) / n * whole_bytes(instruction, operand_bytes, n)
-    factor = {"all-reduce": 2.0, "all-to-all": 0.5}.get(kind(instruction), 1.0)
+    factor = {"all-reduce": 2.0, "all-to-all": 0.5}.get(kind(instruction) or "", 1.0)
     links = min(_links(topology, [coordinates[i] for i in group]) for group in joined)
     return factor * share / (links * topology.chip.link)
 

@@ -26,7 +26,9 @@ def seconds(instruction: Instruction, chip: Chip) -> float | None:
     counted = next((f for name, f in FLOPS.items() if name in instruction.source), None)
     if counted is None:
         return None
-    operands = arrays(re.search(r"operand_layout_constraints=\{(.*?\})\}", instruction.text)[1])
+    layouts = re.search(r"operand_layout_constraints=\{(.*?\})\}", instruction.text)
+    assert layouts is not None  # every custom call of libtpu states them
+    operands = arrays(layouts[1])
     parts, others = _split(operands)
     flops = counted(operands, instruction.results)
     moved = sum(part.bytes // part.shape[0] for part in parts)  # one layer of a stack

@@ -66,11 +66,12 @@ def make_plan(name: str, job: Encode | Train, topology: Topology, mesh: tuple[in
     """Compile a job for a mesh over all chips of a slice and judge it."""
     compiled = compile_job(job, topology, slice_mesh(topology, mesh))
     fits = all(c.cost is not None and c.needed_bytes <= topology.chip.hbm_bytes for c in compiled)
-    memory = {
+    memory: dict[str, Any] = {
         field: max(getattr(c, field) for c in compiled)
         for field in ("argument_bytes", "temp_bytes", "needed_bytes")
     }
     times = _times(compiled, job, topology) if fits else dict.fromkeys(_TIMES)
+    others: dict[str, Any] = {"bound": "memory", "collectives": [], "unpriced": {}} | times
     return Plan(
         model=name,
         job=type(job).__name__.lower(),
@@ -85,7 +86,7 @@ def make_plan(name: str, job: Encode | Train, topology: Topology, mesh: tuple[in
         real_tokens=_mean(compiled, lambda c: c.step.tokens),
         compile_s=sum(c.compile_s for c in compiled),
         notes=job.notes,
-        **{"bound": "memory", "collectives": [], "unpriced": {}} | times,
+        **others,
     )
 
 
@@ -104,13 +105,14 @@ def _times(compiled: Sequence[Compiled], job: Encode | Train, topology: Topology
     chip = topology.chip
     total = Cost()
     for c in compiled:
+        assert c.cost is not None  # what fits was compiled
         total.add(c.cost, c.step.share)
     terms = {
         "compute": _mean(compiled, lambda c: c.flops) / chip.peak,
         "memory": _mean(compiled, lambda c: c.argument_bytes + c.output_bytes) / chip.bandwidth,
         "collectives": total.link_s,
     }
-    bound = max(terms, key=terms.get)
+    bound = max(terms, key=lambda name: terms[name])
     useful = (
         2.0 * job.passes * linear_weights(job.config) * _mean(compiled, lambda c: c.step.tokens)
     )

@@ -92,6 +92,7 @@ def print_sweep(plans: Sequence[tuple[str, Plan]]) -> None:
         if not (p.fits and start.fits):
             table.add_row(kind, p.topology, p.mesh, "does not fit", "", "", "")
             continue
+        assert p.estimated_s is not None and start.estimated_s is not None  # both fit
         times = p.estimated_s / start.estimated_s
         row = (_ms(p.estimated_s), f"{times:.3f}", f"{p.sentences_per_s:,.0f}")
         table.add_row(kind, p.topology, p.mesh, *row, f"{p.useful_mfu:.3f}")
@@ -111,6 +112,7 @@ def plot_sweep(plans: Sequence[tuple[str, Plan]], path: Path) -> None:
     if fitting:
         first = min(fitting, key=_chips)
         chips = sorted({_chips(p) for p in fitting})
+        assert first.sentences_per_s is not None  # it fits
         perfect = [first.sentences_per_s * n / _chips(first) for n in chips]
         # Wide and below the others: weak scaling often lies on it.
         axis.plot(chips, perfect, color="#c8ccd0", linewidth=6, label="perfect")
@@ -148,5 +150,6 @@ def _gib(count: int) -> str:
     return f"{count / GIB:.2f} GiB"
 
 
-def _ms(seconds: float) -> str:
+def _ms(seconds: float | None) -> str:
+    assert seconds is not None  # times are shown of plans that fit, which have them
     return f"{1000 * seconds:,.2f} ms"

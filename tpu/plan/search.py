@@ -83,6 +83,7 @@ def _ranked(name: str, job: Encode | Train, topology: Topology, mesh: str) -> li
 def rank(plan: Plan) -> tuple[bool, float]:
     """Return the sort key of a plan: seconds a real token, or bytes for one that does not fit."""
     if plan.fits:
+        assert plan.estimated_s is not None  # a plan that fits has its times
         return False, plan.estimated_s / plan.real_tokens
     return True, float(plan.needed_bytes)
 

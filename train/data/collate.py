@@ -85,7 +85,10 @@ class Collator:
 
 def _shard(packed: Packed, number_b: np.ndarray, rows: int, columns: int) -> Batch:
     """Return the rows of one shard, empty ones after them, and the numbers of its triplets."""
-    ids_BT, last_BS, start_BT = (np.pad(x, ((0, rows - len(x)), (0, 0))) for x in packed.rows)
+    assert packed.rows.start_BT is not None  # the rows are packed
+    ids_BT, last_BS, start_BT = (
+        np.pad(x, ((0, rows - len(x)), (0, 0))) for x in packed.rows if x is not None
+    )
     sentence_BT = np.zeros_like(ids_BT)
     row_n, slot_n = np.divmod(packed.position_n, last_BS.shape[1])
     number_n = (columns * number_b[:, None] + np.arange(columns)).ravel()

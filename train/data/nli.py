@@ -108,7 +108,8 @@ def _header(line: str, path: Path) -> list[str]:
 
 
 def _pair(cells: dict[str, Any], place: str) -> Pair | str:
-    pair = Pair(*(cells.get(name) for name in FIELDS))
+    texts: list[Any] = [cells.get(name) for name in FIELDS]
+    pair = Pair(*texts)
     if pair.label not in LABELS:
         return f"{place}: gold_label {pair.label!r} is none of {', '.join(LABELS)}"
     for name, text in zip(FIELDS[1:], pair[1:], strict=True):

@@ -30,7 +30,7 @@ class PreparedTriplets(Sequence[Triplet]):
 
     def __getitem__(self, index: int) -> Triplet:
         row = self._rows[index]
-        return Triplet(*(row.get(name) for name in COLUMNS))
+        return Triplet(row["sent0"], row["sent1"], row.get("hard_neg"))
 
 
 def write_triplets(triplets: Sequence[Triplet], folder: Path) -> Path:

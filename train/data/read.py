@@ -41,7 +41,7 @@ def read_data(config: TrainConfig) -> TrainingData:
         dev = read_tasks(config.dev, ("STSBenchmark",), "dev")[0].subsets[0]
         text = json.dumps([*map(list, zip(dev.texts_a, dev.texts_b, dev.gold, strict=True))])
         work["dev"] = hashlib.sha256(text.encode()).hexdigest()
-    tasks = read_tasks(config.dev) if config.final_eval else ()
+    tasks = read_tasks(config.dev) if config.final_eval and config.dev is not None else ()
     return TrainingData(rows, dev, tasks, work)
 
 

@@ -121,7 +121,7 @@ class Checkpoints:
         leaves = _named_leaves(like)
         _check_same(chosen, content["leaves"], _described(leaves))
         targets = {name: _target(leaf) for name, leaf in leaves.items()}
-        loaded = ocp.load(folder, _with_elements(targets))
+        loaded = ocp.load(str(folder), _with_elements(targets))
         arrays = [loaded[name] if name in loaded else _empty(x) for name, x in targets.items()]
         return chosen, jax.tree.unflatten(jax.tree.structure(like), arrays), content["meta"]
 

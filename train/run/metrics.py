@@ -120,7 +120,7 @@ class MetricsLog:
             if name != "step":
                 self._events.add_scalar(name, value, record["step"])
         if self._progress is not None:
-            self._advance(record)
+            self._advance(self._progress, record)
         else:
             self._write_line(record)
 
@@ -136,23 +136,24 @@ class MetricsLog:
         )
         return progress
 
-    def _advance(self, record: dict[str, Any]) -> None:
+    def _advance(self, bar: Any, record: dict[str, Any]) -> None:
         """Move the bar; its clock starts at the first step, after the compilation."""
         if self._start is None:
             self._start = time.monotonic()
-            self._progress.start_task(self._task)
+            bar.start_task(self._task)
         loss, rate = record["loss"], record["sentences_per_s"]
-        self._progress.update(self._task, completed=record["step"], loss=loss, rate=rate)
+        bar.update(self._task, completed=record["step"], loss=loss, rate=rate)
 
     def _write_line(self, record: dict[str, Any]) -> None:
         """Write a line now and then; the time left is that of the steps so far, not compilation."""
         step, now = record["step"], time.monotonic()
-        if self._start is None:
-            self._start = now - record["step_s"]
+        start = self._start
+        if start is None:
+            self._start = start = now - record["step_s"]
         elif now - self._last_line < _LINE_EVERY_S and step != self._steps:
             return
         self._last_line = now
-        left = (now - self._start) / (step - self._first) * (self._steps - step)
+        left = (now - start) / (step - self._first) * (self._steps - step)
         sys.stderr.write(
             f"step {step}/{self._steps}  loss {record['loss']:.4f}  "
             f"{record['sentences_per_s']:,.0f} sentences/s  {duration(left)} left\n"

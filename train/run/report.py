@@ -150,12 +150,12 @@ def _draw_curve(
 
 
 def _empty_drawing() -> tuple[Figure, Axes]:
-    from matplotlib import figure
+    from matplotlib import figure, ticker
 
     drawing = figure.Figure(figsize=(3.2, 2.6), layout="constrained")
     axes = drawing.add_subplot()
     axes.set_xlabel("step")
-    axes.xaxis.get_major_locator().set_params(integer=True, nbins=5)
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(nbins=5, integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     return drawing, axes
 
