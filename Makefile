@@ -56,6 +56,7 @@ $(TPU_VENV)/.ready: pyproject.toml
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 # The scripts and the notebook of examples/, all of them.
 examples: setup

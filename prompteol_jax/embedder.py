@@ -134,7 +134,7 @@ class Embedder:
             adapter=None if adapter is None else str(adapter),
             layer=layer,
         )
-        how = dict(pooling=pooling, edits=edits, plan=plan)
+        how: dict[str, Any] = dict(pooling=pooling, edits=edits, plan=plan)
         return cls(pretrained, template, batch_tokens=batch_tokens, max_tokens=max_tokens, **how)
 
     @property
