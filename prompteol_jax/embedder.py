@@ -322,9 +322,9 @@ class Embedder:
         """Return texts or vectors as float64 vectors."""
         if isinstance(side, (list, tuple)) and side and not isinstance(side[0], str):
             side = np.stack(side) if all(isinstance(z, np.ndarray) for z in side) else side
-        if not np.issubdtype(getattr(side, "dtype", np.object_), np.number):
-            side = self.encode(side)
-        return as_vectors(side)
+        if np.issubdtype(getattr(side, "dtype", np.object_), np.number):
+            return as_vectors(np.asarray(side))
+        return as_vectors(self.encode(side))
 
     def words(self, text: str, k: int = 10) -> list[tuple[str, float]]:
         """Return the k most likely next tokens after the prompt, with their probabilities.
