@@ -31,7 +31,9 @@ def affine(layer, x):
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("activation", [None, jax.nn.silu, jax.nn.gelu], ids=["none", "silu", "gelu"])
+@pytest.mark.parametrize(
+    "activation", [None, jax.nn.silu, jax.nn.gelu], ids=["none", "silu", "gelu"]
+)
 def test_feed_forward_layers_are_their_formulas(activation, bias):
     gated = filled(nn.GatedMlp(make(), activation or jax.nn.relu, bias=bias))
     plain = filled(nn.PlainMlp(make(), activation, bias=bias))
