@@ -6,6 +6,8 @@ nothing is unknown. The merges are chains, ` ` + `m`, ` m` + `a`, ` ma` + `n`: t
 left, hence no merge of one word can break another.
 """
 
+from __future__ import annotations
+
 from typing import Final
 
 import tokenizers

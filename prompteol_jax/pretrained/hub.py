@@ -1,5 +1,7 @@
 """A model's name -> a local folder: one that exists, or one fetched from the Hugging Face hub."""
 
+from __future__ import annotations
+
 import os
 import re
 from collections.abc import Sequence

@@ -4,6 +4,8 @@ Every name and shape is checked first. Then shard after shard is copied out of t
 the layout and dtype of its leaf, so the host holds one shard at a time.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 import re

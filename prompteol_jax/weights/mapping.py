@@ -7,6 +7,8 @@ One row names a tensor, a leaf, and how the axes go from one to the other:
 Layers 0 to L-2 of a `block.` leaf are stacked at `blocks.`; layer L-1 is at `last.`.
 """
 
+from __future__ import annotations
+
 import functools
 import math
 import re
