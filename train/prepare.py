@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from prompteol_jax.cli.commands import run_one_of
 from prompteol_jax.storage import paths
-from train.data.triplets import COLUMNS, Rows, read_triplets
+from train.data.triplets import COLUMNS, ReadTriplets, read_triplets
 
 PROGRAM: Final = "python -m train.prepare"
 SIMCSE_FILE: Final = "nli_for_simcse.csv"
@@ -51,7 +51,7 @@ class NliOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StsOptions:
+class PrepareStsOptions:
     """Prepares every STS set that SentEval's folder holds, test and development splits."""
 
     data: Path
@@ -77,7 +77,7 @@ def prepare_nli(options: NliOptions) -> None:
     _write(read_nli(options.files, skip_bad=options.skip_bad), options.output)
 
 
-def prepare_sts(options: StsOptions) -> None:
+def prepare_sts(options: PrepareStsOptions) -> None:
     """Prepare the STS sets."""
     from eval.sts.prepared import write_tasks
     from eval.sts.tasks import SPLITS, read_tasks
@@ -88,7 +88,7 @@ def prepare_sts(options: StsOptions) -> None:
     _say(f"{_shown(place, options.output)}: {sum(map(len, tasks))} pairs of {len(tasks)} sets")
 
 
-def _write(rows: Rows, output: Path) -> None:
+def _write(rows: ReadTriplets, output: Path) -> None:
     from train.data.prepared import write_triplets
 
     with paths.upload_on_exit(output) as folder:
@@ -110,7 +110,7 @@ def _say(line: str) -> None:
 COMMANDS: Final[Mapping[str, tuple[type, Callable[[Any], None]]]] = {
     "triplets": (TripletOptions, prepare_triplets),
     "nli": (NliOptions, prepare_nli),
-    "sts": (StsOptions, prepare_sts),
+    "sts": (PrepareStsOptions, prepare_sts),
 }
 
 

@@ -25,7 +25,7 @@ from train.losses import LossFunction, check_metrics
 from train.optimizer import optimizer_shardings
 
 
-class Batch(NamedTuple):
+class TrainBatch(NamedTuple):
     """Packed sentences of a global batch, sharded along data like its triplets or pairs.
 
     The arrays are those of jax or, before they are on the mesh, of numpy, or placeholders.
@@ -45,7 +45,7 @@ class Batch(NamedTuple):
 
 def abstract_batch(
     mesh: Mesh, rows: int, row_shape: tuple[int, int], triplets: int, columns: int = 3
-) -> Batch:
+) -> TrainBatch:
     """Return placeholders of a batch, from which a step is compiled without data.
 
     Args:
@@ -60,7 +60,7 @@ def abstract_batch(
 
     T, S = row_shape
     packed = Rows(ids(rows, T), ids(rows, S), ids(rows, T))
-    return Batch(packed, ids(rows, T), ids(triplets, columns), ids(triplets))
+    return TrainBatch(packed, ids(rows, T), ids(triplets, columns), ids(triplets))
 
 
 class TrainState(NamedTuple):
@@ -131,7 +131,7 @@ class TrainStep:
         self,
         state: TrainState,
         frozen: PyTree,
-        batch: Batch,
+        batch: TrainBatch,
         prefix_C: Int[Array, "C"],
         key: Key[Array, ""],
     ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -147,7 +147,7 @@ class TrainStep:
         self,
         trainable: PyTree,
         frozen: PyTree,
-        batch: Batch,
+        batch: TrainBatch,
         prefix_C: Int[Array, "C"] | Int[np.ndarray, "C"],
         key: Key[Array, ""] | None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -167,7 +167,7 @@ class TrainStep:
     def embed(
         self,
         model: Decoder,
-        batch: Batch,
+        batch: TrainBatch,
         prefix_C: Int[Array, "C"] | Int[np.ndarray, "C"],
         key: jax.Array | None,
     ) -> Float[Array, "B 3 D"] | Float[Array, "B 2 D"]:
@@ -232,7 +232,7 @@ def _joined(prefix: dropout.Keys | None, rows: dropout.Keys | None) -> dropout.K
     return jax.tree.map(join, prefix, rows)
 
 
-def _keys(key: jax.Array, batch: Batch, prefix: int) -> tuple[dropout.Keys, dropout.Keys]:
+def _keys(key: jax.Array, batch: TrainBatch, prefix: int) -> tuple[dropout.Keys, dropout.Keys]:
     """Return one key for every token of the prefix, and one for every token of the rows."""
     prefix_key, row_key = jax.random.split(key)
     assert batch.rows.start_BT is not None  # the rows are packed

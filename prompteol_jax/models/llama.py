@@ -150,7 +150,7 @@ class LlamaConfig:
         return 0.0
 
     def with_dropout(self, rate: float) -> LlamaConfig:
-        """Return the config with another rate of its own dropout, of which there is none."""
+        """Return the config with another rate of the model's dropout; LLaMA has none."""
         return self
 
     def layers(self, depth: int) -> Layers:

@@ -66,7 +66,7 @@ class OptConfig:
         return True
 
     def with_dropout(self, rate: float) -> OptConfig:
-        """Return the config with another rate of its own dropout."""
+        """Return the config with another rate of the model's dropout."""
         return dataclasses.replace(self, dropout=rate)
 
     def layers(self, depth: int) -> Layers:

@@ -21,8 +21,8 @@ from prompteol_jax.ops.rope import apply_rope
 from prompteol_jax.ops.scan import Saved
 
 KeysValues = tuple[Float[Array, "C K H"], Float[Array, "C K H"]]
-LONG: Final = 1024  # queries of a row up to which all scores are computed at once
-BLOCK: Final = 128  # queries of a longer row whose scores are computed at once
+LONG: Final = 1024  # queries of a row up to which all scores are computed together
+BLOCK: Final = 128  # queries of a longer row whose scores are computed together
 HIDDEN: Final = -1e30  # finite: a softmax over a row of it is uniform, not NaN
 
 

@@ -4,7 +4,7 @@ XLA writes the scores of short rows to HBM and reads them back several times; he
 grid holds one row with some of its heads, and everything between the projections happens inside.
 Arrays are as XLA's products leave them, tokens last: a head is then a slice of whole tiles, and
 scores, keys by queries, have a row's own segment starts along them. The result is that of
-`attention.attend`, rounding apart.
+`attention.attend`, except for rounding.
 
 Rope is applied inside as well: applied by XLA, queries and keys pass through HBM in float32 several
 times.

@@ -57,7 +57,7 @@ _drop.defvjp(
 def is_kept(keys: Keys, feature: jax.Array, rate: float) -> jax.Array:
     """Return what dropout keeps: a hash of a token's key and a feature's number decides.
 
-    Multiplications and shifts fuse into whatever uses the mask.
+    Multiplications and shifts fuse into the operation that uses the mask.
     """
     bits = _mixed(keys.low ^ (feature * _GOLDEN), keys.high)
     return bits >= jnp.uint32(round(rate * 2**32))

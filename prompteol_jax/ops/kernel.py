@@ -39,11 +39,8 @@ def kernel_call(
 
     def of_array(spec: pl.BlockSpec) -> pl.BlockSpec:
         shape, index_map = _named(spec)
-        return pl.BlockSpec(
-            shape,
-            lambda *at: index_map(*at[:-1]),
-            pipeline_mode=spec.pipeline_mode,
-        )
+        mode = spec.pipeline_mode
+        return pl.BlockSpec(shape, lambda *at: index_map(*at[:-1]), pipeline_mode=mode)
 
     sliced = [of_slice(n, spec) for n, spec in enumerate(in_specs[: len(slices)])]
     plain = [of_array(spec) for spec in in_specs[len(slices) :]]

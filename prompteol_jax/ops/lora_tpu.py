@@ -4,7 +4,7 @@ An update does little arithmetic on much data, and XLA takes several passes over
 mask, for each of two narrow products, and five more products for the gradients. Here a program of
 the grid holds 128 tokens and all of the factors; input, results and their gradients pass once, the
 input of queries, keys and values once for the three of them. The masks are those of `dropout.drop`,
-so an update is that of `lora.update`, rounding apart.
+so an update is that of `lora.update`, except for rounding.
 
 Arrays of heads have their tokens last, `[B, N * H, T]`, as the kernel of attention takes and gives
 them; others are `[B, T, D]`.

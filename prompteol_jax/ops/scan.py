@@ -1,6 +1,6 @@
 """The scan over layers, and what its backward pass saves of the forward pass.
 
-none  saves whatever differentiation asks for
+none  saves all that differentiation asks for
 dots  saves the input of every layer, and what the layer gives to its tape: results of matrix
       products that the gradient needs, and the moments of norms
 full  saves the input of every layer

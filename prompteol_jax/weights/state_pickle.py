@@ -179,16 +179,10 @@ class _Machine:
         self.stack.append(Storage(_STORAGES[kind], key, items))
 
 
-def _tensor(
-    storage: Any,
-    offset: Any,
-    shape: Any,
-    strides: Any,
-    _gradient: Any = None,
-    _hooks: Any = None,
-    flags: Any = None,
-    /,
-) -> Tensor:
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Tensor:
+    _gradient, _hooks, flags, *more = (*rest, *[None] * (3 - len(rest)))
+    if more:
+        raise UserError("a tensor in its pickle has too many parts")
     known = type(storage) is Storage and are_naturals([offset])
     if not known or not are_naturals(shape) or not are_naturals(strides):
         raise UserError("a tensor's shape, strides or offset are not numbers >= 0")

@@ -111,7 +111,9 @@ def tracked_texts() -> dict[str, str]:
 
 
 LAWS = {
+    "standard words are used": private_words,
     "spelling is American": british,
+    "sentences are short": long_sentences,
 }
 BREACHES = [
     (private_words, {"a.py": '"""A slab of rows."""'}, "says 'slab': say batch"),

@@ -48,7 +48,7 @@ class EncodeBench(ModelOptions):
     peer: tuple[Literal["transformers", "sentence-transformers"], ...] = ()
     """Peers: `transformers` as the released code uses it, or the package sentence-transformers."""
     peer_batch: int | None = flag(None, at_least=1)
-    """Texts that a peer computes at once, instead of its own number: 16 and 32."""
+    """Texts that a peer computes together, instead of its own number: 16 and 32."""
     peer_python: Path = Path(sys.executable)
     """The Python that peers run in, which needs torch."""
     tokenizer: Path | None = None
@@ -156,7 +156,7 @@ COMMANDS: Final[dict[str, tuple[type, Callable[[Any], object]]]] = {
 
 
 def _run(job: str, options: Any, measure: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-    if options.peer:  # two frameworks share a GPU: neither may take all of its memory at once
+    if options.peer:  # two frameworks share a GPU: neither may take all of its memory
         runtime.share_gpu_memory()
     planned = None if options.planned is None else read_plan(options.planned, job)
     with _made(options) as ready:

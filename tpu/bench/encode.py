@@ -8,7 +8,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -55,15 +55,10 @@ def measure(options: EncodeBench) -> dict[str, Any]:
         agreement = {peer.kind: _agreement(embedder, peer, texts) for peer in peers}
         seconds = _rounds(embedder, peers, texts, options.rounds)
     if options.profile:
-        embedder.use(embedder.pretrained.decoder)  # so that the prefix is computed anew
+        embedder.use(embedder.pretrained.decoder)  # so that the prefix is computed again
         with jax.profiler.trace(str(options.profile)):
             embedder.encode(texts)
     peak, whose = device.peak_bytes()
-    others = [
-        f"{kind} computes another model (smallest cosine with ours {cosine:.2f})"
-        for kind, cosine in agreement.items()
-        if not cosine > _SAME
-    ]
     ours = {
         "load_s": load_s,
         "compile_s": compile_s,
@@ -81,10 +76,19 @@ def measure(options: EncodeBench) -> dict[str, Any]:
             peer.kind: _theirs(peer, seconds, len(texts)) | {"cosine_min": agreement[peer.kind]}
             for peer in peers
         },
-        "note": "; ".join([_note(ours), *others]),
+        "note": "; ".join([_note(ours), *_others(agreement)]),
         "record": provenance.describe(embedder),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _others(agreement: Mapping[str, float]) -> list[str]:
+    """Name the peers whose vectors are not those of our model."""
+    return [
+        f"{kind} computes another model (smallest cosine with ours {cosine:.2f})"
+        for kind, cosine in agreement.items()
+        if not cosine > _SAME
+    ]
 
 
 def read_texts(options: EncodeBench) -> list[str]:

@@ -67,7 +67,7 @@ def _devices(topology: Topology) -> Sequence[Any]:
     runtime.compile_for_absent_tpus()
     from jax.experimental import topologies
 
-    # libtpu takes a host to have four chips unless it is told of a smaller one.
+    # libtpu takes a host to have four chips unless it is given a smaller one.
     host = {"chips_per_host_bounds": (1, 1, 1)} if topology.devices == 1 else {}
     try:
         with _quiet():

@@ -31,7 +31,7 @@ from tpu.lengths import Lengths
 from train.data.batch_shape import balanced, row_shapes
 from train.losses import LOSSES
 from train.optimizer import Schedule, make_optimizer
-from train.step import Batch, TrainStep, abstract_batch, state_shardings
+from train.step import TrainBatch, TrainStep, abstract_batch, state_shardings
 
 _DTYPE: Final = jnp.bfloat16
 # Share of a stream's tokens below which sentences that are too long to be packed are left out: the
@@ -61,7 +61,7 @@ class Step(NamedTuple):
             return self.function.trace(*self.arguments)
 
 
-class Batches(NamedTuple):
+class JobBatches(NamedTuple):
     """All batches of one shape that a stream fills.
 
     Attributes:
@@ -150,7 +150,7 @@ class Encode:
     def _negligible(self, long: Lengths) -> bool:
         return long.tokens < NEGLIGIBLE * self.lengths.tokens
 
-    def _batches(self, mesh: Mesh) -> Iterator[Batches]:
+    def _batches(self, mesh: Mesh) -> Iterator[JobBatches]:
         """Yield the batches as the encoder forms them."""
         short, long = self._streams()
         if not self.packed:
@@ -161,15 +161,15 @@ class Encode:
         if not self._negligible(long):
             yield from self._bucketed(mesh, long)
 
-    def _packed(self, mesh: Mesh, short: Lengths) -> Batches:
+    def _packed(self, mesh: Mesh, short: Lengths) -> JobBatches:
         T, S = packing.row_shape(batching.SHORT)
         filled = len(packing.bins(short.draw(batching.WINDOW), T, S))
         B = packing.rows_of(T, self._tokens(mesh), mesh.shape["data"])
         sentences = B * batching.WINDOW / filled
         rows = _rows(mesh, B, T, S)
-        return Batches(rows, short.total / sentences, sentences, sentences * short.mean)
+        return JobBatches(rows, short.total / sentences, sentences, sentences * short.mean)
 
-    def _bucketed(self, mesh: Mesh, lengths: Lengths) -> Iterator[Batches]:
+    def _bucketed(self, mesh: Mesh, lengths: Lengths) -> Iterator[JobBatches]:
         buckets = Buckets.fixed(self.config.P, self._tokens(mesh), mesh.shape["data"])
         sentences, tokens = Counter(), Counter()
         for length, count in lengths.counts.items():
@@ -177,7 +177,7 @@ class Encode:
             tokens[buckets.find(length)] += count * length
         for bucket, count in sorted(sentences.items()):
             B, T = buckets.rows[bucket], buckets.lengths[bucket]
-            yield Batches(_rows(mesh, B, T, None), count / B, B, B * tokens[bucket] / count)
+            yield JobBatches(_rows(mesh, B, T, None), count / B, B, B * tokens[bucket] / count)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -228,7 +228,7 @@ class Train:
         label = f"{B} rows of {T}"
         yield Step(label, 1.0, len(lengths), sum(lengths), learner.step, arguments)
 
-    def _batch(self, mesh: Mesh, lengths: list[int]) -> Batch:
+    def _batch(self, mesh: Mesh, lengths: list[int]) -> TrainBatch:
         """Return placeholders of as many rows as a typical batch fills, in its fullest shard."""
         shape, shards = row_shapes(max(self.lengths.counts), self.C, mesh)[0], mesh.shape["data"]
         share = Share.of(mesh)

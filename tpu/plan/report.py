@@ -114,7 +114,7 @@ def plot_sweep(plans: Sequence[tuple[str, Plan]], path: Path) -> None:
         chips = sorted({_chips(p) for p in fitting})
         assert first.sentences_per_s is not None  # it fits
         perfect = [first.sentences_per_s * n / _chips(first) for n in chips]
-        # Wide and below the others: weak scaling often lies on it.
+        # Wide and below the others: weak scaling often is on it.
         axis.plot(chips, perfect, color="#c8ccd0", linewidth=6, label="perfect")
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")

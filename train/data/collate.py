@@ -16,7 +16,7 @@ from prompteol_jax.models.decoder import Rows
 from train.data.batch_shape import BatchShape, balanced
 from train.data.sentences import Sentences
 from train.data.triplets import Triplet
-from train.step import Batch
+from train.step import TrainBatch
 
 
 class CollatedBatch(NamedTuple):
@@ -28,7 +28,7 @@ class CollatedBatch(NamedTuple):
         padding: share of its tokens that hold no sentence, in the rows of this process.
     """
 
-    batch: Batch
+    batch: TrainBatch
     prefix_C: np.ndarray
     sentences: int
     padding: float
@@ -62,7 +62,7 @@ class Collator:
             sentences = [ids[columns * b + n] for b in own for n in range(columns)]
             packed = packing.pack(sentences, self.shape.tokens, self.shape.sentences, 1)
             parts.append(_shard(packed, number_b, self.shape.rows, columns))
-        batch = Batch(*map(self._on_mesh, zip(*parts, strict=True)))
+        batch = TrainBatch(*map(self._on_mesh, zip(*parts, strict=True)))
         size = len(shards) * self.shape.rows * self.shape.tokens
         sentences = columns * len(triplets) * self.share.count
         return CollatedBatch(batch, prefix_C, sentences, 1 - float(lengths_b3.sum()) / size)
@@ -83,7 +83,7 @@ class Collator:
         return jax.tree.map(lambda *shards: self.share.to_mesh(np.concatenate(shards)), *parts)
 
 
-def _shard(packed: Packed, number_b: np.ndarray, rows: int, columns: int) -> Batch:
+def _shard(packed: Packed, number_b: np.ndarray, rows: int, columns: int) -> TrainBatch:
     """Return the rows of one shard, empty ones after them, and the numbers of its triplets."""
     assert packed.rows.start_BT is not None  # the rows are packed
     ids_BT, last_BS, start_BT = (
@@ -95,4 +95,4 @@ def _shard(packed: Packed, number_b: np.ndarray, rows: int, columns: int) -> Bat
     for number, row, last in zip(number_n, row_n, last_BS[row_n, slot_n], strict=True):
         sentence_BT[row, start_BT[row, last] : last + 1] = number
     slot_b3 = packed.position_n.reshape(-1, columns)
-    return Batch(Rows(ids_BT, last_BS, start_BT), sentence_BT, slot_b3, number_b)
+    return TrainBatch(Rows(ids_BT, last_BS, start_BT), sentence_BT, slot_b3, number_b)

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from prompteol_jax.errors import NotFound, UserError, listed_lines
 from prompteol_jax.storage import tables
-from train.data.triplets import Rows, Triplet
+from train.data.triplets import ReadTriplets, Triplet
 
 FIELDS: Final = ("gold_label", "sentence1", "sentence2")
 LABELS: Final = ("entailment", "contradiction", "neutral", "-")
@@ -29,7 +29,7 @@ class Pair(NamedTuple):
     hypothesis: str
 
 
-def read_nli(files: Sequence[Path], *, skip_bad: bool = False) -> Rows:
+def read_nli(files: Sequence[Path], *, skip_bad: bool = False) -> ReadTriplets:
     """Read the `.jsonl` or `.txt` files of either corpus, in the order given.
 
     Args:
@@ -61,7 +61,7 @@ def read_nli(files: Sequence[Path], *, skip_bad: bool = False) -> Rows:
     ]
     if not triplets:
         raise UserError(f"{', '.join(map(str, files))}: no premise has both kinds of hypothesis")
-    return Rows(triplets, skipped=len(bad))
+    return ReadTriplets(triplets, skipped=len(bad))
 
 
 def _check_files(files: Sequence[Path]) -> None:

@@ -9,7 +9,7 @@ sentences mean the same; development asks it of words that were never together b
     a training sentence holds words of different colors   A boy(0) washes(2) the cap(3).
     a development sentence holds words of one color       There is a kid(2) washing(2) a mug(2).
 
-Hence no two content words of a development sentence meet in any training sentence, whatever the
+Hence no two content words of a development sentence meet in any training sentence, for any
 seeds, although every one of them occurs there.
 """
 
@@ -111,7 +111,7 @@ def synthetic_triplets(seed: int, n: int) -> list[Triplet]:
 def synthetic_dev(seed: int, n: int) -> Pairs:
     """Write pairs with the share of meaning they have in common, from 0 to 5.
 
-    Meaning is shared mostly in other words, and frames are shared whatever the meaning, so that
+    Meaning is shared mostly in other words, and frames are shared by all meanings, so that
     counting common words says little.
 
     Math: gold = 5 |A & B| / sqrt(|A| |B|), A and B being the two sets of concepts.

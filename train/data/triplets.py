@@ -37,14 +37,14 @@ class FileTriplets(list[Triplet]):
 
 
 @dataclass(frozen=True)
-class Rows:
+class ReadTriplets:
     """What a file held: its triplets in file order, and the number of malformed rows dropped."""
 
     triplets: list[Triplet]
     skipped: int
 
 
-def read_triplets(path: Path, *, skip_bad: bool = False) -> Rows:
+def read_triplets(path: Path, *, skip_bad: bool = False) -> ReadTriplets:
     """Read triplets from a .csv with a header or a .jsonl or .json file of one object a line.
 
     The columns are sent0, sent1 and hard_neg; the last may be left out, for all rows together.
@@ -79,7 +79,7 @@ def read_triplets(path: Path, *, skip_bad: bool = False) -> Rows:
     if not rows:
         detail = f" ({len(bad)} malformed)" if bad else ""
         raise UserError(f"{path} holds no triplet{detail}. It needs at least one row.")
-    return Rows(FileTriplets(rows), skipped=len(bad))
+    return ReadTriplets(FileTriplets(rows), skipped=len(bad))
 
 
 def _check_file(path: Path) -> None:

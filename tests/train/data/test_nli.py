@@ -5,7 +5,7 @@ import json
 import pytest
 
 from train.data.nli import read_nli
-from train.data.triplets import Rows, Triplet
+from train.data.triplets import ReadTriplets, Triplet
 
 pytestmark = pytest.mark.unit
 
@@ -47,7 +47,7 @@ def write(tmp_path):
 def test_nth_entailment_goes_with_nth_contradiction(write):
     files = write("snli.jsonl", SNLI), write("mnli.txt", MNLI)
     expected = [Triplet("P", "E1", "C1"), Triplet("P", "E2", "C2"), Triplet("Q", "E", "C")]
-    assert read_nli(files) == Rows(expected, skipped=0)
+    assert read_nli(files) == ReadTriplets(expected, skipped=0)
 
 
 BAD = SNLI + '{"gold_label": "maybe"}\n[1]\n{\n' + line("entailment", "P", " ")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train.data.batches import Batches
-from train.data.triplets import Rows, Triplet, read_triplets
+from train.data.triplets import ReadTriplets, Triplet, read_triplets
 
 pytestmark = pytest.mark.unit
 
@@ -44,7 +44,7 @@ def test_round_trip_of_any_text(tmp_path_factory, rows, as_csv, pairs):
         else:
             lines = [json.dumps(row._asdict(), ensure_ascii=False) + "\n" for row in triplets]
             file.writelines(lines)
-    assert read_triplets(path) == Rows(triplets, skipped=0)
+    assert read_triplets(path) == ReadTriplets(triplets, skipped=0)
 
 
 def test_a_row_is_known_by_the_line_it_begins_at(write):
