@@ -1,12 +1,12 @@
 """The `prompteol` command: encode a corpus, look at words and prompts, verify, compare results.
 
-    prompteol encode --model facebook/opt-2.7b --input texts.txt --output vectors.npy
-    prompteol words --model facebook/opt-2.7b "A jockey riding a horse."
-    prompteol show --model facebook/opt-2.7b "A jockey riding a horse."
-    prompteol verify --model facebook/opt-2.7b --json certificate.json
-    prompteol serve --model facebook/opt-2.7b --port 8000
-    prompteol compare a.json b.json
-    prompteol export runs/opt-1.3b --to hf --output merged
+prompteol encode --model facebook/opt-2.7b --input texts.txt --output vectors.npy
+prompteol words --model facebook/opt-2.7b "A jockey riding a horse."
+prompteol show --model facebook/opt-2.7b "A jockey riding a horse."
+prompteol verify --model facebook/opt-2.7b --json certificate.json
+prompteol serve --model facebook/opt-2.7b --port 8000
+prompteol compare a.json b.json
+prompteol export runs/opt-1.3b --to hf --output merged
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def long_sentences(sources: Mapping[str, str]) -> list[str]:
     problems = []
     for path, source in sources.items():
         for line, text in docstrings(source):
-            for paragraph in re.split(r"\n\s*\n|\n\s*(?=[\w*`, ]+:)|\n    ", text):
+            for paragraph in re.split(r"\n\s*\n|\n\s*(?=[\w*`, ]+:)|\n    |\n(?=prompteol )", text):
                 for sentence in re.split(r"(?<=[.;:!?])\s", paragraph):
                     words = len(sentence.split())
                     if words > SENTENCE_WORDS:
