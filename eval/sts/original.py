@@ -8,7 +8,7 @@ numbers cannot be had without them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Final, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -171,8 +171,7 @@ def _subset_cosines(
 
 def _encode(embedder: PoolingEncoder, texts: Sequence[str]) -> Float[np.ndarray, "n D"]:
     if embedder.pooling == "mean":
-        assert isinstance(embedder, Embedder)  # no other encoder pools the mean
-        return encode_padded_mean(embedder, texts)
+        return encode_padded_mean(cast("Embedder", embedder), texts)  # no other one pools a mean
     return embedder.encode(texts, check_finite=False)
 
 

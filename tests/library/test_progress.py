@@ -9,10 +9,10 @@ from prompteol_jax import progress
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands still until it is told."""
+    """A clock that only the test moves."""
     now = [1000.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(progress._Lines, "said_at", 1000.0)
+    monkeypatch.setattr(progress._LogLines, "said_at", 1000.0)
     return now
 
 

@@ -60,7 +60,7 @@ def test_an_inner_layer_of_tiny_is_that_of_the_same_weights(tiny):
     for path, leaf in cut.items():
         kind = path.split(".")[0]
         same = {"last": lambda p: whole[p.replace("last", "blocks")][0]}
-        same |= {"blocks": lambda p: whole[p][:0], "stem": whole.__getitem__}
+        same |= {"blocks": lambda p: whole[p][:0], "embedding": whole.__getitem__}
         np.testing.assert_array_equal(leaf, same[kind](path))
 
 

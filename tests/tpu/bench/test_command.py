@@ -151,7 +151,7 @@ def test_a_random_checkpoint_is_one_that_loads(small, tmp_path, data, name):
     leaves = build.leaves(loaded.decoder)
     q = np.asarray(leaves["blocks.attention.q.w"])
     assert abs(q.std() / random_checkpoint.DEVIATION - 1) < 0.1
-    assert (np.asarray(leaves["final_norm.scale"]) == 1).all()
+    assert (np.asarray(leaves["last.mlp_norm.scale"]) == 1).all()
     assert not np.array_equal(q[0], np.asarray(leaves["last.attention.q.w"]))
 
 
