@@ -140,17 +140,18 @@ def _texts(path: Path, problems: _Problems, *, titled: bool) -> Texts:
         fields = _object(path, number, line, problems)
         if fields is None:
             continue
-        name, text, title = fields.get("_id"), fields.get("text"), fields.get("title", "")
-        wrong = [key for key in ("_id", "text") if not isinstance(fields.get(key), str)]
-        if titled and not isinstance(title, str | None):
-            wrong.append("title")
+        wanted = ("_id", "text", "title") if titled else ("_id", "text")
+        given = {"title": "", **{key: value for key, value in fields.items() if value is not None}}
+        wrong = [key for key in wanted if not isinstance(given.get(key), str)]
         if wrong:
             problems.add(path, number, f"{' and '.join(wrong)} must be a string")
-        elif name in found:
+            continue
+        name, text = str(given["_id"]), str(given["text"])
+        if name in found:
             problems.add(path, number, f"the id {name!r} was given on line {lines[name]} already")
-        else:
-            found[name] = f"{title or ''} {text}".strip() if titled else text
-            lines[name] = number
+            continue
+        found[name] = f"{given['title']} {text}".strip() if titled else text
+        lines[name] = number
     return Texts(list(found), list(found.values()))
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from eval.retrieval import search
 from eval.retrieval.search import Block
-from prompteol_jax import axes
 from prompteol_jax.errors import UserError
+from prompteol_jax.mesh import make_mesh, parse_mesh
 
 N, Q, D, K = 300, 21, 16, 12
 
@@ -42,7 +42,7 @@ def test_blocks_parts_order_and_mesh_change_nothing(mesh, block, parts, k):
     queries, documents = vectors(0, Q), vectors(1, N)
     shuffled = np.random.default_rng(2).permutation(N)
     blocks = [Block(documents[some], some) for some in np.array_split(shuffled, parts)]
-    mesh = axes.make_mesh(axes.parse_mesh(mesh))
+    mesh = make_mesh(parse_mesh(mesh))
     found = search.search(queries, blocks, k, mesh, block=block)
     order, score = plain(queries, documents, k)
     np.testing.assert_array_equal(found.order_qk, order)
@@ -50,7 +50,7 @@ def test_blocks_parts_order_and_mesh_change_nothing(mesh, block, parts, k):
 
 
 def test_fewer_documents_than_asked_for_end_in_minus_one():
-    mesh = axes.make_mesh((1, 1))
+    mesh = make_mesh((1, 1))
     found = search.search(vectors(0, 8), [Block(vectors(1, 4), np.arange(4))], 6, mesh, block=8)
     assert (found.order_qk[:, :4] >= 0).all()
     assert (found.order_qk[:, 4:] == -1).all()
@@ -61,4 +61,4 @@ def test_a_vector_without_a_direction_is_refused_by_number(value):
     bad = vectors(1, 8)
     bad[5] = value
     with pytest.raises(UserError, match="1 document vectors are zero or not finite, the first is"):
-        search.search(vectors(0, 8), [Block(bad, np.arange(8))], 2, axes.make_mesh((1, 1)))
+        search.search(vectors(0, 8), [Block(bad, np.arange(8))], 2, make_mesh((1, 1)))
