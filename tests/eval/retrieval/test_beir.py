@@ -10,6 +10,8 @@ import pytest
 from eval.retrieval import beir
 from prompteol_jax.errors import NotFound, UserError
 
+pytestmark = pytest.mark.unit
+
 CORPUS = [
     {"_id": "d1", "title": "Cats", "text": "A cat sleeps."},
     {"_id": "d2", "text": ""},

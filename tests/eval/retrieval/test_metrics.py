@@ -7,6 +7,8 @@ import pytest
 
 from eval.retrieval.metrics import Hit, evaluate, means, ranked
 
+pytestmark = pytest.mark.unit
+
 pytrec_eval = pytest.importorskip("pytrec_eval")
 CUTS = (1, 3, 5, 10, 100)
 NAMES = {"ndcg": "ndcg_cut", "map": "map_cut", "recall": "recall", "precision": "P"}
