@@ -231,7 +231,11 @@ async def _body(request: Request, most: int) -> bytes:
     return b"".join(chunks)
 
 
-async def _embeddings(server: Server, request: Request) -> Response:
+async def _asked(server: Server, request: Request) -> tuple[api.Request, Engine]:
+    """Read what a request asks for, and the engine that answers it.
+
+    Raises: ApiError for a wrong request, and before there is an engine.
+    """
     settings = server.settings
     body = await _body(request, settings.body_bytes)
     if server.engine is None:
@@ -239,9 +243,14 @@ async def _embeddings(server: Server, request: Request) -> Response:
     assert server.engine is not None  # or `admit` had refused
     limits = api.Limits(settings.models, server.engine.width, settings.texts)
     asked = api.read_request(body, limits)
+    return asked, server.engine
+
+
+async def _embeddings(server: Server, request: Request) -> Response:
+    asked, _ = await _asked(server, request)
     z_nD, tokens, headers = await _vectors(server, request, asked.texts)
     z_nd = await run_in_threadpool(
-        api.shape_vectors, z_nD, asked.dimensions, normalize=settings.normalize
+        api.shape_vectors, z_nD, asked.dimensions, normalize=server.settings.normalize
     )
     content = await run_in_threadpool(api.answer, asked, z_nd, tokens)
     return Response(content, 200, headers, JSON)
@@ -318,15 +327,9 @@ async def _gone(request: Request) -> None:
 
 async def _words(server: Server, request: Request) -> Response:
     """Answer {"input": [...]} with the words that the model would say of each text."""
-    settings = server.settings
-    body = await _body(request, settings.body_bytes)
-    if server.engine is None:
-        server.admit(1)
-    assert server.engine is not None  # or `admit` had refused
-    limits = api.Limits(settings.models, server.engine.width, settings.texts)
-    asked = api.read_request(body, limits)
+    asked, engine = await _asked(server, request)
     z_nD, _, headers = await _vectors(server, request, asked.texts)
-    words = await run_in_threadpool(server.engine.words, z_nD, WORDS)
+    words = await run_in_threadpool(engine.words, z_nD, WORDS)
     return Response(orjson.dumps({"data": words}), 200, headers, JSON)
 
 

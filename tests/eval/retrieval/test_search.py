@@ -1,4 +1,4 @@
-"""Search finds the documents that a plain sort finds, whatever the blocks and the mesh."""
+"""Search finds the documents that a plain sort finds, for any blocks and any mesh."""
 
 from __future__ import annotations
 
