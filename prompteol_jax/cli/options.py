@@ -127,8 +127,9 @@ class ModelOptions:
     """Keep the matrices of linear layers in 4 or 8 bits."""
     layer: int | None = None
     """Take hidden_states[LAYER], negative from the end; by default the last, after its norm."""
-    pooling: Literal["last", "mean"] = "last"
-    """The last token's state, or the mean over all tokens of the prompt."""
+    pooling: Literal["last", "mean", "second-mean", "mean-last"] = "last"
+    """The last token's state, the mean over all tokens of the prompt, over those of the text's
+    second copy, or half the mean and half the last."""
     batch_tokens: int | None = flag(None, at_least=1)
     """Tokens computed at once over all devices; chosen for the device by default."""
     plan: Literal["fixed", "fitted", "packed"] = "fixed"

@@ -93,6 +93,33 @@ class Mean(Pooling):
 
 
 @dataclass(frozen=True)
+class SecondMean(Mean):
+    """Mean over the second copy of the text and what follows it, of a prompt in pieces: Echo."""
+
+    name: ClassVar[str] = "second-mean"
+    tokens: ClassVar[Tokens] = "own"
+
+    def span(self, ids_T: Int[np.ndarray, "T"], prompt: Prompt) -> tuple[int, int]:
+        """Return the positions from the second copy on."""
+        return prompt.second_copy(len(ids_T)), len(ids_T)
+
+
+@dataclass(frozen=True)
+class MeanLast(Mean):
+    """Half the mean over all tokens of the prompt plus half the last token's state."""
+
+    name: ClassVar[str] = "mean-last"
+
+    def pool(
+        self, x_BTD: Float[Array, "B T D"], span_BT: Bool[Array, "B T"]
+    ) -> Float[Array, "B D"]:
+        """Return the mean of each row's span, averaged with its last state."""
+        last_B1 = span_BT.shape[1] - 1 - jnp.argmax(span_BT[:, ::-1], axis=1, keepdims=True)
+        last_BD = jnp.take_along_axis(x_BTD, last_B1[..., None], axis=1)[:, 0]
+        return (super().pool(x_BTD, span_BT) + last_BD) / 2
+
+
+@dataclass(frozen=True)
 class EveryLayer(Pooling):
     """The last token's state after every block, concatenated: `Embedder.encode_layers`."""
 
@@ -111,7 +138,9 @@ class EveryLayer(Pooling):
 
 
 LAST: Final = Pooling()
-POOLINGS: Final = MappingProxyType({pooling.name: pooling for pooling in (LAST, Mean())})
+POOLINGS: Final = MappingProxyType(
+    {pooling.name: pooling for pooling in (LAST, Mean(), SecondMean(), MeanLast())}
+)
 
 
 def find_pooling(name: str | Pooling) -> Pooling:

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 from prompteol_jax.errors import UserError
+from prompteol_jax.text.pieces import PieceIds
 from prompteol_jax.text.template import Template
 from prompteol_jax.text.tokenizer import Tokenizer, paired
 
@@ -53,15 +54,28 @@ class Prompt:
     prefix_C: Int32[np.ndarray, " C"]
     suffix_tokens: int
 
-    def __init__(self, template: Template, tokenizer: Tokenizer, *, max_tokens: int):
+    def __init__(
+        self,
+        template: Template,
+        tokenizer: Tokenizer,
+        *,
+        max_tokens: int,
+        placeholder: str | None = None,
+    ):
         """Find the stable prefix.
 
         Args:
             max_tokens: largest number of ids of a prompt, BOS included; at most the model's
                 positions.
+            placeholder: text of a token before the slot that is not in the vocabulary. The stable
+                prefix ends before it, so it is the first id of every text; the id itself is 0.
         Raises: UserError if the template alone has more ids than that.
         """
-        (alone,) = tokenizer.ids([template.fill("")])
+        added: tuple[Tokenizer, int | None] = (tokenizer, None)
+        if placeholder is not None:
+            added = tokenizer.with_token(placeholder)
+        self._ids = _Ids(template, *added)
+        (alone,) = self._ids([""])
         if len(alone) > max_tokens:
             raise UserError(
                 f"template {template.name} alone is {len(alone)} tokens and a prompt may have "
@@ -71,7 +85,7 @@ class Prompt:
         self.template = template
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
-        self.prefix_C = stable_prefix(template, tokenizer)
+        self.prefix_C = self._ids.prefix()
         self.suffix_tokens = max(1, len(alone) - len(self.prefix_C))
 
     def __call__(self, texts: Sequence[str]) -> PromptIds:
@@ -82,7 +96,7 @@ class Prompt:
         """
         # No tokenizer needs all of an endless text to tell that it is too long.
         ample = _AMPLE * self.max_tokens
-        whole = self.tokenizer.ids([self.template.fill(text[:ample]) for text in texts])
+        whole = self._ids([text[:ample] for text in texts])
         _check_not_empty(whole)
         truncated = np.zeros(len(texts), bool)
         for n, (text, ids) in enumerate(zip(texts, whole, strict=True)):
@@ -94,15 +108,29 @@ class Prompt:
         own = [ids[C:] if is_shared else ids for ids, is_shared in zip(whole, shared, strict=True)]
         return PromptIds(own, np.array(shared, bool), truncated)
 
+    def second_copy(self, tokens: int) -> int:
+        """Return the position of the text's last copy in a prompt of so many ids, prefix included.
+
+        Raises: UserError for a template that is not in pieces, where a copy has no certain borders.
+        """
+        if self._ids.pieces is None:
+            raise UserError(
+                f"template {self.template.name} is not in pieces, so no copy of the text has "
+                "borders; give one like that of the method echo"
+            )
+        return self._ids.pieces.copy_start(tokens)
+
     def _fit(self, text: str) -> tuple[np.ndarray, bool]:
         """Return the ids of the longest beginning of the text that fits, and if it is shorter."""
+        if self._ids.pieces is not None:
+            return self._ids.pieces([text], self.max_tokens)[0]
         size = _AMPLE * self.max_tokens
-        spans = self.tokenizer.spans(self.template.fill(text[:size]))
+        spans = self._ids.tokenizer.spans(self.template.fill(text[:size]))
         while size < len(text) and len(spans) < self.max_tokens + _REACH:
             size *= 2
-            spans = self.tokenizer.spans(self.template.fill(text[:size]))
+            spans = self._ids.tokenizer.spans(self.template.fill(text[:size]))
         if len(spans) + len(self.tokenizer.first_ids) <= self.max_tokens:
-            (ids,) = self.tokenizer.ids([self.template.fill(text)])
+            (ids,) = self._ids([text])
             return ids, False
         longest = min(self._guess(text[:size], spans) + _REACH, len(text) - 1)
         return next(i for i in self._shortened(text, longest) if len(i) <= self.max_tokens), True
@@ -122,7 +150,35 @@ class Prompt:
         """
         for top in range(longest, -1, -_BATCH):
             ends = range(top, max(top - _BATCH, -1), -1)
-            yield from self.tokenizer.ids([self.template.fill(text[:end]) for end in ends])
+            yield from self._ids([text[:end] for end in ends])
+
+
+class _Ids:
+    """From texts to the ids of whole prompts.
+
+    Attributes:
+        pieces: for a template in pieces.
+    """
+
+    def __init__(self, template: Template, tokenizer: Tokenizer, placeholder_id: int | None = None):
+        self.template, self.tokenizer = template, tokenizer
+        self.pieces = PieceIds(template, tokenizer) if template.pieces else None
+        self._placeholder_id = placeholder_id
+
+    def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
+        if self.pieces is not None:
+            return [ids for ids, _ in self.pieces(texts)]
+        found = self.tokenizer.ids([self.template.fill(text) for text in texts])
+        if self._placeholder_id is None:
+            return found
+        return [np.where(ids == self._placeholder_id, 0, ids) for ids in found]
+
+    def prefix(self) -> Int32[np.ndarray, " C"]:
+        """Return the ids that all prompts begin with, up to the placeholder."""
+        if self._placeholder_id is None:
+            return _stable(self(_PROBES))
+        (ids,) = self.tokenizer.ids([self.template.fill("")])
+        return ids[: int(np.argmax(ids == self._placeholder_id))]
 
 
 def _check_not_empty(ids: Sequence[np.ndarray]) -> None:
@@ -137,7 +193,11 @@ def _check_not_empty(ids: Sequence[np.ndarray]) -> None:
 
 def stable_prefix(template: Template, tokenizer: Tokenizer) -> Int32[np.ndarray, " C"]:
     """Return the longest ids that all prompts begin with, always shorter than a whole prompt."""
-    prompts = [ids.tolist() for ids in tokenizer.ids([template.fill(probe) for probe in _PROBES])]
+    return _stable(_Ids(template, tokenizer)(_PROBES))
+
+
+def _stable(probes: Sequence[np.ndarray]) -> Int32[np.ndarray, " C"]:
+    prompts = [ids.tolist() for ids in probes]
     shortest = min(len(ids) for ids in prompts)
     return np.array(commonprefix(prompts)[: shortest - 1], np.int32)  # noqa: RUF071
 

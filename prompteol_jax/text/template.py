@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +19,8 @@ from prompteol_jax.errors import NotFound, UserError
 from prompteol_jax.storage import paths
 from prompteol_jax.storage.json_files import read_object
 
+SLOT: Final = "*sent 0*"  # where the text is, among pieces and in the original's notation
+EOS: Final = "*eos*"  # the tokenizer's end token, among pieces
 _AROUND: Final = ("prefix", "suffix")
 _AFTER_WORD: Final = '".'  # closes a demonstration's word and joins it to what follows
 
@@ -36,12 +38,19 @@ class Template:
 
     With demonstrations the prompt is `PREFIX text SUFFIX word".PREFIX sentence SUFFIX`, without the
     spaces: the demonstrations are joined by a period alone, as in the original.
+
+    Attributes:
+        prefix, suffix: text before the (first) slot, and after the (last) one.
+        pieces: for a prompt whose parts are tokenized one by one and joined as ids, as Echo's: all
+            its parts, the slot `SLOT` being one or several of them, `EOS` the tokenizer's end
+            token. Empty for a prompt that is tokenized whole.
     """
 
     name: str
     prefix: str
     suffix: str
     demonstrations: tuple[Demonstration, ...] = ()
+    pieces: tuple[str, ...] = ()
 
     @property
     def head(self) -> str:
@@ -53,10 +62,14 @@ class Template:
 
     def fill(self, text: str) -> str:
         """Return the prompt for one text; white space at its two ends is stripped."""
+        if self.pieces:
+            return "".join(text if piece == SLOT else piece for piece in self.pieces).strip()
         return (self.head + text + self.suffix).strip()
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields of the file that `read_template` reads."""
+        if self.pieces:
+            return {"pieces": list(self.pieces)}
         shown = [d._asdict() for d in self.demonstrations]
         return {"prefix": self.prefix, "suffix": self.suffix, "demonstrations": shown}
 
@@ -71,15 +84,26 @@ class Template:
             raise UserError(
                 f"template {name}: {'; '.join(problems)}. A template is "
                 '{"prefix": text, "suffix": text, "demonstrations": [{"text": ..., "word": ...}]}, '
-                "demonstrations being optional"
+                f'demonstrations being optional, or {{"pieces": [text, "{SLOT}", ...]}}'
             )
+        if "pieces" in fields:
+            return from_pieces(fields["pieces"], name)
         shown = tuple(Demonstration(**d) for d in fields.get("demonstrations", ()))
         return cls(name, fields["prefix"], fields["suffix"], shown)
+
+
+def from_pieces(pieces: Sequence[str], name: str) -> Template:
+    """Return a template whose pieces are tokenized one by one."""
+    slots = [number for number, piece in enumerate(pieces) if piece == SLOT]
+    prefix, suffix = "".join(pieces[: slots[0]]), "".join(pieces[slots[-1] + 1 :])
+    return Template(name, prefix, suffix, pieces=tuple(pieces))
 
 
 def _problems(fields: Any) -> list[str]:
     if not isinstance(fields, dict):
         return [f"a JSON object is needed, found {type(fields).__name__}"]
+    if "pieces" in fields:
+        return _piece_problems(fields)
     shown = fields.get("demonstrations", [])
     problems = _mismatches("", {k: v for k, v in fields.items() if k != "demonstrations"}, _AROUND)
     if not isinstance(shown, list):
@@ -92,6 +116,16 @@ def _problems(fields: Any) -> list[str]:
             f"demonstrations[{position}].", demonstration, Demonstration._fields
         )
     return problems
+
+
+def _piece_problems(fields: Mapping[str, Any]) -> list[str]:
+    pieces = fields["pieces"]
+    found = [f"{name:.80} does not go with pieces" for name in fields if name != "pieces"]
+    if not isinstance(pieces, list) or not all(isinstance(p, str) and p for p in pieces):
+        return [*found, "pieces must be a list of texts that are not empty"]
+    if SLOT not in pieces:
+        found.append(f"pieces hold no slot, {SLOT!r}")
+    return found
 
 
 def _mismatches(where: str, fields: Any, expected: tuple[str, ...]) -> list[str]:
@@ -155,7 +189,6 @@ TEMPLATES: Final[Mapping[str, Template]] = MappingProxyType(
 )
 
 _FILES: Final = (".json", ".txt", ".template")
-_SLOT: Final = "*sent 0*"
 
 
 def read_template(name_or_path: str | Path) -> Template:
@@ -199,7 +232,7 @@ def from_notation(notation: str, name: str) -> Template:
     """
     # Underscores become spaces here, before any sentence is inserted: those of a sentence survive.
     spaced = notation.strip("\r\n").replace("*cls*", "").replace("*sep+*", "").replace("_", " ")
-    parts = spaced.split(_SLOT)
+    parts = spaced.split(SLOT)
     if len(parts) != 2:
         raise UserError(
             f"template {name} has {len(parts) - 1} slots *sent_0*, exactly one is needed: "

@@ -48,18 +48,21 @@ class Tokenizer:
         backend: tokenizers.Tokenizer,
         *,
         bos_id: int | None,
+        eos_id: int | None = None,
         decode: Callable[[list[int]], str] | None = None,
     ):
         """Wrap a backend, whose own special tokens are not used.
 
         Args:
             bos_id: id that is put first; None for a vocabulary without BOS, such as Qwen's.
+            eos_id: id of the end token, which only a prompt in pieces may ask for.
             decode: function that replaces the backend's decoding.
         """
         backend.no_padding()
         backend.no_truncation()
         self.backend = backend
         self.bos_id = bos_id
+        self.eos_id = eos_id
         self._decode = decode or _plain_decode(backend)
 
     @cached_property
@@ -71,6 +74,17 @@ class Tokenizer:
     def sha256(self) -> str:
         """Hexadecimal digest of the tokenizer's whole definition."""
         return hashlib.sha256(f"{self.bos_id} {self.backend.to_str()}".encode()).hexdigest()
+
+    def with_token(self, text: str) -> tuple[Tokenizer, int]:
+        """Return the same tokenizer with one more token, and the token's id.
+
+        Texts are split at it as transformers' `add_tokens` splits them, which can leave a piece of
+        its own for the space before it. No embedding has the id: `Prompt` replaces it.
+        """
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        backend.add_tokens([text])
+        number = backend.token_to_id(text)
+        return Tokenizer(backend, bos_id=self.bos_id, eos_id=self.eos_id), number
 
     def entry(self, number: SupportsInt) -> str | None:
         """Return the vocabulary's entry of an id; None where it has none."""
@@ -205,7 +219,7 @@ def load_tokenizer(folder: Path, *, vocab_size: int | None = None) -> Tokenizer:
             f"{folder}: the tokenizer has no BOS token, with which every prompt must begin; "
             "name it as bos_token in tokenizer_config.json"
         )
-    tokenizer = Tokenizer(backend, bos_id=bos_id, decode=read.decode)
+    tokenizer = Tokenizer(backend, bos_id=bos_id, eos_id=read.eos_token_id, decode=read.decode)
     problems = [
         *_other_space(tokenizer, folder),
         *_foreign_frame(tokenizer, read.eos_token_id),

@@ -223,3 +223,40 @@ def test_show_marks_nothing_where_the_prefix_is_left():
     shown = show(Template("joined", "This sentence in one wor", " ends"), tokenizer("tiny"), "d")
     assert ": 10 tokens, 0 of them shared" in shown
     assert "|" not in shown
+
+
+# A token that is added splits the text, so a piece of its own is left for the space before it.
+PLACED = {
+    "opt-tokenizer": ([2, 713, 3645, 4832, 1437], [0, 22, 250, 2335]),
+    "llama-tokenizer": ([1, 910, 10541, 584, 29871], [0, 376, 29909, 11203]),
+    "mistral-tokenizer": ([1, 851, 12271, 714, 28705], [0, 345, 28741, 3914]),
+    "llama3-tokenizer": ([128000, 2028, 11914, 551, 220], [0, 330, 32, 5679]),
+    "qwen2-tokenizer": ([1986, 11652, 549, 220], [0, 330, 32, 5562]),
+}
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_a_placeholder_gives_the_ids_of_a_token_that_transformers_adds(name, data):
+    import transformers
+
+    folder = data / "weights" / name
+    template = Template("tp", 'This sentence : <PST> "', '" means in one word:"')
+    prompt = Prompt(template, load_tokenizer(folder), max_tokens=64, placeholder="<PST>")
+    prefix, first = PLACED[name]
+    assert prompt.prefix_C.tolist() == prefix
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs.add_tokens(["<PST>"])
+    added = theirs.convert_tokens_to_ids("<PST>")
+    texts = ["A dog runs.", "(a) x", " b", ""]
+    for text, ids, shared in zip(texts, *prompt(texts)[:2], strict=True):
+        expected = [0 if i == added else i for i in theirs(template.fill(text))["input_ids"]]
+        assert shared and [*prefix, *ids.tolist()] == expected
+    assert prompt(texts).ids[0][:4].tolist() == first
+
+
+def test_a_placeholder_is_the_first_id_of_a_cut_text_too():
+    template = Template("tp", 'This sentence : <PST> "', '" means in one word:"')
+    prompt = Prompt(template, tiny_tokenizer(), max_tokens=40, placeholder="<PST>")
+    ids, shared, cut = prompt(["a dog " * 99, "a"])
+    assert shared.all() and cut.tolist() == [True, False]
+    assert len(prompt.prefix_C) + len(ids[0]) <= 40 and ids[0][0] == ids[1][0] == 0
