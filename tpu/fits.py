@@ -47,11 +47,9 @@ class FitsOptions:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    import tyro
+    from prompteol_jax.cli.commands import run_main
 
-    from prompteol_jax.cli.commands import run_command
-
-    run_command(PROGRAM, run, tyro.cli(FitsOptions, args=argv, prog=PROGRAM))
+    run_main(PROGRAM, FitsOptions, run, argv)
 
 
 def run(options: FitsOptions) -> list[dict[str, Any]]:

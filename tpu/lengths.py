@@ -170,11 +170,9 @@ def _texts(options: LengthsOptions) -> Sequence[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    import tyro
+    from prompteol_jax.cli.commands import run_main
 
-    from prompteol_jax.cli.commands import run_command
-
-    run_command(PROGRAM, run, tyro.cli(LengthsOptions, args=argv, prog=PROGRAM))
+    run_main(PROGRAM, LengthsOptions, run, argv)
 
 
 def run(options: LengthsOptions) -> None:

@@ -8,24 +8,40 @@ nothing.
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import shutil
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final, Literal
 
 import jax
 import jax.numpy as jnp
+import tyro
 
-from prompteol_jax.cli import commands
+from prompteol_jax.cli.commands import run_main
 from prompteol_jax.errors import UserError, nearest
 from prompteol_jax.mesh import make_mesh
 from prompteol_jax.models import build
 from prompteol_jax.models.published import PUBLISHED, published
 from prompteol_jax.pretrained.load import TOKENIZER_FILES
 
+PROGRAM: Final = "python -m tpu.random_checkpoint"
 DEVIATION: Final = 0.02  # of every matrix, as Hugging Face initializes OPT and LLaMA
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RandomOptions:
+    """Writes a checkpoint of a published shape with random weights."""
+
+    shape: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SHAPE")]
+    """A published shape, such as opt-1.3b."""
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+    """Folder to write."""
+    tokenizer: Path
+    """Folder to copy a tokenizer from."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Dtype of the stored weights."""
 
 
 def write_random_checkpoint(name: str, folder: Path, tokenizer: Path, *, dtype: str) -> None:
@@ -72,18 +88,12 @@ def _normal(keys: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Ar
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    program = "python -m tpu.random_checkpoint"
-    parser = argparse.ArgumentParser(prog=program, description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("shape", help=", ".join(PUBLISHED))
-    parser.add_argument("folder", type=Path, help="folder to write")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="folder to copy one from")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    options = parser.parse_args(argv)
+    run_main(PROGRAM, RandomOptions, run, argv)
 
-    def run(given: argparse.Namespace) -> None:
-        write_random_checkpoint(given.shape, given.folder, given.tokenizer, dtype=given.dtype)
 
-    commands.run_command(program, run, options)
+def run(options: RandomOptions) -> None:
+    """Write the checkpoint that the flags describe."""
+    write_random_checkpoint(options.shape, options.folder, options.tokenizer, dtype=options.dtype)
 
 
 if __name__ == "__main__":

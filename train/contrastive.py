@@ -16,12 +16,9 @@ PROGRAM: Final = "python -m train.contrastive"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    import tyro
+    from prompteol_jax.cli.commands import run_main
 
-    from prompteol_jax.cli.commands import run_command
-
-    options = tyro.cli(TrainConfig, args=argv, prog=PROGRAM)
-    run_command(PROGRAM, run, options)
+    run_main(PROGRAM, TrainConfig, run, argv)
 
 
 def run(config: TrainConfig) -> dict[str, Any]:

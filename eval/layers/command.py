@@ -19,10 +19,11 @@ import numpy as np
 
 from eval.layers import report
 from eval.shared import bootstrap, results
-from eval.shared.command import SentEvalOptions, run_main
+from eval.shared.command import SentEvalOptions
 from eval.sts import scores
 from eval.sts.tasks import Task, describe_data, read_tasks
 from prompteol_jax import Embedder
+from prompteol_jax.cli.commands import run_main
 from prompteol_jax.cli.options import check
 
 

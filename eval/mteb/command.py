@@ -16,7 +16,8 @@ from typing import Any
 
 from eval.mteb import report
 from eval.shared import results
-from eval.shared.command import ScoringOptions, run_main
+from eval.shared.command import ScoringOptions
+from prompteol_jax.cli.commands import run_main
 from prompteol_jax.cli.options import check
 from prompteol_jax.errors import UserError
 from prompteol_jax.storage import paths

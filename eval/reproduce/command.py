@@ -22,13 +22,13 @@ from eval.reproduce import published
 from eval.reproduce import report as reproduce_report
 from eval.reproduce.published import Row
 from eval.shared import results
-from eval.shared.command import run_main
 from eval.shared.vector_cache import CacheOptions
 from eval.sts import command as sts
 from eval.sts import original
 from eval.sts import tasks as sts_tasks
 from eval.transfer import command as transfer
 from eval.transfer import tasks as transfer_tasks
+from prompteol_jax.cli.commands import run_main
 from prompteol_jax.cli.options import check, flag
 from prompteol_jax.errors import UserError
 from prompteol_jax.storage import paths, same_work

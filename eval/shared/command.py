@@ -1,13 +1,10 @@
-"""Flags that the commands of this package share, and the way from a command line to `run`."""
+"""Flags that the commands of this package share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from prompteol_jax.cli.commands import run_command
 from prompteol_jax.cli.options import ModelOptions
 
 
@@ -29,13 +26,3 @@ class SentEvalOptions(ScoringOptions):
 
     data: Path
     """SentEval's `downstream` folder, or the folder that holds it."""
-
-
-def run_main(
-    program: str, kind: type, run: Callable[[Any], object], argv: Sequence[str] | None
-) -> None:
-    """Parse a command line into options of a kind, and run the command with them."""
-    import tyro
-
-    config = (tyro.conf.FlagCreatePairsOff,)
-    run_command(program, run, tyro.cli(kind, args=argv, prog=program, config=config))

@@ -16,11 +16,12 @@ from typing import Any, Literal
 import numpy as np
 
 from eval.shared import bootstrap, results
-from eval.shared.command import SentEvalOptions, run_main
+from eval.shared.command import SentEvalOptions
 from eval.shared.vector_cache import CacheOptions
 from eval.sts import original, report, scores
 from eval.sts.pairs import Task
 from eval.sts.tasks import describe_data, read_tasks
+from prompteol_jax.cli.commands import run_main
 from prompteol_jax.cli.options import check
 
 

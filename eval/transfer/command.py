@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from eval.shared import bootstrap, results
-from eval.shared.command import SentEvalOptions, run_main
+from eval.shared.command import SentEvalOptions
 from eval.shared.vector_cache import CacheOptions
 from eval.transfer import report
 from eval.transfer import scores as transfer_scores
 from eval.transfer.tasks import describe_data, read_transfer
+from prompteol_jax.cli.commands import run_main
 from prompteol_jax.cli.options import check, flag
 
 

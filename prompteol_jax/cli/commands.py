@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import os
 import sys
@@ -12,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 from prompteol_jax import processes
 from prompteol_jax.cli.options import check
+from prompteol_jax.cli.parse import parse, split_command
 from prompteol_jax.errors import UserError
 
 Options = TypeVar("Options")
@@ -58,20 +58,28 @@ def run_one_of(
     Args:
         commands: by name, the options that each takes and what it does with them.
     """
-    import tyro
 
     def run(argv: Sequence[str] | None) -> None:
-        options = tyro.extras.subcommand_cli_from_dict(
-            {name: kind for name, (kind, _) in commands.items()},
-            prog=program,
-            description=description,
-            args=argv,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
+        name, words = split_command(program, description, commands, argv)
+        kind, function = commands[name]
+        options = parse(f"{program} {name}", kind, words)
         check(options)
-        next(run for kind, run in commands.values() if type(options) is kind)(options)
+        function(options)
 
     run_command(program, run, argv)
+
+
+def run_main(
+    program: str, kind: type, run: Callable[[Any], object], argv: Sequence[str] | None
+) -> None:
+    """Parse a command line into options of a kind, and run the command with them."""
+
+    def parsed(argv: Sequence[str] | None) -> None:
+        options = parse(program, kind, argv)
+        check(options)
+        run(options)
+
+    run_command(program, parsed, argv)
 
 
 def run_command(program: str, run: Callable[[Options], object], options: Options) -> None:
@@ -80,8 +88,6 @@ def run_command(program: str, run: Callable[[Options], object], options: Options
     PROMPTEOL_TRACEBACK=1 in the environment lets such an error through, for a report of a bug.
     """
     try:
-        if dataclasses.is_dataclass(options):
-            check(options)
         run(options)
         sys.stdout.flush()
     except BrokenPipeError:

@@ -23,6 +23,7 @@ import tyro
 
 from prompteol_jax.cli.commands import run_command
 from prompteol_jax.cli.options import check, flag
+from prompteol_jax.cli.parse import parse
 from prompteol_jax.errors import UserError
 from tpu.launch.job import is_training, writes_to_bucket
 from tpu.launch.launch import DEFAULT_FETCH, Launch
@@ -104,11 +105,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     words = list(sys.argv[1:] if argv is None else argv)
     cut = words.index("--") if "--" in words else len(words)
-    options = tyro.cli(
-        LaunchOptions, args=words[:cut], prog=PROGRAM, config=(tyro.conf.FlagCreatePairsOff,)
-    )
     statuses: list[int] = []
-    run_command(PROGRAM, lambda command: statuses.append(run(options, command)), words[cut + 1 :])
+
+    def parsed(words: Sequence[str]) -> None:
+        statuses.append(run(parse(PROGRAM, LaunchOptions, words[:cut]), words[cut + 1 :]))
+
+    run_command(PROGRAM, parsed, words)
     if statuses[0]:
         raise SystemExit(statuses[0])
 

@@ -92,11 +92,9 @@ class PlanOptions:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    import tyro
+    from prompteol_jax.cli.commands import run_main
 
-    from prompteol_jax.cli.commands import run_command
-
-    run_command(PROGRAM, run, tyro.cli(PlanOptions, args=argv, prog=PROGRAM))
+    run_main(PROGRAM, PlanOptions, run, argv)
 
 
 def run(options: PlanOptions) -> dict[str, Any]:
