@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple, SupportsInt
@@ -26,6 +26,7 @@ import numpy as np
 import tokenizers
 
 from prompteol_jax.errors import NotFound, UserError
+from prompteol_jax.storage import json_files
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _CONFIGS: Final = ("tokenizer_config.json", "special_tokens_map.json")
@@ -50,6 +51,7 @@ class Tokenizer:
         bos_id: int | None,
         eos_id: int | None = None,
         decode: Callable[[list[int]], str] | None = None,
+        rows: int | None = None,
     ):
         """Wrap a backend, whose own special tokens are not used.
 
@@ -57,12 +59,15 @@ class Tokenizer:
             bos_id: id that is put first; None for a vocabulary without BOS, such as Qwen's.
             eos_id: id of the end token, which only a prompt in pieces may ask for.
             decode: function that replaces the backend's decoding.
+            rows: rows of the model's embedding, where the vocabulary has ids beyond them; a text
+                with such an id is refused.
         """
         backend.no_padding()
         backend.no_truncation()
         self.backend = backend
         self.bos_id = bos_id
         self.eos_id = eos_id
+        self._rows = rows
         self._decode = decode or _plain_decode(backend)
 
     @cached_property
@@ -119,7 +124,18 @@ class Tokenizer:
     def _bare(self, texts: Sequence[str]) -> Iterator[list[int]]:
         valid = [paired(text) for text in texts]
         encoded = self.backend.encode_batch_fast(valid, add_special_tokens=False)
+        if self._rows is not None:
+            for text, encoding in zip(valid, encoded, strict=True):
+                self._check_rows(text, encoding.ids, self._rows)
         return (encoding.ids for encoding in encoded)
+
+    def _check_rows(self, text: str, ids: Sequence[int], rows: int) -> None:
+        beyond = next((number for number in ids if number >= rows), None)
+        if beyond is not None:
+            raise UserError(
+                f"the text {text!r:.80} holds {self.entry(beyond)!r}, id {beyond}, but the model's "
+                f"embedding has {rows} rows; write the text without it"
+            )
 
 
 def _plain_decode(backend: tokenizers.Tokenizer) -> Callable[[list[int]], str]:
@@ -203,7 +219,8 @@ def load_tokenizer(folder: Path, *, vocab_size: int | None = None) -> Tokenizer:
     """Read the tokenizer of a checkpoint folder and check it.
 
     Args:
-        vocab_size: rows of the model's embedding, which no id may exceed.
+        vocab_size: rows of the model's embedding. Only special tokens may have ids beyond them,
+            such as a `[PAD]` that was added after training: padding is never read.
     Raises: NotFound if the folder holds no tokenizer; UserError naming everything that is
         wrong with it: an unreadable file, BOS missing or broken, ids that are not those of a known
         vocabulary or that the model does not have.
@@ -219,12 +236,15 @@ def load_tokenizer(folder: Path, *, vocab_size: int | None = None) -> Tokenizer:
             f"{folder}: the tokenizer has no BOS token, with which every prompt must begin; "
             "name it as bos_token in tokenizer_config.json"
         )
-    tokenizer = Tokenizer(backend, bos_id=bos_id, eos_id=read.eos_token_id, decode=read.decode)
+    beyond = _ids_beyond(backend, vocab_size)
+    rows = vocab_size if beyond else None
+    eos_id = None if read.eos_token_id in beyond else read.eos_token_id
+    tokenizer = Tokenizer(backend, bos_id=bos_id, eos_id=eos_id, decode=read.decode, rows=rows)
     problems = [
         *_other_space(tokenizer, folder),
         *_foreign_frame(tokenizer, read.eos_token_id),
         *_wrong_ids(tokenizer),
-        *_too_large(tokenizer, vocab_size),
+        *_too_large(tokenizer, beyond, vocab_size, used=(bos_id, read.unk_token_id)),
     ]
     if bos_id is not None and bos_id == read.unk_token_id and bos_id != read.eos_token_id:
         problems.append(f"its BOS, id {bos_id}, is its unknown token")
@@ -280,13 +300,7 @@ def _read_configs(folder: Path) -> dict[str, dict[str, Any]]:
         path = folder / name
         if not path.is_file():
             continue
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is not JSON: {error}") from None
-        if not isinstance(fields, dict):
-            raise UserError(f"{path} must be a JSON object, found {type(fields).__name__}")
-        found[name] = fields
+        found[name] = json_files.read_object(path)
     return found
 
 
@@ -380,9 +394,19 @@ def _wrong_ids(tokenizer: Tokenizer) -> list[str]:
     ]
 
 
-def _too_large(tokenizer: Tokenizer, vocab_size: int | None) -> list[str]:
-    if vocab_size is None or tokenizer.vocab_size <= vocab_size:
+def _ids_beyond(backend: tokenizers.Tokenizer, rows: int | None) -> list[int]:
+    """List the ids of a vocabulary that an embedding of so many rows does not have."""
+    ids = backend.get_vocab(with_added_tokens=True).values()
+    return [] if rows is None else sorted(number for number in ids if number >= rows)
+
+
+def _too_large(
+    tokenizer: Tokenizer, beyond: Sequence[int], rows: int | None, *, used: Collection[int | None]
+) -> list[str]:
+    """Refuse ids beyond the embedding, but those of special tokens that no prompt needs."""
+    added = tokenizer.backend.get_added_tokens_decoder()
+    needed = [n for n in beyond if n in used or n not in added or not added[n].special]
+    if not needed:
         return []
-    entry = tokenizer.entry(tokenizer.vocab_size - 1)
-    largest = f"{tokenizer.vocab_size - 1} ({entry!r})"
-    return [f"its largest id is {largest}, but the model's embedding has {vocab_size} rows"]
+    largest = f"{needed[-1]} ({tokenizer.entry(needed[-1])!r})"
+    return [f"its largest id is {largest}, but the model's embedding has {rows} rows"]

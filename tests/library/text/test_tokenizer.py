@@ -265,6 +265,34 @@ def test_refuses_everything_wrong_at_once(tmp_path):
         load_tokenizer(tmp_path, vocab_size=2000)
 
 
+def added(folder, *, pad, special=True):
+    """Add a token as fine-tunes do, behind the vocabulary, and return the embedding's rows."""
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    rows = backend.get_vocab_size(with_added_tokens=True)
+    backend.add_tokens([tokenizers.AddedToken(pad, special=special)])
+    backend.save(str(folder / "tokenizer.json"))
+    return rows
+
+
+def test_a_padding_token_may_be_beyond_the_embedding(tmp_path):
+    rows = added(written(tmp_path), pad="[PAD]")
+    tokenizer = load_tokenizer(tmp_path, vocab_size=rows)
+    assert tokenizer.vocab_size == rows + 1
+    assert tokenizer.ids(["the man"])[0].max() < rows
+    message = rf"the text 'a \[PAD\] b' holds '\[PAD\]', id {rows}, but .* has {rows} rows; write"
+    with pytest.raises(ValueError, match=message):
+        tokenizer.ids(["the man", "a [PAD] b"])
+    assert load_tokenizer(tmp_path, vocab_size=rows + 1).ids(["a [PAD] b"])[0].max() == rows
+
+
+@pytest.mark.parametrize("changes", [{"special": False}, {"pad": "<new>"}], ids=["word", "unknown"])
+def test_a_token_that_a_prompt_can_need_may_not(tmp_path, changes):
+    unknown = {"unk_token": "<new>"} if "pad" in changes else {}
+    rows = added(written(tmp_path, **unknown), **{"pad": "[PAD]", **changes})
+    with pytest.raises(ValueError, match=f"its largest id is {rows} .* has {rows} rows"):
+        load_tokenizer(tmp_path, vocab_size=rows)
+
+
 def test_accepts_an_embedding_with_more_rows_than_the_tokenizer_has_ids(data):
     assert load_tokenizer(data / "weights" / "opt-tokenizer", vocab_size=50272).vocab_size == 50265
 
