@@ -47,6 +47,17 @@ def listed(items: Iterable[object], limit: int = 20) -> str:
     return ", ".join(shown) + (f" and {more} more" if more else "") if shown else "none"
 
 
+def listed_problems(problems: Iterable[object], limit: int = 20, total: int | None = None) -> str:
+    """Return `a; b; and 3 more`.
+
+    Args:
+        total: number of problems, where `problems` are the first of them only.
+    """
+    shown, more = _shown(problems, limit)
+    more += 0 if total is None else total - len(shown) - more
+    return "; ".join([*shown, *([f"and {more} more"] if more else [])])
+
+
 def listed_lines(items: Iterable[object], limit: int = 20) -> str:
     """Return items one a line, each indented and after a line break, and `and 3 more`."""
     shown, more = _shown(items, limit)

@@ -19,6 +19,7 @@ from typing import Final, Literal
 
 from prompteol_jax.cli.options import flag
 from prompteol_jax.errors import UserError, listed, nearest
+from prompteol_jax.storage import json_files
 
 STORED: Final = {"encode": "plan/lengths_sts_dev.json", "train": "plan/lengths_nli.json"}
 PROGRAM: Final = "python -m tpu.lengths"
@@ -106,11 +107,11 @@ def read_lengths(path: Path | None, job: Literal["encode", "train"]) -> Lengths:
     """
     source = files("tpu").joinpath(STORED[job]) if path is None else path
     try:
-        fields = json.loads(source.read_text(encoding="utf-8"))
+        fields = json_files.parse_object(source.read_bytes(), source)
         counts = {int(n): int(count) for n, count in fields["counts"].items()}
         prefix = {str(name): int(ids) for name, ids in fields["prefix"].items()}
         lengths = Lengths(str(fields["source"]), prefix, counts)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{source} is no file of lengths; {PROGRAM} writes one: {error}") from None
     if not counts or min(counts) < 1 or min(counts.values()) < 1:
         raise UserError(f"{source}: lengths and their counts must be 1 or more")

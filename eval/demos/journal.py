@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from prompteol_jax.errors import UserError
-from prompteol_jax.storage import same_work
+from prompteol_jax.storage import json_files, same_work
 
 
 class Journal:
@@ -78,16 +78,16 @@ class Journal:
 
     def _first(self, line: bytes) -> dict[str, Any]:
         try:
-            found = json.loads(line)
-        except ValueError:
-            found = None
-        if not isinstance(found, dict) or not isinstance(found.get("work"), dict):
+            found = json_files.parse_object(line, self.path)
+        except UserError:
+            found = {}
+        if not isinstance(found.get("work"), dict):
             raise UserError(f"{self.path} is no journal of a search; choose another --output")
         return found["work"]
 
     def _read(self, number: int, line: bytes) -> None:
         try:
-            entry = json.loads(line)
+            entry = json_files.parse_object(line, f"line {number}")
             start, stop = entry["pairs"]
             values = np.frombuffer(base64.b64decode(entry["cosines"], validate=True), "<f8")
             name = entry["candidate"]

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from eval.shared.fingerprint import fingerprint
 from prompteol_jax.embedder import Embedder
 from prompteol_jax.errors import Unreachable, UserError
+from prompteol_jax.pretrained import provenance
 from prompteol_jax.text import template
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class MtebEncoder:
         """
         described = self.embedder.describe()
         templates = {key: chosen.to_json() for key, chosen in self.templates.items()}
-        digest = fingerprint(described, {"clean": self.clean, "templates": templates})
+        digest = provenance.digest(described, {"clean": self.clean, "templates": templates})
         return f"{described['model']['revision'] or 'local'}-{digest[:16]}"
 
     @property

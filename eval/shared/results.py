@@ -21,8 +21,10 @@ import numpy as np
 
 from prompteol_jax.cli.options import ModelOptions
 from prompteol_jax.errors import IsAFolder, UserError
+from prompteol_jax.storage import atomic, json_files
 from prompteol_jax.storage import paths as places
 
+LIMIT: Final = 2**28  # bytes of a result file, most of them arrays
 MARGIN: Final = "± 95 %"  # the column of `margin`
 
 
@@ -167,9 +169,12 @@ def facts(result: Mapping[str, Any]) -> dict[str, str]:
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:
-    """Write a result as JSON: paths become text, NaN becomes null, arrays as the module says."""
-    text = json.dumps(_finite(result), indent=2, ensure_ascii=False, default=_plain)
-    places.as_path(path).write_text(text + "\n", encoding="utf-8")
+    """Write a result as JSON: paths become text, NaN becomes null, arrays as the module says.
+
+    Raises: CannotWrite if the disk refuses; what was there before stays.
+    """
+    text = json.dumps(_finite(result), indent=2, ensure_ascii=False, default=_plain) + "\n"
+    atomic.write_whole(places.as_path(path), lambda file: file.write(text.encode()))
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -178,12 +183,9 @@ def read(path: Path) -> dict[str, Any]:
     Raises: UserError for a file that is no JSON object, or that holds a damaged array.
     """
     try:
-        result = json.loads(path.read_text(encoding="utf-8"), object_hook=_array)
-    except (ValueError, TypeError, RecursionError) as error:
+        return _with_arrays(json_files.read_object(path, LIMIT))
+    except (ValueError, TypeError) as error:
         raise UserError(f"{path} is no result file: {error}") from error
-    if not isinstance(result, dict):
-        raise UserError(f"{path} is no result file: expected a JSON object")
-    return result
 
 
 def _finite(value: object) -> object:
@@ -204,7 +206,18 @@ def _plain(value: object) -> object:
     return {"dtype": packed.dtype.str, "base64": base64.b64encode(packed.tobytes()).decode()}
 
 
-def _array(fields: dict[str, Any]) -> object:
-    if set(fields) != {"dtype", "base64"}:
-        return fields
+def _with_arrays(value: Any) -> Any:
+    """Return a value of JSON with the arrays that `_plain` wrote."""
+    if isinstance(value, list):
+        return [_with_arrays(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return _array(value) if set(value) == {"dtype", "base64"} else _each(value)
+
+
+def _each(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _with_arrays(value) for name, value in fields.items()}
+
+
+def _array(fields: Mapping[str, str]) -> np.ndarray:
     return np.frombuffer(base64.b64decode(fields["base64"], validate=True), fields["dtype"])

@@ -23,8 +23,8 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float
 
-from eval.shared.fingerprint import fingerprint
 from prompteol_jax import runtime
+from prompteol_jax.pretrained import provenance
 from prompteol_jax.storage import atomic, paths
 
 LIMIT: Final = 4 * 2**30  # bytes of all folders
@@ -50,7 +50,7 @@ class CacheOptions:
         if not is_exact or not described["model"]["files"]:
             return embedder
         folder = self.cache or runtime.cache_folder() / "vectors"
-        return CachedEncoder(embedder, folder / fingerprint(described))
+        return CachedEncoder(embedder, folder / provenance.digest(described))
 
 
 class CachedEncoder:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from prompteol_jax.cli.options import spelled
@@ -102,9 +102,7 @@ def _problems(event: Any, words: Sequence[str], kind: type, program: str) -> lis
     return [str(getattr(event, "message", event))]
 
 
-def _unknown(
-    tokens: Sequence[str], words: Sequence[str], kind: type, program: str
-) -> Iterable[str]:
+def _unknown(tokens: Sequence[str], words: Sequence[str], kind: type, program: str) -> list[str]:
     """Say of each word that no option takes what it is, with the nearest flag."""
     known = [name for field in dataclasses.fields(kind) for name in _names(field)]
     problems, after_unknown = [], False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from prompteol_jax.errors import UserError
+from prompteol_jax.errors import UserError, listed_problems
 
 _ABSENT: Final = object()
 
@@ -128,8 +128,7 @@ class Fields:
         ]
         problems = [*self._wrong, *unknown]
         if problems:
-            more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
-            raise UserError(f"{self._where}: {'; '.join(problems[:_LISTED])}{more}")
+            raise UserError(f"{self._where}: {listed_problems(problems, _LISTED)}")
 
 
 def label(name: str) -> str:

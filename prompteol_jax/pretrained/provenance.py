@@ -5,15 +5,19 @@ Two results with equal records were computed by the same code from the same byte
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import jax
 
+import prompteol_jax
 from prompteol_jax import runtime
 from prompteol_jax.lora import peft
 from prompteol_jax.models import build
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
 PACKAGES: Final = ("prompteol-jax", "jax", "jaxlib", "flax", "transformers", "tokenizers", "numpy")
 VECTORS: Final = 1  # a number to raise with each change that moves vectors beyond rounding
 EXAMPLE: Final = "A cat sleeps."
+# Where files are, and what a template is called, decides nothing; their content does.
+_NAMES: Final = ("name", "folder", "revision")
 
 
 def describe(embedder: Embedder) -> dict[str, Any]:
@@ -60,6 +66,20 @@ def describe(embedder: Embedder) -> dict[str, Any]:
         "devices": _devices(source),
         "versions": versions(),
     }
+
+
+def digest(described: Mapping[str, Any], more: object = None) -> str:
+    """Return the digest of a record of `describe`, and of more that decides a result.
+
+    Equal digests mean equal bits: it covers devices, versions and the library's source too.
+    `ModelOptions.work` describes the same before anything is loaded, and leaves those out.
+    """
+    content = {name: _content(part) for name, part in described.items()}
+    model = described["model"]
+    if not model["files"]:
+        content["model"]["name"] = model["name"]  # made from a seed: no file decides its weights
+    text = json.dumps([content, more, _source_digest()], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def versions(more: Sequence[str] = ()) -> dict[str, str]:
@@ -124,3 +144,20 @@ def _devices(source: Pretrained) -> dict[str, Any]:
         "processes": jax.process_count(),
         "system": platform.platform(),
     }
+
+
+def _content(part: Any) -> Any:
+    if not isinstance(part, Mapping):
+        return part
+    return {name: value for name, value in part.items() if name not in _NAMES}
+
+
+@functools.cache
+def _source_digest() -> str:
+    """Digest the modules of the library, whose version does not change while they are edited."""
+    root = Path(prompteol_jax.__file__).parent
+    found = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        found.update(path.relative_to(root).as_posix().encode())
+        found.update(path.read_bytes())
+    return found.hexdigest()

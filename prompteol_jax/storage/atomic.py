@@ -45,6 +45,11 @@ def write_whole(path: AnyPath, write: Callable[[BinaryIO], object]) -> None:
                     write(file)
                 paths.upload(Path(scratch.name), path)
             return
+        if path.exists() and not path.is_file():  # /dev/stdout, a pipe
+            with path.open("wb") as file:
+                write(file)
+            return
+        path = Path(path).resolve()  # a link stays one
         new = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
         try:
             with new.open("wb") as file:

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
-from prompteol_jax.errors import IsAFolder, NotFound, UserError, listed
+from prompteol_jax.errors import IsAFolder, NotFound, UserError, listed, listed_problems
 from prompteol_jax.storage import paths, tables
 
 COLUMN: Final = "text"
@@ -222,7 +222,6 @@ def _rewound(file: BinaryIO) -> Iterator[BinaryIO]:
 
 
 def _report(name: str, malformed: Sequence[Malformed], count: int) -> str:
-    shown = "; ".join(f"{row.place}: {row.what}" for row in malformed)
-    more = f"; and {count - len(malformed)} more" if count > len(malformed) else ""
     rows = "row" if count == 1 else "rows"
-    return f"{name}: {count} {rows} cannot be read: {shown}{more}"
+    shown = listed_problems((f"{row.place}: {row.what}" for row in malformed), total=count)
+    return f"{name}: {count} {rows} cannot be read: {shown}"

@@ -15,16 +15,19 @@ LIMIT: Final = 2**24  # bytes; nested objects can take 24 times their text in me
 _KINDS: Final = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
 
 
-def read_object(path: AnyPath) -> dict[str, Any]:
+def read_object(path: AnyPath, limit: int = LIMIT) -> dict[str, Any]:
     """Read a file that holds one JSON object.
 
+    Args:
+        limit: largest number of bytes.
     Raises: OSError where the file cannot be read; UserError, naming the file, where it is longer
-        than 16 MiB, not UTF-8, not JSON, nested too deeply, not an object, or gives a name twice.
+        than the limit, not UTF-8, not JSON, nested too deeply, not an object, or gives a name
+        twice.
     """
     with path.open("rb") as file:
-        content = file.read(LIMIT + 1)
-    if len(content) > LIMIT:
-        raise UserError(f"{path} is longer than {LIMIT} bytes, the most that is read")
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise UserError(f"{path} is longer than {limit} bytes, the most that is read")
     return parse_object(content, path)
 
 

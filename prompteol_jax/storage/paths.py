@@ -13,11 +13,12 @@ import contextlib
 import hashlib
 import importlib.util
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePath
-from typing import Any, Final, Protocol, cast, runtime_checkable
+from typing import Any, Final, NamedTuple, Protocol, cast, runtime_checkable
 
 from prompteol_jax import runtime
 from prompteol_jax.errors import AlreadyExists, NotFound, Unreachable, UserError
@@ -184,6 +185,62 @@ def remove(folder: AnyPath) -> None:
         cast(Any, folder).rmtree(missing_ok=True)  # only epath's paths have it
     else:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+class StoredObject(NamedTuple):
+    """An object of a bucket as it was at one moment.
+
+    Attributes:
+        version: generation, which a new content changes, and metageneration, which `touch_object`
+            changes.
+    """
+
+    content: bytes
+    version: tuple[str, str]
+
+
+def create_object(path: AnyPath, content: bytes) -> bool:
+    """Write an object of a bucket where there is none; return False where there is one."""
+    with _explained(path), contextlib.suppress(FileExistsError):
+        _system().pipe_file(str(path), content, mode="create")
+        return True
+    return False
+
+
+def read_object(path: AnyPath) -> StoredObject | None:
+    """Return a small object with its version; None where there is none."""
+    while True:
+        with _explained(path), contextlib.suppress(FileExistsError):
+            try:
+                facts = _of_object("GET", path, json_out=True)
+                version = str(facts["generation"]), str(facts["metageneration"])
+                _, content = _of_object("GET", path, alt="media", ifGenerationMatch=version[0])
+            except FileNotFoundError:
+                return None
+            return StoredObject(content, version)
+        # Another content replaced it between the two questions.
+
+
+def touch_object(path: AnyPath, version: tuple[str, str]) -> None:
+    """Change the metageneration of an object that still has this version, and nothing else."""
+    fields = {"metadata": {"renewed": secrets.token_hex(4)}}
+    with _explained(path), contextlib.suppress(FileNotFoundError, FileExistsError):
+        _of_object("PATCH", path, json=fields, **_only(version))
+
+
+def remove_object(path: AnyPath, version: tuple[str, str]) -> None:
+    """Remove an object that still has this version."""
+    with _explained(path), contextlib.suppress(FileNotFoundError, FileExistsError):
+        _of_object("DELETE", path, **_only(version))
+
+
+def _only(version: tuple[str, str]) -> dict[str, str]:
+    return {"ifGenerationMatch": version[0], "ifMetagenerationMatch": version[1]}
+
+
+def _of_object(method: str, path: AnyPath, **options: Any) -> Any:
+    bucket, _, name = str(path).removeprefix("gs://").partition("/")
+    return _system().call(method, "b/{}/o/{}", bucket, name, **options)
 
 
 def _system() -> Any:

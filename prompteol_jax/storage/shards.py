@@ -4,8 +4,7 @@ The manifest says what the vectors are made of and which shards are done. A shar
 and then entered in the manifest with its SHA-256. A shard that the manifest does not hold is
 encoded again, so no row is lost and none occurs twice.
 
-One run writes into a folder at a time (`lease`). In a bucket nothing refuses a second run: start
-one at a time.
+One run writes into a folder at a time, here or in a bucket (`lease`).
 
 Each of several processes writes its share of the shards and its own manifest. The first one
 merges these into its own at the end, or at the start of the next run, which may have more or fewer
@@ -25,14 +24,14 @@ import numpy as np
 from jaxtyping import Float32
 
 from prompteol_jax.errors import AlreadyExists, UserError, listed
-from prompteol_jax.storage import atomic, json_files, lease, paths, same_work
+from prompteol_jax.storage import atomic, json_files, lease, lease_record, paths, same_work
 from prompteol_jax.storage.arrays import read_array
 from prompteol_jax.storage.corpus import Chunk
 from prompteol_jax.storage.paths import AnyPath
 
 MANIFEST: Final = "manifest.json"
 _OURS: Final = re.compile(r"(manifest(\.\d+)?\.json|shard-\d{5,}\.npy|joined)(\.[0-9a-f]{8}\.new)?")
-_LEASE: Final = re.compile(rf"{re.escape(lease.NAME)}(\.[0-9a-f]+)?")
+_LEASE: Final = re.compile(rf"{re.escape(lease_record.NAME)}(\.[0-9a-f]+)?")
 _POLL: Final = 0.5  # seconds between two looks for what other processes did
 _NAMES: Final = ("model", "template")  # settings that only name what others hold
 _ADVICE: Final = "Repeat that run's settings, give another output, or replace it with --overwrite"
@@ -50,7 +49,7 @@ class Shards:
         damaged: shards that were found missing or changed and are missing now.
         process: which of the processes of this run this is.
         share: numbers of the missing shards that this process writes.
-        held: right to write into the folder; None in a bucket and in other processes.
+        held: right to write into the folder; None in processes but the first.
     """
 
     folder: AnyPath
@@ -202,10 +201,7 @@ def opened(
 @contextlib.contextmanager
 def _held(folder: AnyPath, *, is_first: bool) -> Iterator[lease.Lease | None]:
     """Make the folder, hold it in the first process, and remove it if nothing came into it."""
-    if paths.is_bucket(folder):
-        yield None
-        return
-    is_new = not folder.exists()
+    is_new = not paths.is_bucket(folder) and not folder.exists()
     with atomic.explained(folder):
         folder.mkdir(exist_ok=True)
     if not is_first:

@@ -19,6 +19,14 @@ def test_a_list_of_lines_is_cut_and_counted_too():
     assert errors.listed_lines("abc", 2) == "\n  a\n  b\n  and 1 more"
 
 
+@pytest.mark.parametrize(
+    ("problems", "total", "told"),
+    [("ab", None, "a; b"), ("abc", None, "a; b; and 1 more"), ("ab", 7, "a; b; and 5 more")],
+)
+def test_a_list_of_problems_is_cut_and_counted_too(problems, total, told):
+    assert errors.listed_problems(problems, 2, total=total) == told
+
+
 def test_the_nearest_known_name_is_offered_if_one_is_near():
     assert errors.nearest("STS-B", ["STSB", "SICK"]) == " (did you mean STSB?)"
     assert errors.nearest("zzz", ["STSB", "SICK"]) == ""

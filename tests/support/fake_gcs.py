@@ -42,6 +42,7 @@ class Bucket:
         self.objects: dict[str, tuple[int, bytes]] = {}
         self.log: list[tuple[str, str]] = []
         self.generation = 0
+        self.metageneration: dict[str, int] = {}
         self.uploads: dict[str, tuple[str, bytearray]] = {}
         self.lock = threading.RLock()
         self._server = _Server(("127.0.0.1", 0), _handler(self))
@@ -70,6 +71,7 @@ class Bucket:
         with self.lock:
             self.generation += 1
             self.objects[name] = (self.generation, bytes(content))
+            self.metageneration[name] = 1
             return self.described(name)
 
     def described(self, name: str) -> dict[str, Any]:
@@ -81,7 +83,7 @@ class Bucket:
             "bucket": self.name,
             "size": str(len(content)),
             "generation": str(generation),
-            "metageneration": "1",
+            "metageneration": str(self.metageneration.get(name, 1)),
             "etag": f"e{generation}",
             "md5Hash": base64.b64encode(hashlib.md5(content).digest()).decode(),
             "timeCreated": "2024-01-01T00:00:00.000Z",
@@ -234,11 +236,34 @@ def _handler(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
             return self._json(bucket.put(name, body))
 
         def do_DELETE(self) -> None:
-            path, _, _ = self._asked()
+            path, query, _ = self._asked()
             with bucket.lock:
                 found = _OBJECT.fullmatch(path)
-                if not found or bucket.objects.pop(unquote(found[2]), None) is None:
+                name = unquote(found[2]) if found else ""
+                if name not in bucket.objects:
                     return self._missing()
+                if self._is_other(name, query):
+                    return self._json({"error": {"code": 412, "message": "generation"}}, 412)
+                del bucket.objects[name]
                 return self._answer(204)
+
+        def do_PATCH(self) -> None:
+            path, query, _ = self._asked()
+            with bucket.lock:
+                found = _OBJECT.fullmatch(path)
+                name = unquote(found[2]) if found else ""
+                if name not in bucket.objects:
+                    return self._missing()
+                if self._is_other(name, query):
+                    return self._json({"error": {"code": 412, "message": "generation"}}, 412)
+                bucket.metageneration[name] = bucket.metageneration.get(name, 1) + 1
+                return self._json(bucket.described(name))
+
+        def _is_other(self, name: str, query: dict[str, str]) -> bool:
+            there = bucket.described(name)
+            return any(
+                query.get(f"if{kind.capitalize()}Match", there[kind]) != there[kind]
+                for kind in ("generation", "metageneration")
+            )
 
     return Handler

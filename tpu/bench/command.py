@@ -24,6 +24,7 @@ from prompteol_jax import runtime
 from prompteol_jax.cli.commands import run_one_of
 from prompteol_jax.cli.options import ModelOptions, flag
 from prompteol_jax.errors import UserError
+from prompteol_jax.storage import json_files
 
 PROGRAM: Final = "python -m tpu.bench"
 RANDOM: Final = "random:"  # before the name of a published shape, in --model
@@ -189,7 +190,7 @@ def read_plan(path: Path, job: str) -> dict[str, Any]:
     Raises: UserError where a file is no plan of this job, or of one that does not fit.
     """
     try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
+        plan = json_files.read_object(path)
         if plan["job"] != job or not plan["fits"]:
             raise UserError(f"it plans {plan['job']}, which fits: {plan['fits']}")
         return {name: plan[name] for name in _PLANNED}

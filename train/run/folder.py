@@ -20,7 +20,7 @@ from typing import Any, Final
 from prompteol_jax import distributed
 from prompteol_jax.cli import options
 from prompteol_jax.errors import AlreadyExists, NotFound, UserError
-from prompteol_jax.storage import atomic, json_files, lease, paths, same_work
+from prompteol_jax.storage import json_files, lease, paths, same_work
 from train.config import FREE_ON_RESUME, TrainConfig
 from train.run.checkpoints import Checkpoints
 
@@ -114,7 +114,6 @@ class RunFolder:
             return
         with self._publishing:
             names = [n for n in paths.files(self.path) if not n.endswith((".new", ".part"))]
-            names = [n for n in names if not n.startswith(lease.NAME)]
             for name in sorted(names, key=lambda name: (name != BEST, name)):
                 facts = (self.path / name).stat()
                 state = (facts.st_size, facts.st_mtime_ns)
@@ -131,13 +130,12 @@ class RunFolder:
     def begin_export(self, step: int) -> None:
         """Record the step whose weights are about to be written, before any of them is."""
         if distributed.is_primary():
-            line = json.dumps({"step": step}) + "\n"
-            atomic.write_whole(self.path / BEST, lambda file: file.write(line.encode()))
+            json_files.write_object(self.path / BEST, {"step": step})
 
     def exported(self) -> int:
         """Return the step whose weights were last exported, perhaps in part; 0 for none."""
         path = self.path / BEST
-        return json.loads(path.read_text(encoding="utf-8"))["step"] if path.exists() else 0
+        return json_files.read_object(path)["step"] if path.exists() else 0
 
     def forget(self, after: int) -> None:
         """Drop what the jsonl files say of steps after the one that is resumed."""
@@ -152,8 +150,7 @@ class RunFolder:
         if self.home == self.path:
             return
         for path in self.path.iterdir():
-            if not path.name.startswith(lease.NAME):
-                paths.remove(path) if path.is_dir() else path.unlink()
+            paths.remove(path) if path.is_dir() else path.unlink()
         for name in (METRICS, DEV, BEST):
             if (self.home / name).exists():
                 (self.path / name).write_bytes((self.home / name).read_bytes())
@@ -169,7 +166,7 @@ def _held(
     is_new = flags.output is None or not folder.path.exists()
     folder.path.mkdir(parents=True, exist_ok=True)
     try:
-        with lease.held(folder.path, "a training run") as held:
+        with lease.held(folder.home, "a training run") as held:
             record = _record(flags, data)
             if flags.resume:
                 _check_same(folder.home, record)

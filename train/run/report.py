@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -12,6 +11,7 @@ from jaxtyping import Float64
 
 from eval.shared import html
 from prompteol_jax.errors import NotFound, UserError
+from prompteol_jax.storage import json_files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +51,7 @@ def write_run_report(run: Path) -> Path:
         raise NotFound(
             f"{run} holds no {', '.join(missing)}; a training run writes {', '.join(names)}."
         )
-    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    config = json_files.read_object(run / "config.json")
     metrics = _read_records(run / "metrics.jsonl")
     scores = _read_records(run / "dev.jsonl")
     sections = [
@@ -69,7 +69,8 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            records.append({"step": int((record := json.loads(line))["step"]), **record})
+            record = json_files.parse_object(line, f"line {number}")
+            records.append({"step": int(record["step"]), **record})
         except (ValueError, LookupError, TypeError) as error:
             raise UserError(
                 f'{path}, line {number}: a record such as {{"step": 1, ...}} was expected, '

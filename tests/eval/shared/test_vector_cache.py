@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from eval.shared import vector_cache
-from eval.shared.fingerprint import fingerprint
 from eval.shared.vector_cache import CachedEncoder, CacheOptions
+from prompteol_jax.pretrained.provenance import digest
 
 pytestmark = pytest.mark.unit
 
@@ -118,8 +118,8 @@ DESCRIBED = {
 def test_a_fingerprint_is_of_content_and_not_of_names(part, name, value, same):
     changed = json.loads(json.dumps(DESCRIBED))
     (changed if part is None else changed[part])[name] = value
-    assert (fingerprint(changed) == fingerprint(DESCRIBED)) == same
-    assert fingerprint(DESCRIBED, "more") != fingerprint(DESCRIBED)
+    assert (digest(changed) == digest(DESCRIBED)) == same
+    assert digest(DESCRIBED, "more") != digest(DESCRIBED)
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,20 @@ def test_a_full_disk_is_told_by_path_and_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "folder" / "a")
+    (tmp_path / "folder").mkdir()
+    atomic.write_whole(tmp_path / "link", lambda file: file.write(b"linked"))
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "folder" / "a").read_bytes() == b"linked"
+    code = (
+        "from pathlib import Path\nfrom prompteol_jax.storage import atomic\n"
+        "atomic.write_whole(Path('/dev/stdout'), lambda file: file.write(b'shown'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert done.stdout == b"shown"
+
+
 def test_two_writers_of_one_file_do_not_share_a_temporary_one(tmp_path):
     path = tmp_path / "a"
 
