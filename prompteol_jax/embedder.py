@@ -29,6 +29,7 @@ from prompteol_jax.models import build
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.pretrained import provenance
 from prompteol_jax.pretrained.load import Pretrained, load_pretrained, read_lm_head
+from prompteol_jax.progress import Progress
 from prompteol_jax.quant import formats as quant
 from prompteol_jax.text.prompt import Prompt
 from prompteol_jax.text.template import Template, as_template
@@ -218,7 +219,7 @@ class Embedder:
         texts: Iterable[str],
         batch_tokens: int | None = None,
         normalize: bool = False,
-        progress: bool | None = None,
+        progress: Progress = None,
         check_finite: bool = True,
     ) -> Float[np.ndarray, "n D"]:
         """Return one float32 vector per text, in the order of the texts.
@@ -231,7 +232,7 @@ class Embedder:
             texts: a list or other ordered collection of strings, such as a column of a table.
             batch_tokens: tokens computed together; another number may change the last bits.
             normalize: scale vectors to length one.
-            progress: show a bar on standard error; by default where it is a terminal.
+            progress: show a bar on standard error, or lines in a log; see `progress_bar`.
             check_finite: False lets vectors that are not finite through.
         Raises: TypeError for anything else than texts, which says what to pass; NotFinite naming
             a text whose vector is not finite.
@@ -281,7 +282,7 @@ class Embedder:
         pipeline: Pipeline,
         texts: Iterable[str],
         batch_tokens: int | None,
-        progress: bool | None,
+        progress: Progress,
         *,
         check_finite: bool = True,
     ) -> Float[np.ndarray, "n W"]:

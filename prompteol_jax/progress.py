@@ -18,6 +18,10 @@ class Advance(Protocol):
     def __call__(self, steps: int = 1) -> None: ...
 
 
+# Whether progress is shown, or a function of a bar over more work, which is told instead.
+Progress = bool | Advance | None
+
+
 class _LogLines:
     """Progress as lines of a log."""
 
@@ -51,15 +55,19 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def progress_bar(label: str, total: int, show: bool | None = None) -> Iterator[Advance]:
+def progress_bar(label: str, total: int, show: Progress = None) -> Iterator[Advance]:
     """Show how far work is, with its rate and the time left.
 
     Args:
         label: name of the work.
         total: number of steps.
         show: True for a bar, False for nothing; by default a bar on a terminal, and elsewhere a
-            line whenever a minute has passed without one, over all work of this process.
+            line whenever a minute has passed without one, over all work of this process. A
+            function is called in place of a bar.
     """
+    if callable(show):
+        yield show
+        return
     if show is None and not sys.stderr.isatty():
         yield _LogLines(label, total)
         return

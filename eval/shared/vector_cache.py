@@ -25,6 +25,7 @@ from jaxtyping import Float
 
 from prompteol_jax import runtime
 from prompteol_jax.pretrained import provenance
+from prompteol_jax.progress import progress_bar
 from prompteol_jax.storage import atomic, paths
 
 LIMIT: Final = 4 * 2**30  # bytes of all folders
@@ -84,11 +85,12 @@ class CachedEncoder:
             )
         # Texts of like length share their batches, so that chunks hardly add any padding.
         missing.sort(key=lambda row: len(distinct[row]))
-        for start in range(0, len(missing), CHUNK):
-            part = missing[start : start + CHUNK]
-            chosen = [distinct[row] for row in part]
-            vectors[part] = self._embedder.encode(chosen, progress=progress)
-            self._write([digests[row] for row in part], vectors[part])
+        with progress_bar("encode", len(missing), progress) as advance:
+            for start in range(0, len(missing), CHUNK):
+                part = missing[start : start + CHUNK]
+                chosen = [distinct[row] for row in part]
+                vectors[part] = self._embedder.encode(chosen, progress=advance)
+                self._write([digests[row] for row in part], vectors[part])
         return vectors[np.asarray(index, np.int64)]
 
     def _look_up(self, digests: Sequence[bytes], vectors: np.ndarray) -> list[int]:

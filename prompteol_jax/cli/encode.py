@@ -233,10 +233,8 @@ def _encode_share(
     rows = sum(vectors.chunks[number].rows for number in vectors.share)
     reports = []
     start = time.perf_counter()
-    # A single shard moves the model's own bar, several move one over all of them.
-    is_primary, is_single = part.process == 0, len(vectors.share) == 1
     with (
-        progress_bar("encode", rows, None if is_primary and not is_single else False) as advance,
+        progress_bar("encode", rows, None if part.process == 0 else False) as advance,
         _quiet(),
         ThreadPoolExecutor(1) as writer,
     ):
@@ -244,13 +242,12 @@ def _encode_share(
         for number, sentences in _shares(texts, options.shard_rows, vectors):
             if options.clean:
                 sentences = [clean_sentence(text) for text in sentences]
-            bar = None if is_primary and is_single else False
-            z_nD = embedder.encode(sentences, normalize=options.normalize, progress=bar)
+            z_nD = embedder.encode(sentences, normalize=options.normalize, progress=advance)
             if writing is not None:
                 writing.result()
             writing = writer.submit(vectors.write, number, z_nD)
             reports.append(embedder.report)
-            advance(len(sentences))
+            advance(len(sentences) - embedder.report.distinct)  # copies of other texts
         if writing is not None:
             writing.result()
     seconds = time.perf_counter() - start

@@ -41,7 +41,7 @@ from prompteol_jax.methods.edits import Edit
 from prompteol_jax.methods.pooling import LAST, Pooling
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.ops import select
-from prompteol_jax.progress import progress_bar
+from prompteol_jax.progress import Progress, progress_bar
 from prompteol_jax.text.prompt import Prompt, PromptIds
 
 _CHUNK: Final = 1024  # texts tokenized together
@@ -120,7 +120,7 @@ class Pipeline:
         report: Report,
         *,
         batch_tokens: int | None = None,
-        progress: bool | None = None,
+        progress: Progress = None,
         check_finite: bool = True,
     ) -> Float[np.ndarray, "n W"]:
         """Encode texts, each distinct one once; the rows are in the order of the texts.
@@ -128,7 +128,7 @@ class Pipeline:
         Args:
             report: counts of this call, filled in.
             batch_tokens: tokens of a batch, in place of the pipeline's own number.
-            progress: show a bar on standard error; by default where it is a terminal.
+            progress: show a bar on standard error; see `progress_bar`.
         Raises: NotFinite naming a text whose vector is not finite.
         """
         first: dict[str, int] = {}

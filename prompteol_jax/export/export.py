@@ -202,15 +202,19 @@ def export_hf(run: SavedRun, output: Path, dtype: str) -> str:
     from prompteol_jax.lora.lora import merge_lora
     from prompteol_jax.pretrained.load import save_pretrained
 
+    _say(f"loading {run.folder}")
     embedder = run.load()
     vectors = embedder.encode(SENTENCES, progress=False)
+    _say("merging and writing")
     save_pretrained(embedder.pretrained, merge_lora(embedder.decoder), output, dtype=dtype)
     write_sentence_files(output, embedder.template, width=embedder.width)
     template = embedder.template
     del embedder
+    _say("reading it back")
     again = Embedder.from_pretrained(str(output), template=template, dtype="float32")
     said = f"merged model in {dtype}, {_compared(vectors, again, dtype)}"
     del again
+    _say("asking sentence-transformers for its vectors")
     theirs = encode_there(output, SENTENCES)
     if theirs is None:
         return f"{said}; sentence-transformers is not installed, its prompt was rendered instead"
@@ -227,8 +231,10 @@ def export_orbax(run: SavedRun, output: Path, dtype: str) -> str:
     from prompteol_jax.pretrained.load import save_tokenizer
     from prompteol_jax.pretrained.orbax_folder import read_arrays, write_arrays
 
+    _say(f"loading {run.folder}")
     embedder = run.load()
     vectors = embedder.encode(SENTENCES, progress=False)
+    _say("merging and writing")
     merged = merge_lora(embedder.decoder)
     arrays = {path: leaf.astype(jnp.dtype(dtype)) for path, leaf in build.leaves(merged).items()}
     write_arrays(output / "weights", arrays)
@@ -236,6 +242,7 @@ def export_orbax(run: SavedRun, output: Path, dtype: str) -> str:
     text = json.dumps(fields, indent=2) + "\n"
     (output / "config.json").write_text(text, encoding="utf-8")
     save_tokenizer(embedder.pretrained, output)
+    _say("reading it back")
     read = read_arrays(output / "weights", arrays)
     different = [path for path in arrays if not np.array_equal(read[path], arrays[path])]
     if different:
@@ -243,6 +250,11 @@ def export_orbax(run: SavedRun, output: Path, dtype: str) -> str:
     wide = {path: array.astype(jnp.float32) for path, array in read.items()}
     embedder.use(build.fill(merged, wide))
     return f"{len(arrays)} arrays in {dtype}, {_compared(vectors, embedder, dtype)}"
+
+
+def _say(step: str) -> None:
+    sys.stderr.write(f"{step} ...\n")
+    sys.stderr.flush()
 
 
 def _shape(run: SavedRun) -> tuple[Any, Any]:

@@ -143,6 +143,22 @@ def test_one_long_word_leaves_every_column_in_view(chromium, tmp_path):
     assert [one["scrolled"] for one in found if one["width"] == max(browser.WIDTHS)] == [0]
 
 
+def test_a_printed_page_cuts_no_column(chromium, tmp_path, monkeypatch):
+    """A frame as wide as a sheet of A4 within its margins, where the rules of print hold."""
+    monkeypatch.setattr(browser, "WIDTHS", (688,))
+    pages = search_pages(tmp_path) | transfer_page(tmp_path)
+    rows = [(f"{word} and more text", *["36.19 ± 1.25"] * 7) for word in LONG]
+    header = ("pair", *"abcdefg")
+    report.write_page(tmp_path / "x.html", "x", {}, [("x", report.table(header, rows))])
+    pages["long"] = tmp_path / "x.html"
+    texts = {name: path.read_text(encoding="utf-8") for name, path in pages.items()}
+    assert all("@media print" in text for text in texts.values())
+    printed = {name: text.replace("@media print", "@media all") for name, text in texts.items()}
+    problems, found = browser.faults(chromium, printed, tmp_path)
+    assert problems == []
+    assert {one["page"]: one["scrolled"] for one in found} == dict.fromkeys(pages, 0)
+
+
 def test_what_is_wrong_with_a_page_is_found(chromium, tmp_path):
     good = tmp_path / "good.html"
     cloud = report.table(("a",), [("x " * 400,)])

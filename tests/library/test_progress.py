@@ -36,6 +36,16 @@ def test_short_pieces_of_long_work_speak_too(clock, capsys):
     assert re.findall(r"^task \d", capsys.readouterr().err, re.M) == ["task 2", "task 5", "task 8"]
 
 
+def test_a_bar_over_more_work_is_told_instead(clock, capsys):
+    with (
+        progress.progress_bar("all", 8) as over_all,
+        progress.progress_bar("a piece", 2, show=over_all) as advance,
+    ):
+        clock[0] += 61
+        advance(2)
+    assert capsys.readouterr().err == "all: 2 of 8 (25%), 0/s, 3 min 3 s left\n"
+
+
 def test_nothing_is_shown_where_that_is_asked_for(clock, capsys):
     with progress.progress_bar("encode", 0, show=False) as advance:
         clock[0] += 100

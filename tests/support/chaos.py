@@ -159,9 +159,9 @@ def wait(ready) -> None:
         time.sleep(0.001)
 
 
-def count_lines(run: Path) -> int:
+def count_lines(run: Path, name: str = "metrics.jsonl") -> int:
     with contextlib.suppress(FileNotFoundError):
-        return (run / "metrics.jsonl").read_bytes().count(b"\n")
+        return (run / name).read_bytes().count(b"\n")
     return 0
 
 

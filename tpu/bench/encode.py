@@ -20,6 +20,7 @@ from prompteol_jax.embedder import Embedder
 from prompteol_jax.errors import UserError
 from prompteol_jax.models import tiny
 from prompteol_jax.pretrained import provenance
+from prompteol_jax.progress import progress_bar
 from prompteol_jax.storage import corpus
 from prompteol_jax.text.template import clean_sentence
 from tpu.bench import device
@@ -156,14 +157,16 @@ def _rounds(
 ) -> dict[str, list[float]]:
     """Return the seconds of ours and each peer, in turn, the texts in a new order every round."""
     seconds: dict[str, list[float]] = {"ours": [], **{peer.kind: [] for peer in peers}}
-    for number in range(rounds):
-        shuffled = random.Random(number).sample(texts, len(texts))
-        start = time.perf_counter()
-        embedder.encode(shuffled)
-        seconds["ours"].append(time.perf_counter() - start)
-        prompts = [embedder.template.fill(text) for text in shuffled]
-        for peer in peers:
-            seconds[peer.kind].append(peer.ask(prompts)["seconds"])
+    with progress_bar("rounds", rounds) as advance:
+        for number in range(rounds):
+            shuffled = random.Random(number).sample(texts, len(texts))
+            start = time.perf_counter()
+            embedder.encode(shuffled, progress=False)
+            seconds["ours"].append(time.perf_counter() - start)
+            prompts = [embedder.template.fill(text) for text in shuffled]
+            for peer in peers:
+                seconds[peer.kind].append(peer.ask(prompts)["seconds"])
+            advance()
     return seconds
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import jax
 
 from prompteol_jax.pretrained import provenance
+from prompteol_jax.progress import progress_bar
 from tpu.bench import device as speed
 from tpu.bench.peer_process import Peer
 from tpu.plan.jobs import linear_weights
@@ -106,16 +107,18 @@ def _rounds(
     seconds: dict[str, list[float]] = {name: [] for name in names}
     losses: dict[str, list[float]] = {name: [] for name in names}
     ours, tokens = _steps(run), []
-    for number in range(_WARM_UP + options.rounds):
-        took = {"ours": next(ours)}
-        tokens.append(took["ours"]["tokens"])
-        prompts = run.collate.sentences.filled(run.settings.batches[number])
-        for peer in peers:
-            took[peer.kind] = peer.ask(prompts)
-        for name, reply in took.items():
-            losses[name].append(reply["loss"])
-            if number >= _WARM_UP:
-                seconds[name].append(reply["seconds"])
+    with progress_bar("steps", _WARM_UP + options.rounds) as advance:
+        for number in range(_WARM_UP + options.rounds):
+            took = {"ours": next(ours)}
+            tokens.append(took["ours"]["tokens"])
+            prompts = run.collate.sentences.filled(run.settings.batches[number])
+            for peer in peers:
+                took[peer.kind] = peer.ask(prompts)
+            for name, reply in took.items():
+                losses[name].append(reply["loss"])
+                if number >= _WARM_UP:
+                    seconds[name].append(reply["seconds"])
+            advance()
     if options.profile:
         with jax.profiler.trace(str(options.profile)):
             next(ours)

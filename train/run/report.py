@@ -145,7 +145,7 @@ def _draw_curve(
         axes.plot(steps, _smoothed(values), color=_RAW, linewidth=1.8)
     if curve.decades and values.min() > 0 and values.max() > 20 * values.min():
         axes.set_yscale("log")
-    elif values.min() >= 0:
+    elif 0 <= values.min() <= values.max() / 2:  # a curve that is flat from 0 shows nothing
         axes.set_ylim(bottom=0)
     return drawing
 

@@ -9,6 +9,7 @@ import pytest
 
 from eval.shared import vector_cache
 from eval.shared.vector_cache import CachedEncoder, CacheOptions
+from prompteol_jax import progress
 from prompteol_jax.pretrained.provenance import digest
 
 pytestmark = pytest.mark.unit
@@ -49,6 +50,22 @@ def test_an_interruption_keeps_what_was_encoded(tmp_path, monkeypatch):
     second = Lengths()
     CachedEncoder(second, tmp_path / "f").encode(TEXTS)
     assert second.calls == [["ccc", "dddd\ud800"]]
+
+
+def test_progress_is_over_all_chunks(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(vector_cache, "CHUNK", 1)
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    told = Lengths()
+    encode = told.encode
+
+    def advancing(texts, progress=None):
+        progress(len(texts))
+        return encode(texts)
+
+    told.encode = advancing
+    CachedEncoder(told, tmp_path / "f").encode(TEXTS)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(" (")[0] for line in lines] == [f"encode: {n} of 4" for n in range(1, 5)]
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", b"x" * 300])

@@ -44,6 +44,17 @@ def test_values_and_gradients_are_those_of_the_formula(kind):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=2e-5 * float(jnp.abs(one).max()))
 
 
+def test_the_kernel_subtracts_a_large_mean_before_it_squares():
+    x, scale, bias, _ = operands("layer")
+    x = x + 1000.0
+    kernel = partial(norm_tpu.fork, interpret=True)
+    found, _ = kernel(norm.Norm(1e-5, centered=True), Saved(x), scale, bias)
+    wide = np.asarray(x, np.float64)
+    centered = wide - wide.mean(-1, keepdims=True)
+    wanted = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-5) * scale + bias
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-3)
+
+
 def test_a_mesh_changes_nothing():
     given = operands("layer")
     alone = both("layer", *given)[1]

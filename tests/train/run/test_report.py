@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from train.run import report
 from train.run.report import write_run_report
 
 CONFIG = {"model": "tiny", "mesh": "4x2", "dev": None, "lora": {"rank": 64}, "note": "<b>&"}
@@ -56,6 +57,19 @@ def test_a_metric_of_another_loss_has_its_curve(tmp_path):
     page = write_run_report(write_run(tmp_path, metrics=metrics)).read_text()
     assert page.count("<svg") == 7
     assert "margin" in page
+
+
+@pytest.mark.parametrize(
+    ("values", "from_zero"),
+    [([3.74, 3.6, 3.45], False), ([5.0, 1.0, 0.4], True), ([0.0, 0.9, 1.0], True)],
+    ids=["flat from zero", "falls to zero", "rises from zero"],
+)
+def test_an_axis_shows_the_curve(values, from_zero):
+    steps, heights = np.arange(3.0), np.array(values)
+    (axes,) = report._draw_curve(report._CURVES[0], steps, heights).axes
+    low, high = axes.get_ylim()
+    assert (low == 0) == from_zero
+    assert heights.max() - heights.min() > 0.6 * (high - low)
 
 
 def test_the_page_needs_nothing_else(tmp_path):
