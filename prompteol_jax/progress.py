@@ -18,7 +18,7 @@ class Advance(Protocol):
     def __call__(self, steps: int = 1) -> None: ...
 
 
-# Whether progress is shown, or a function of a bar over more work, which is told instead.
+# Whether progress is shown, or the function of a bar over more work, which is called instead.
 Progress = bool | Advance | None
 
 

@@ -111,8 +111,10 @@ def read_lengths(path: Path | None, job: Literal["encode", "train"]) -> Lengths:
         counts = {int(n): int(count) for n, count in fields["counts"].items()}
         prefix = {str(name): int(ids) for name, ids in fields["prefix"].items()}
         lengths = Lengths(str(fields["source"]), prefix, counts)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{source} is no file of lengths; {PROGRAM} writes one: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(
+            f"{source} is no file of lengths; {PROGRAM} writes one: {error!s:.200}"
+        ) from None
     if not counts or min(counts) < 1 or min(counts.values()) < 1:
         raise UserError(f"{source}: lengths and their counts must be 1 or more")
     if min(prefix.values(), default=0) < 0:

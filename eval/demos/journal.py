@@ -90,12 +90,14 @@ class Journal:
             entry = json_files.parse_object(line, f"line {number}")
             start, stop = entry["pairs"]
             values = np.frombuffer(base64.b64decode(entry["cosines"], validate=True), "<f8")
-            name = entry["candidate"]
+            missing = stop - start - len(values)
+            self._known[entry["candidate"], start, stop] = values
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.path}:{number}: a damaged line ({error}); remove it") from None
-        if len(values) != stop - start:
+            raise UserError(
+                f"{self.path}:{number}: a damaged line ({error!s:.200}); remove it"
+            ) from None
+        if missing:
             raise UserError(f"{self.path}:{number}: {len(values)} cosines for {stop - start} pairs")
-        self._known[name, start, stop] = values
 
 
 def _packed(cosines: Float64[np.ndarray, " n"]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,12 +184,12 @@ def _qrels(
             problems.add(path, number, f"{len(cells)} cells, expected 3 separated by tabs")
             continue
         query, document, score = cells
-        unknown = [f"query {query!r}"] * (query not in queries)
-        unknown += [f"document {document!r}"] * (document not in documents)
+        unknown = [f"query {query!r:.80}"] * (query not in queries)
+        unknown += [f"document {document!r:.80}"] * (document not in documents)
         if unknown:
             problems.add(path, number, f"unknown {' and '.join(unknown)}")
-        elif not score.lstrip("-").isdecimal():
-            problems.add(path, number, f"the score {score!r} is not a whole number")
+        elif not re.fullmatch(r"-?[0-9]{1,9}", score):
+            problems.add(path, number, f"the score {score!r:.80} is not a whole number")
         elif document in qrels.setdefault(query, {}):
             problems.add(path, number, f"query {query!r} judges document {document!r} twice")
         else:

@@ -185,7 +185,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         return _with_arrays(json_files.read_object(path, LIMIT))
     except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is no result file: {error}") from error
+        raise UserError(f"{path} is no result file: {error!s:.200}") from error
 
 
 def _finite(value: object) -> object:

@@ -52,6 +52,7 @@ class Tokenizer:
         eos_id: int | None = None,
         decode: Callable[[list[int]], str] | None = None,
         rows: int | None = None,
+        placeholder: int | None = None,
     ):
         """Wrap a backend, whose own special tokens are not used.
 
@@ -61,13 +62,14 @@ class Tokenizer:
             decode: function that replaces the backend's decoding.
             rows: rows of the model's embedding, where the vocabulary has ids beyond them; a text
                 with such an id is refused.
+            placeholder: id beyond the rows that the caller replaces.
         """
         backend.no_padding()
         backend.no_truncation()
         self.backend = backend
         self.bos_id = bos_id
         self.eos_id = eos_id
-        self._rows = rows
+        self._rows, self._placeholder = rows, placeholder
         self._decode = decode or _plain_decode(backend)
 
     @cached_property
@@ -89,7 +91,8 @@ class Tokenizer:
         backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
         backend.add_tokens([text])
         number = backend.token_to_id(text)
-        return Tokenizer(backend, bos_id=self.bos_id, eos_id=self.eos_id), number
+        kept: dict[str, Any] = {"bos_id": self.bos_id, "eos_id": self.eos_id, "rows": self._rows}
+        return Tokenizer(backend, **kept, placeholder=number), number
 
     def entry(self, number: SupportsInt) -> str | None:
         """Return the vocabulary's entry of an id; None where it has none."""
@@ -130,7 +133,8 @@ class Tokenizer:
         return (encoding.ids for encoding in encoded)
 
     def _check_rows(self, text: str, ids: Sequence[int], rows: int) -> None:
-        beyond = next((number for number in ids if number >= rows), None)
+        past = (number for number in ids if number >= rows and number != self._placeholder)
+        beyond = next(past, None)
         if beyond is not None:
             raise UserError(
                 f"the text {text!r:.80} holds {self.entry(beyond)!r}, id {beyond}, but the model's "

@@ -8,6 +8,7 @@ import json
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Final, NamedTuple
@@ -15,9 +16,13 @@ from typing import Final, NamedTuple
 import numpy as np
 from mutations import mutate
 
+from eval.demos.journal import Journal
+from eval.retrieval import beir
+from eval.shared import results
 from eval.sts.tasks import read_tasks
 from eval.transfer.tasks import read_transfer
 from prompteol_jax.lora.peft import read_adapter_config
+from prompteol_jax.methods import library
 from prompteol_jax.models.build import read_config
 from prompteol_jax.models.published import PUBLISHED
 from prompteol_jax.storage import corpus, manifest
@@ -26,6 +31,7 @@ from prompteol_jax.text.template import TEMPLATES, read_template
 from prompteol_jax.weights.folder import open_tensors
 from prompteol_jax.weights.safetensors import open_safetensors
 from prompteol_jax.weights.torch_bin import open_bin
+from tpu.lengths import read_lengths
 from train.data.triplets import read_triplets
 
 CORPUS: Final = Path(__file__).with_name("corpus")
@@ -218,6 +224,40 @@ def _moved(path: Path, place: str) -> Path:
     return path.parent / "downstream"
 
 
+_DOCUMENTS: Final = b'{"_id": "d1", "title": "T", "text": "a cat"}\n{"_id": "d2", "text": "b"}\n'
+_JUDGED: Final = b"query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\td2\t0\n"
+
+
+def _beir(path: Path, place: str) -> object:
+    """Read a BEIR folder in which one file is the input."""
+    folder = path.parent / "beir"
+    (folder / "qrels").mkdir(parents=True, exist_ok=True)
+    query = b'{"_id": "q1", "text": "cat?"}\n'
+    sound = {"corpus.jsonl": _DOCUMENTS, "queries.jsonl": query, "qrels/test.tsv": _JUDGED}
+    for name, content in {**sound, place: path.read_bytes()}.items():
+        (folder / name).write_bytes(content)
+    return beir.read(folder)
+
+
+def _results() -> list[bytes]:
+    array = {"dtype": "<f4", "base64": "AACAPwAAAEA="}
+    example = {"cosine": array, "gold": {"dtype": "|u1", "base64": "AAEC"}}
+    return [json.dumps({"model": "m", "scores": {"STS12": 1.5}, "examples": [example]}).encode()]
+
+
+def _journals() -> list[bytes]:
+    entry = {"candidate": "c", "pairs": [0, 1], "cosines": "AAAAAAAA8D8="}
+    return [b"".join(json.dumps(e).encode() + b"\n" for e in ({"work": {"a": 1}}, entry, entry))]
+
+
+def _lengths() -> list[bytes]:
+    return [json.dumps({"source": "s", "counts": {"7": 3}, "prefix": {"eol": 4}}).encode()]
+
+
+def _methods() -> list[bytes]:
+    return [path.read_bytes() for path in library.shipped().values()]
+
+
 def _templates() -> list[bytes]:
     return [json.dumps(template.to_json()).encode() for template in TEMPLATES.values()]
 
@@ -247,6 +287,14 @@ READERS: Final[Mapping[str, Reader]] = {
     "jsonl-triplets": Reader("triplets.jsonl", _triplet_jsonls, read_triplets),
     "senteval-sts": Reader("sts-dev.csv", _sts, _read_sts),
     "senteval-transfer": Reader("rt-polarity.pos", _sentences, _read_transfer),
+    "beir-corpus": Reader(
+        "corpus.jsonl", lambda: [_DOCUMENTS], partial(_beir, place="corpus.jsonl")
+    ),
+    "beir-qrels": Reader("test.tsv", lambda: [_JUDGED], partial(_beir, place="qrels/test.tsv")),
+    "result": Reader("result.json", _results, results.read),
+    "journal": Reader("journal.jsonl", _journals, lambda path: Journal(path, {"a": 1})),
+    "lengths": Reader("lengths.json", _lengths, lambda path: read_lengths(path, "encode")),
+    "method": Reader("method.json", _methods, library.read_method),
     "template-json": Reader("template.json", _templates, _read_template),
     "template-txt": Reader("template.txt", _notations, _read_template),
 }
