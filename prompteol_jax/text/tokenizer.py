@@ -27,6 +27,7 @@ import tokenizers
 
 from prompteol_jax.errors import NotFound, UserError
 from prompteol_jax.storage import json_files
+from prompteol_jax.text.vocabularies import recognized
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _CONFIGS: Final = ("tokenizer_config.json", "special_tokens_map.json")
@@ -149,56 +150,6 @@ def _plain_decode(backend: tokenizers.Tokenizer) -> Callable[[list[int]], str]:
 def paired(text: str) -> str:
     """Return the text with U+FFFD in place of each unpaired surrogate."""
     return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
-
-
-class _Known(NamedTuple):
-    """A vocabulary, recognized by some of its entries, and the ids it must give for a text."""
-
-    name: str
-    entries: dict[str, int]
-    golden: dict[str, list[int]]
-    has_bos: bool = True
-
-
-_PROMPT: Final = 'This sentence : "A jockey riding a horse." means in one word:"'
-_KNOWN: Final = (
-    _Known(
-        "OPT",
-        {"Hello": 31414, "\u0120my": 127, "\u0120dog": 2335, "\u0120cute": 11962},
-        {
-            "Hello, my dog is cute": [2, 31414, 6, 127, 2335, 16, 11962],
-            _PROMPT: [
-                *(2, 713, 3645, 4832, 22, 250, 1236, 16303, 5793, 10, 5253, 72, 839, 11, 65),
-                *(2136, 36856),
-            ],
-        },
-    ),
-    _Known(
-        "LLaMA 1 and 2",
-        {"\u2581Hello": 15043, "\u2581world": 3186},
-        {
-            "Hello world": [1, 15043, 3186],
-            _PROMPT: [
-                *(1, 910, 10541, 584, 376, 29909, 432, 10119, 364, 4821, 263, 10435, 1213, 2794),
-                *(297, 697, 1734, 6160),
-            ],
-        },
-    ),
-    _Known(
-        "LLaMA 3",
-        {"Hello": 9906, "\u0120world": 1917, "<|begin_of_text|>": 128000},
-        {"Hello world": [128000, 9906, 1917]},
-    ),
-    _Known(
-        "Qwen 2, 2.5 and 3",
-        {"Hello": 9707, "\u0120world": 1879, "<|endoftext|>": 151643},
-        {
-            "Hello world": [9707, 1879],
-            "e\u0301": [963],  # NFC
-        },
-        has_bos=False,
-    ),
-)
 
 
 class Golden(NamedTuple):
@@ -370,23 +321,14 @@ def golden_ids(tokenizer: Tokenizer) -> list[Golden]:
     """Tokenize the texts whose ids are known; none where the vocabulary is not recognized."""
     return [
         Golden(known.name, text, ids, tokenizer.ids([text])[0].tolist())
-        for known in _recognized(tokenizer.backend)
+        for known in recognized(tokenizer.backend)
         for text, ids in known.golden.items()
-    ]
-
-
-def _recognized(backend: tokenizers.Tokenizer) -> list[_Known]:
-    entry = backend.token_to_id
-    return [
-        known
-        for known in _KNOWN
-        if all(entry(text) == number for text, number in known.entries.items())
     ]
 
 
 def _lacks_bos(backend: tokenizers.Tokenizer) -> bool:
     """Return whether the vocabulary is known to have no BOS."""
-    return any(not known.has_bos for known in _recognized(backend))
+    return any(not known.has_bos for known in recognized(backend))
 
 
 def _wrong_ids(tokenizer: Tokenizer) -> list[str]:

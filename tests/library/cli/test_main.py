@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from prompteol_jax import Embedder, clean_sentence
+from prompteol_jax import Embedder, clean_sentence, progress
 from prompteol_jax.cli import encode as encode_command
 from prompteol_jax.cli import main as cli
 from prompteol_jax.cli.options import ModelOptions
@@ -27,6 +27,12 @@ TEXTS = [
     *("A man is playing a guitar.", "the cat sleeps", "", "A man is playing a guitar."),
     *('say "no"', "two  spaces", "😀", "the dog runs", "word " * 600),
 ]
+
+
+@pytest.fixture(autouse=True)
+def no_lines_of_progress(monkeypatch):
+    """Leave standard error to the closing line, on a slow machine too."""
+    monkeypatch.setattr(progress, "EVERY", float("inf"))
 
 
 @pytest.fixture(scope="module")
