@@ -78,7 +78,12 @@ class Embedder:
         self.pooling = chosen.name
         config, mesh = pretrained.config, pretrained.mesh
         _check_max_tokens(max_tokens, config.P)
-        self.prompt = Prompt(self.template, pretrained.tokenizer, max_tokens=max_tokens or config.P)
+        self.prompt = Prompt(
+            self.template,
+            pretrained.tokenizer,
+            max_tokens=max_tokens or config.P,
+            most_shared=config.layers(config.L).short_tokens,
+        )
         self._pipeline = Pipeline(
             decoder=pretrained.decoder,
             prompt=self.prompt,
@@ -89,7 +94,8 @@ class Embedder:
             plan=plan,
             batch_tokens=batch_tokens,
         )
-        self._head = Head(mesh, config.V, partial(read_lm_head, pretrained))
+        read = partial(read_lm_head, pretrained)
+        self._head = Head(mesh, config.V, read, softcap=config.logit_cap)
         self._last = threading.local()
 
     @classmethod

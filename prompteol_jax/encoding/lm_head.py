@@ -17,6 +17,7 @@ from prompteol_jax.errors import UserError
 from prompteol_jax.methods.pooling import LAST
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.ops import einsum
+from prompteol_jax.ops.attention import soft_cap
 
 _ROWS: Final = 256  # vectors that are ranked together
 
@@ -37,6 +38,7 @@ class Head:
     Attributes:
         mesh: where it computes.
         vocab_size: number of tokens that it ranks.
+        softcap: bound c of the logits, c * tanh(logit / c); None for no bound.
         read: function that returns the head, or None where it is the word embedding; called once,
             when the head is first needed.
     """
@@ -44,6 +46,7 @@ class Head:
     mesh: Mesh
     vocab_size: int
     read: Callable[[], Float[Array, "V D"] | None]
+    softcap: float | None = None
 
     def check(self, k: int) -> None:
         """Refuse a number of tokens that the head does not rank.
@@ -63,7 +66,8 @@ class Head:
             z_BD = jnp.asarray(z_nD[start : start + _ROWS]).astype(head_VD.dtype)
             with jax.set_mesh(self.mesh):
                 logits_BV = einsum.dot("BD,VD->BV", z_BD, head_VD)
-                p_Bk, ids_Bk = jax.lax.top_k(jax.nn.softmax(logits_BV), k)
+                bounded_BV = soft_cap(logits_BV, self.softcap)
+                p_Bk, ids_Bk = jax.lax.top_k(jax.nn.softmax(bounded_BV), k)
             ids.append(np.asarray(ids_Bk))
             p.append(np.asarray(p_Bk))
         return np.concatenate(ids), np.concatenate(p)

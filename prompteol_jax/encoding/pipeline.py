@@ -36,7 +36,7 @@ from prompteol_jax.encoding.buckets import Buckets
 from prompteol_jax.encoding.layerwise import LayerwiseRunner
 from prompteol_jax.encoding.runners import Reading, Runner, WholeRunner
 from prompteol_jax.encoding.strategy import Plan, default_batch_tokens
-from prompteol_jax.errors import NotFinite
+from prompteol_jax.errors import NotFinite, UserError
 from prompteol_jax.methods.edits import Edit
 from prompteol_jax.methods.pooling import LAST, Pooling
 from prompteol_jax.models.decoder import Decoder
@@ -241,6 +241,13 @@ class Pipeline:
         if not 0 <= first < end <= len(whole):
             name, T = self.pooling.name, len(whole)
             raise ValueError(f"pooling {name} reads positions {first} to {end} of {T}")
+        most = self.prompt.most_shared
+        if most is not None and end < len(whole) > most:
+            name, T = self.pooling.name, len(whole)
+            raise UserError(
+                f"pooling {name} reads {end} of the {T} tokens of a text, but beyond {most} this "
+                f"model's rope depends on the number of tokens; set max_tokens to {most}"
+            )
         if not self._shares_prefix:  # no text has a prefix in the cache, so all share none
             return Sentence(member, whole[:end], True, first)
         if first < C:

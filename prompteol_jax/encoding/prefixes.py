@@ -106,7 +106,8 @@ class PrefixEncoder:
     def prompt(self, template: Template) -> Prompt:
         """Return the prompt of a template."""
         ours = self.pipeline.prompt
-        return Prompt(template, ours.tokenizer, max_tokens=ours.max_tokens)
+        most = {"max_tokens": ours.max_tokens, "most_shared": ours.most_shared}
+        return Prompt(template, ours.tokenizer, **most)
 
     def groups(self, templates: Sequence[Template]) -> Iterator[list[Candidate]]:
         """Yield templates that are computed together, in a way that depends on the list alone.
@@ -176,12 +177,13 @@ class PrefixEncoder:
         if known is None or known.texts != texts:
             mesh, own = self.pipeline.mesh, base(texts)
             tokens = self._tokens // TOGETHER
+            most = min(base.max_tokens, base.most_shared or base.max_tokens)
             sorter = Sorter(Buckets.fixed(base.max_tokens, tokens, mesh.shape["data"]))
             sentences = (Sentence(n, ids, True) for n, ids in enumerate(own.ids) if own.shared[n])
             batches = [batch for sentence in sentences for batch in sorter.add(sentence)]
             batches += sorter.rest()
             on_mesh = [(rows_to_mesh(batch.rows, mesh), batch.members) for batch in batches]
-            known = self._on_device[base] = _Texts(texts, own, on_mesh, base.max_tokens)
+            known = self._on_device[base] = _Texts(texts, own, on_mesh, most)
         return known
 
     def _candidate(self, template: Template) -> Candidate:

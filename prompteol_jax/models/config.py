@@ -57,6 +57,10 @@ class Fields:
             return None
         return default
 
+    def has(self, name: str) -> bool:
+        """Return whether a field is there and not null."""
+        return self._all.get(name) is not None
+
     def integer(self, name: str, default: Any = _ABSENT, *, most: int = _MOST) -> int:
         """Read a whole number from 1 to `most`; a wrong one is noted, and 1 returned."""
         value = self.take(name, default)
@@ -67,6 +71,17 @@ class Fields:
         elif value is not None:
             self.wrong(f"{name} = {shown(value)} is not a whole number from 1 up")
         return 1
+
+    def integer_or_null(self, name: str, default: int | None) -> int | None:
+        """Read a whole number from 1 up, or null, which is not the same as absent."""
+        return None if self._is_null(name, default) else self.integer(name, default)
+
+    def number_or_null(self, name: str, default: float | None) -> float | None:
+        """Read a finite number above 0, or null, which is not the same as absent."""
+        return None if self._is_null(name, default) else self.number(name, default, positive=True)
+
+    def _is_null(self, name: str, default: Any) -> bool:
+        return self._all.get(name, default) is None
 
     def number(self, name: str, default: Any = _ABSENT, *, positive: bool = False) -> float:
         """Read a finite number from 0 up, or above 0; a wrong one is noted, and 1 returned."""
@@ -101,6 +116,10 @@ class Fields:
         value = self._left.pop(name, None)
         if value is not None and value not in allowed:
             self.wrong(f"{name} = {shown(value)} is not supported; supported: {list(allowed)}")
+
+    def require(self, *names: str) -> None:
+        """Note which of these fields are missing, though `take` would have a default."""
+        self._wrong += [f"{name} is missing" for name in names if self._all.get(name) is None]
 
     def ignore(self, *names: str) -> None:
         """Tick off fields of this family that cannot change a hidden state."""

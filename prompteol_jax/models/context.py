@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from prompteol_jax.models.rope import Rope
 from prompteol_jax.ops.context import AttentionContext, LayerInfo, visible
-from prompteol_jax.ops.rope import Rope, rope_table
+from prompteol_jax.ops.rope import Rope as RopeTable
+from prompteol_jax.ops.rope import rope_table
 
 
 class Rows(NamedTuple):
@@ -52,13 +53,27 @@ class KVCache(NamedTuple):
         return None if self.tokens is None else jnp.arange(self.last[0].shape[0]) < self.tokens
 
 
-@runtime_checkable
-class RopeConfig(Protocol):
-    """How fast each pair of a head rotates."""
+def positions(rows: Rows, offset: Any) -> Int[Array, "b T"]:
+    """Return the position of every token in its text.
 
-    def inverse_frequencies(self, H: int) -> np.ndarray:
-        """Return radians a position for each of the H/2 pairs, float32."""
-        ...
+    Args:
+        offset: tokens of the prefix, before the first position of a row.
+    """
+    index_BT = jnp.arange(rows.ids_BT.shape[1])[None]
+    return offset + (index_BT if rows.start_BT is None else index_BT - rows.start_BT)
+
+
+def text_tokens(rows: Rows, position_BT: Int[Array, "b T"]) -> Int[Array, "B t"]:
+    """Return how many tokens each token's text has, the prefix included."""
+    B, T = rows.ids_BT.shape
+    if rows.start_BT is None:
+        last_BT = rows.last_BS.max(1, keepdims=True)
+    else:
+        start_BS = jnp.take_along_axis(rows.start_BT, rows.last_BS, axis=1)
+        own_BTS = rows.start_BT[:, :, None] == start_BS[:, None]
+        last_BT = jnp.where(own_BTS, rows.last_BS[:, None], 0).max(-1)
+    position_BT = jnp.broadcast_to(position_BT, (B, T))
+    return jnp.take_along_axis(position_BT, last_BT, axis=1) + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +90,16 @@ class Layers:
     depth: int
     D: int
     H: int
-    ropes: tuple[RopeConfig, ...] = ()
+    ropes: tuple[Rope, ...] = ()
     rope_L: tuple[int, ...] | None = None
     window_L: tuple[int | None, ...] | None = None
+
+    def with_local_rope(self, rope: Rope) -> Layers:
+        """Return the same layers, those with a window with a rope of their own."""
+        if self.window_L is None or self.ropes == (rope,):
+            return self
+        rope_L = tuple(int(window is not None) for window in self.window_L)
+        return dataclasses.replace(self, ropes=(*self.ropes, rope), rope_L=rope_L)
 
     def info(self, layer: int) -> LayerInfo:
         """Return what is different in one layer."""
@@ -97,24 +119,47 @@ class Layers:
         window = self.window_L[layer]
         return np.iinfo(np.int32).max if window is None else window
 
+    @property
+    def short_tokens(self) -> int | None:
+        """Most tokens of a text whose states are those of a shared prefix; None for any text."""
+        return min((r.short_tokens for r in self.ropes if r.short_tokens is not None), default=None)
+
     def context(
-        self, rows: Rows, position_BT: Any, prefix_mask_C: Any = None, prefix_tokens: int = 0
+        self, rows: Rows, offset: Any, prefix_mask_C: Any = None, prefix_tokens: int = 0
     ) -> AttentionContext:
         """Return what all layers see where every token of the rows is a query.
 
         Args:
+            offset: tokens of the prefix, before the first position of a row.
             prefix_mask_C: tokens of a padded cached prefix that are real; None where all are.
             prefix_tokens: tokens of the prefix at the beginning of the rows themselves.
         """
+        T = rows.ids_BT.shape[1]
+        position_BT = positions(rows, offset)
         return AttentionContext(
-            visible(rows.ids_BT.shape[1], None, rows.start_BT, prefix_tokens),
-            position_BT=None if self.window_L is None else position_BT,
-            ropes=self._tables(position_BT),
+            visible(T, None, rows.start_BT, prefix_tokens),
+            position_BT=position_BT if self._windows_matter(T, offset, prefix_mask_C) else None,
+            ropes=tuple(self._table(rope, rows, position_BT) for rope in self.ropes),
             segment_start_BT=rows.start_BT,
             prefix_mask_C=prefix_mask_C,
             prefix_tokens=prefix_tokens,
         )
 
-    def _tables(self, position_BT: Any) -> tuple[Rope, ...]:
-        frequencies: Sequence[Any] = [rope.inverse_frequencies(self.H) for rope in self.ropes]
-        return tuple(rope_table(position_BT, jnp.asarray(f)) for f in frequencies)
+    def _windows_matter(self, T: int, offset: Any, prefix_mask_C: Any) -> bool:
+        """Return whether a text in rows of T tokens can be longer than a window."""
+        windows = [window for window in self.window_L or () if window is not None]
+        if not isinstance(offset, int):
+            offset = None if prefix_mask_C is None else prefix_mask_C.shape[0]
+        return bool(windows) and (offset is None or offset + T > min(windows))
+
+    def _table(self, rope: Rope, rows: Rows, position_BT: Any) -> RopeTable:
+        def table(*, long: bool) -> RopeTable:
+            frequency = jnp.asarray(rope.inverse_frequencies(self.H, long=long))
+            return rope_table(position_BT, frequency, rope.magnitude)
+
+        if rope.short_tokens is None:
+            return table(long=False)
+        is_long = text_tokens(rows, position_BT)[..., None] > rope.short_tokens
+        pairs = zip(table(long=True), table(long=False), strict=True)
+        cos, sin = (jnp.where(is_long, a, b) for a, b in pairs)
+        return cos, sin

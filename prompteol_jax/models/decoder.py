@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from prompteol_jax import nn
 from prompteol_jax.mesh import constrain
-from prompteol_jax.models.context import KVCache, Layers, Rows
+from prompteol_jax.models.context import KVCache, Layers, Rows, positions
 from prompteol_jax.ops import dropout
 from prompteol_jax.ops.attention import KeysValues
 from prompteol_jax.ops.context import AttentionContext
@@ -76,6 +76,7 @@ class Decoder(nnx.Module):
         """Return final hidden states of the sentences' last tokens, float32.
 
         Args:
+            cache: prefix of every row; no text may then have more than `layers.short_tokens`.
             keys: dropout keys, one a token; None switches all dropout off.
             remat: what the backward pass recomputes: nothing, all but matrix products, or all.
             prefix_tokens: tokens of the prefix at the beginning of every packed row, where there is
@@ -169,12 +170,9 @@ class Decoder(nnx.Module):
             prefix_mask_C: which of them are real, where the prefix is padded.
             prefix_tokens: how many of them are at the beginning of the rows themselves.
         """
-        position_BT = jnp.arange(rows.ids_BT.shape[1])[None]
-        position_BT = offset + (
-            position_BT if rows.start_BT is None else position_BT - rows.start_BT
-        )
-        x_BTD = constrain(self.embedding(rows.ids_BT, position_BT).astype(self.dtype), "BTD")
-        return x_BTD, self.layers.context(rows, position_BT, prefix_mask_C, prefix_tokens)
+        x_BTD = self.embedding(rows.ids_BT, positions(rows, offset)).astype(self.dtype)
+        context = self.layers.context(rows, offset, prefix_mask_C, prefix_tokens)
+        return constrain(x_BTD, "BTD"), context
 
     def end(
         self,

@@ -6,118 +6,62 @@ The family's config, modules and weight table.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
 
 import jax
-import numpy as np
 from flax import nnx
 
 from prompteol_jax import nn
-from prompteol_jax.models.config import MOST_LAYERS, Fields, shown
+from prompteol_jax.models.config import MOST_LAYERS, Fields
 from prompteol_jax.models.context import Layers
+from prompteol_jax.models.rope import Rope, read_rope
+from prompteol_jax.models.windows import Windows
 from prompteol_jax.ops.attention import KeysValues
 from prompteol_jax.ops.context import AttentionContext
 from prompteol_jax.ops.scan import Saved
 from prompteol_jax.weights.mapping import TensorMap
 
-# Fields of each kind of RoPE in a config, and what they are called here.
-_ROPE_FIELDS: Final = {
-    "default": {},
-    "linear": {"factor": "factor"},
-    "llama3": {
-        "factor": "factor",
-        "low_freq_factor": "low_freq_factor",
-        "high_freq_factor": "high_freq_factor",
-        "original_max_position_embeddings": "original_positions",
-    },
-}
 
+def read_shape(
+    f: Fields, *, H: int | None = None, P: int = 2048, norm_eps: float = 1e-6
+) -> dict[str, Any]:
+    """Read what the configs of LLaMA and of families like it have in common.
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Rope:
-    """How fast each pair of a head turns.
-
-    Attributes:
-        scaling: `"default"`, `"linear"` (all frequencies over `factor`) or `"llama3"` (low ones).
+    Args:
+        H, P, norm_eps: the family's defaults; by default heads join to D features.
     """
-
-    theta: float = 10000.0
-    scaling: str = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_positions: int = 8192
-
-    def inverse_frequencies(self, H: int) -> np.ndarray:
-        """Radians a place for each of the H/2 pairs, float32.
-
-        Source: transformers' modeling_rope_utils.py for the two kinds of scaling.
-        """
-        frequency = 1.0 / self.theta ** (np.arange(0, H, 2, dtype=np.float32) / np.float32(H))
-        frequency = frequency.astype(np.float32)
-        if self.scaling == "linear":
-            return (frequency / self.factor).astype(np.float32)
-        if self.scaling == "llama3":
-            return self._llama3(frequency)
-        return frequency
-
-    def _llama3(self, frequency: np.ndarray) -> np.ndarray:
-        wavelength = 2 * math.pi / frequency
-        turns = self.original_positions / wavelength  # full turns within the first training length
-        smooth = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
-        smooth = np.clip(smooth, 0.0, 1.0)
-        return ((1 - smooth) * frequency / self.factor + smooth * frequency).astype(np.float32)
-
-    @classmethod
-    def from_hf(cls, f: Fields) -> Rope:
-        """Read RoPE's fields, as transformers 5 does where a config gives them twice.
-
-        `rope_scaling` goes before `rope_parameters`, and `rope_theta` in either before the one at
-        the top (`convert_rope_params_to_dict` in modeling_rope_utils.py).
-        """
-        new, old = f.fields("rope_parameters"), f.fields("rope_scaling")
-        given = {name: value for name, value in (old or new).items() if value is not None}
-        outer = f.take("rope_theta", 10000.0)
-        theta = f.check_number("rope_theta", given.pop("rope_theta", outer), positive=True)
-        kinds = [given.pop(name) for name in ("rope_type", "type") if name in given] or ["default"]
-        kind = kinds[0]
-        if any(type(k) is not str or k not in _ROPE_FIELDS or k != kind for k in kinds):
-            f.wrong(f"RoPE of type {shown(kinds)} is not supported; supported: {[*_ROPE_FIELDS]}")
-        elif set(given) != set(_ROPE_FIELDS[kind]):
-            f.wrong(
-                f"RoPE of type {kind!r} takes {[*_ROPE_FIELDS[kind]]}, found {shown(sorted(given))}"
-            )
-        else:
-            values: dict[str, Any] = {
-                attribute: f.check_number(f"RoPE's {name}", given[name], positive=True)
-                for name, attribute in _ROPE_FIELDS[kind].items()
-            }
-            if kind == "llama3" and values["high_freq_factor"] <= values["low_freq_factor"]:
-                f.wrong("RoPE's high_freq_factor is not above its low_freq_factor")
-            if "original_positions" in values:
-                values["original_positions"] = int(values["original_positions"])
-            return cls(theta=theta, scaling=kind, **values)
-        return cls(theta=theta)
-
-    def to_hf(self) -> dict[str, Any]:
-        """The `rope_parameters` field of transformers 5."""
-        fields: dict[str, Any] = {"rope_type": self.scaling, "rope_theta": self.theta}
-        if self.scaling != "default":
-            fields["factor"] = self.factor
-        if self.scaling == "llama3":
-            fields["low_freq_factor"] = self.low_freq_factor
-            fields["high_freq_factor"] = self.high_freq_factor
-            fields["original_max_position_embeddings"] = self.original_positions
-        return fields
+    f.expect("attention_dropout", 0.0)
+    f.require_multiple("num_attention_heads", "num_key_value_heads")
+    D, N = f.integer("hidden_size"), f.integer("num_attention_heads")
+    if H is None and not f.has("head_dim"):
+        f.require_multiple("hidden_size", "num_attention_heads")
+    return dict(
+        L=f.integer("num_hidden_layers", most=MOST_LAYERS),
+        D=D,
+        N=N,
+        K=f.integer("num_key_value_heads", N),
+        H=f.integer("head_dim", H or D // N or 1),
+        F=f.integer("intermediate_size"),
+        V=f.integer("vocab_size"),
+        P=f.integer("max_position_embeddings", P),
+        norm_eps=f.number("rms_norm_eps", norm_eps),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
-    """The shape of a LLaMA model; P is the longest prompt."""
+    """The shape of a LLaMA model, or of one of a family like it.
+
+    Attributes:
+        P: longest prompt.
+        window_L: number of last tokens that each layer attends to, None for all of them; None
+            where no layer has a window, as in LLaMA.
+        logit_cap: bound c of the LM head's logits, c * tanh(logit / c); None for no bound.
+    """
 
     family: ClassVar[str] = "llama"
+    architecture: ClassVar[str] = "LlamaForCausalLM"
     mlp_matrices: ClassVar[int] = 3
     L: int
     D: int
@@ -132,6 +76,8 @@ class LlamaConfig:
     attention_bias: bool = False
     mlp_bias: bool = False
     tied: bool = False
+    window_L: Windows | None = None
+    logit_cap: float | None = None
 
     @property
     def sizes(self) -> Mapping[str, int]:
@@ -155,7 +101,8 @@ class LlamaConfig:
 
     def layers(self, depth: int) -> Layers:
         """Return what the first `depth` layers are, but for their weights."""
-        return Layers(depth, self.D, self.H, ropes=(self.rope,))
+        window_L = self.window_L and self.window_L[:depth]
+        return Layers(depth, self.D, self.H, ropes=(self.rope,), window_L=window_L)
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> LlamaConfig:
@@ -164,41 +111,34 @@ class LlamaConfig:
         Raises: UserError that names every field that is missing, unknown or out of range.
         """
         f = Fields(fields)
+        config = cls.read(f)
+        f.finish()
+        return cls(**config)
+
+    @classmethod
+    def read(cls, f: Fields) -> dict[str, Any]:
+        """Read the fields of this family."""
         f.expect("hidden_act", "silu")
         f.expect("pretraining_tp", *range(1, 65))  # a way to split products, equal but for rounding
-        f.expect("attention_dropout", 0.0)
         f.expect("rope_interleaved", False)
-        D, N = f.integer("hidden_size"), f.integer("num_attention_heads")
-        K = f.integer("num_key_value_heads", N)
-        if fields.get("head_dim") is None:
-            f.require_multiple("hidden_size", "num_attention_heads")
-        f.require_multiple("num_attention_heads", "num_key_value_heads")
-        config: dict[str, Any] = dict(
-            D=D,
-            N=N,
-            K=K,
-            H=f.integer("head_dim", D // N or 1),
-            L=f.integer("num_hidden_layers", most=MOST_LAYERS),
-            F=f.integer("intermediate_size"),
-            V=f.integer("vocab_size"),
-            P=f.integer("max_position_embeddings", 2048),
-            norm_eps=f.number("rms_norm_eps", 1e-6),
-            rope=Rope.from_hf(f),
+        shape = read_shape(f)
+        return shape | dict(
+            rope=read_rope(f, shape["H"], shape["P"]),
             attention_bias=f.flag("attention_bias", False),
             mlp_bias=f.flag("mlp_bias", False),
             tied=f.flag("tie_word_embeddings", False),
         )
-        if config["H"] % 2:
-            f.wrong(f"head_dim = {config['H']} is odd; RoPE turns pairs")
-        f.finish()
-        return cls(**config)
 
     def to_hf(self) -> dict[str, Any]:
         """Fields of the `config.json` that transformers reads back as this model."""
+        biases = {"attention_bias": self.attention_bias, "mlp_bias": self.mlp_bias}
+        return {**self.shape_to_hf(), **biases, "hidden_act": "silu"}
+
+    def shape_to_hf(self) -> dict[str, Any]:
+        """Return the fields that `read_shape` reads, and those of rope and tied heads."""
         return {
-            "model_type": "llama",
-            "architectures": ["LlamaForCausalLM"],
-            "hidden_act": "silu",
+            "model_type": self.family,
+            "architectures": [self.architecture],
             "hidden_size": self.D,
             "num_hidden_layers": self.L,
             "num_attention_heads": self.N,
@@ -209,8 +149,6 @@ class LlamaConfig:
             "max_position_embeddings": self.P,
             "rms_norm_eps": self.norm_eps,
             "rope_parameters": self.rope.to_hf(),
-            "attention_bias": self.attention_bias,
-            "mlp_bias": self.mlp_bias,
             "tie_word_embeddings": self.tied,
         }
 
@@ -263,18 +201,33 @@ def _linear(source: str, target: str, dims: str) -> tuple[TensorMap, TensorMap]:
     )
 
 
-WEIGHTS: Final[tuple[TensorMap, ...]] = (
-    TensorMap("embed_tokens.weight", "embedding.tokens", "V D -> V D"),
-    TensorMap("layers.{l}.input_layernorm.weight", "block.attention_norm.scale", "D -> D"),
+EMBEDDING: Final = TensorMap("embed_tokens.weight", "embedding.tokens", "V D -> V D")
+ATTENTION: Final[tuple[TensorMap, ...]] = (
     *_linear("self_attn.q_proj", "attention.q", "(N H) D -> N H D"),
     *_linear("self_attn.k_proj", "attention.k", "(K H) D -> K H D"),
     *_linear("self_attn.v_proj", "attention.v", "(K H) D -> K H D"),
     *_linear("self_attn.o_proj", "attention.o", "D I -> D I"),
-    TensorMap("layers.{l}.post_attention_layernorm.weight", "block.mlp_norm.scale", "D -> D"),
+)
+MLP: Final[tuple[TensorMap, ...]] = (
     *_linear("mlp.gate_proj", "mlp.gate", "F D -> F D"),
     *_linear("mlp.up_proj", "mlp.up", "F D -> F D"),
     *_linear("mlp.down_proj", "mlp.down", "D F -> D F"),
-    TensorMap("norm.weight", "final_norm.scale", "D -> D"),
+)
+FINAL_NORM: Final = TensorMap("norm.weight", "final_norm.scale", "D -> D")
+
+
+def norm_of(source: str, target: str, dims: str = "D") -> TensorMap:
+    """Return the row of a norm of each layer."""
+    return TensorMap(f"layers.{{l}}.{source}.weight", f"block.{target}.scale", f"{dims} -> {dims}")
+
+
+WEIGHTS: Final[tuple[TensorMap, ...]] = (
+    EMBEDDING,
+    norm_of("input_layernorm", "attention_norm"),
+    *ATTENTION,
+    norm_of("post_attention_layernorm", "mlp_norm"),
+    *MLP,
+    FINAL_NORM,
 )
 ALIAS: Final = {"embed_tokens.weight": "lm_head.weight"}
 IGNORED: Final = (r"lm_head\.weight", r"(.+\.)?rotary_emb\.inv_freq")

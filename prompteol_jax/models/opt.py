@@ -65,6 +65,11 @@ class OptConfig:
         """The language-model head is the word embedding."""
         return True
 
+    @property
+    def logit_cap(self) -> float | None:
+        """Bound of the LM head's logits: OPT has none."""
+        return None
+
     def with_dropout(self, rate: float) -> OptConfig:
         """Return the config with another rate of the model's dropout."""
         return dataclasses.replace(self, dropout=rate)

@@ -1,7 +1,7 @@
 """The shapes of published models by name, for what needs no weights: plans and random models.
 
 Source: the `config.json` of facebook/opt-*, huggyllama/llama-*, meta-llama/Llama-2-*,
-meta-llama/(Meta-)Llama-3*, Qwen/Qwen3-*.
+meta-llama/(Meta-)Llama-3*, mistralai/Mistral-7B-*, Qwen/Qwen2*, Qwen/Qwen3-*.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from prompteol_jax.models import Config
-from prompteol_jax.models.llama import LlamaConfig, Rope
+from prompteol_jax.models.llama import LlamaConfig
+from prompteol_jax.models.mistral import MistralConfig
 from prompteol_jax.models.opt import OptConfig
+from prompteol_jax.models.qwen2 import Qwen2Config
 from prompteol_jax.models.qwen3 import Qwen3Config
+from prompteol_jax.models.rope import Llama3Rope, Rope
+from prompteol_jax.models.windows import every_layer
 
 
 def _opt(L: int, D: int, N: int) -> OptConfig:
@@ -32,8 +36,19 @@ _LLAMA_3: Final = {"K": 8, "V": 128256, "P": 8192, "norm_eps": 1e-5, "rope": Rop
 
 def _scaled(factor: float) -> dict[str, Any]:
     """LLaMA 3.1 and 3.2: longer prompts by lower rope frequencies."""
-    rope = Rope(theta=5e5, scaling="llama3", factor=factor)
+    rope = Llama3Rope(theta=5e5, factor=factor)
     return _LLAMA_3 | {"P": 131072, "rope": rope}
+
+
+def _mistral(window: int | None, **fields: Any) -> MistralConfig:
+    sizes: dict[str, Any] = {"K": 8, "H": 128, "V": 32000, "P": 32768, "norm_eps": 1e-5}
+    window_L = every_layer(window, 32)
+    return MistralConfig(L=32, D=4096, N=32, F=14336, window_L=window_L, **sizes | fields)
+
+
+def _qwen2(L: int, D: int, N: int, F: int, **fields: Any) -> Qwen2Config:
+    sizes: dict[str, Any] = {"H": 128, "V": 152064, "P": 131072, "rope": Rope(theta=1e6)}
+    return Qwen2Config(L=L, D=D, N=N, F=F, **sizes | fields)
 
 
 def _qwen3(L: int, D: int, N: int, F: int, *, tied: bool) -> Qwen3Config:
@@ -67,6 +82,18 @@ PUBLISHED: Final[Mapping[str, Config]] = MappingProxyType(
         "llama-3.1-405b": _llama(126, 16384, 128, 53248, **_scaled(8.0)),
         "llama-3.2-1b": _llama(16, 2048, 32, 8192, **_scaled(32.0), tied=True),
         "llama-3.2-3b": _llama(28, 3072, 24, 8192, **_scaled(32.0), tied=True),
+        "mistral-7b": _mistral(4096),
+        "mistral-7b-v0.1": _mistral(4096),
+        "mistral-7b-v0.3": _mistral(None, rope=Rope(theta=1e6), V=32768),
+        "qwen2-0.5b": _qwen2(24, 896, 14, 4864, K=2, H=64, V=151936, tied=True),
+        "qwen2-1.5b": _qwen2(28, 1536, 12, 8960, K=2, V=151936, tied=True),
+        "qwen2-7b": _qwen2(28, 3584, 28, 18944, K=4),
+        "qwen2.5-0.5b": _qwen2(24, 896, 14, 4864, K=2, H=64, V=151936, P=32768, tied=True),
+        "qwen2.5-1.5b": _qwen2(28, 1536, 12, 8960, K=2, V=151936, tied=True),
+        "qwen2.5-3b": _qwen2(36, 2048, 16, 11008, K=2, V=151936, P=32768, tied=True),
+        "qwen2.5-7b": _qwen2(28, 3584, 28, 18944, K=4),
+        "qwen2.5-14b": _qwen2(48, 5120, 40, 13824, K=8),
+        "qwen2.5-32b": _qwen2(64, 5120, 40, 27648, K=8),
         "qwen3-0.6b": _qwen3(28, 1024, 16, 3072, tied=True),
         "qwen3-1.7b": _qwen3(28, 2048, 16, 6144, tied=True),
         "qwen3-4b": _qwen3(36, 2560, 32, 9728, tied=True),

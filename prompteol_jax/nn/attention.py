@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 from flax import nnx
@@ -28,6 +27,7 @@ class Attention(nnx.Module):
         spec: scale and cap of the scores; by default scale H^-1/2 and no cap.
         bias: of queries, keys and values; out_bias: of the output, by default the same.
         head_norm_eps: epsilon of RMS norms of each head of q and k, before rope; None for no norms.
+        joined_norm_eps: epsilon of RMS norms of all heads of q, and of k, joined, likewise.
         plus_one: those norms multiply by 1 + scale.
     """
 
@@ -39,16 +39,18 @@ class Attention(nnx.Module):
         bias: bool = False,
         out_bias: bool | None = None,
         head_norm_eps: float | None = None,
+        joined_norm_eps: float | None = None,
         plus_one: bool = False,
     ):
         self.q = Linear("BTD,NHD->BTNH", make, bias=bias)
         self.k = Linear("BTD,KHD->BTKH", make, bias=bias)
         self.v = Linear("BTD,KHD->BTKH", make, bias=bias)
         self.o = Linear("BTI,DI->BTD", make, bias=bias if out_bias is None else out_bias)
-        has_norms = head_norm_eps is not None
-        norm: dict[str, Any] = dict(eps=head_norm_eps, dims="H", plus_one=plus_one)
-        self.q_norm = RMSNorm(make, **norm) if has_norms else None
-        self.k_norm = RMSNorm(make, **norm) if has_norms else None
+        eps, dims = (head_norm_eps, "HH") if joined_norm_eps is None else (joined_norm_eps, "IJ")
+        self.q_norm, self.k_norm = (
+            None if eps is None else RMSNorm(make, eps=eps, dims=letter, plus_one=plus_one)
+            for letter in dims
+        )
         self.spec = AttentionSpec(make.sizes["H"] ** -0.5) if spec is None else spec
 
     def __call__(
@@ -92,7 +94,10 @@ class Attention(nnx.Module):
 
     @staticmethod
     def _normed(norm: RMSNorm | None, x: Saved, context: AttentionContext) -> Saved:
-        return x if norm is None else Saved(norm(x.value, context.tape))
+        if norm is None:
+            return x
+        joined = x.value if norm.dims == "H" else x.value.reshape(*x.value.shape[:2], -1)
+        return Saved(norm(joined, context.tape).reshape(x.value.shape))
 
 
 def _token_keys(context: AttentionContext) -> list[dropout.Keys | None]:

@@ -35,11 +35,13 @@ class RMSNorm(nnx.Module):
     y = x / sqrt(mean(x^2) + eps) * scale
 
     Args:
-        dims: the axis that is normalized: `D`, or `H` for a norm of each head.
+        dims: the axis that is normalized: `D`; `H` for a norm of each head; `I` or `J` for one of
+            all query heads or key heads joined.
         plus_one: multiply by 1 + scale instead, as Gemma does.
     """
 
     def __init__(self, make: Placeholders, *, eps: float, dims: str = "D", plus_one: bool = False):
+        self.dims = dims
         self.scale = make.vector(dims)
         self.kind = norm.Norm(eps, centered=False)
         self.plus_one = plus_one

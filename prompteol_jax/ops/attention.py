@@ -75,14 +75,15 @@ def _mix(
         seen: tokens of the prefix that queries see, `[C]` or `[b, 1, 1, Q, C]`; None for all.
     """
     k_BTKH, v_BTKH = kv
-    scores_BKGQT = _capped(einsum.dot("BQKGH,BTKH->BKGQT", q_BQKGH, k_BTKH), spec)
-    scores_BKGQT = jnp.where(mask_BQT[:, None, None], scores_BKGQT, HIDDEN)
+    scores_BKGQT = einsum.dot("BQKGH,BTKH->BKGQT", q_BQKGH, k_BTKH)
+    scores_BKGQT = jnp.where(mask_BQT[:, None, None], soft_cap(scores_BKGQT, spec.softcap), HIDDEN)
     if prefix is None:
         p_BKGQT = jax.nn.softmax(scores_BKGQT, axis=-1).astype(v_BTKH.dtype)
         return einsum.dot("BKGQT,BTKH->BQKGH", p_BKGQT, v_BTKH)
     k_CKH, v_CKH = prefix
     C = k_CKH.shape[0]
-    scores_BKGQC = _capped(einsum.dot("BQKGH,CKH->BKGQC", q_BQKGH, k_CKH), spec)
+    scores_BKGQC = einsum.dot("BQKGH,CKH->BKGQC", q_BQKGH, k_CKH)
+    scores_BKGQC = soft_cap(scores_BKGQC, spec.softcap)
     if seen is not None:
         scores_BKGQC = jnp.where(seen, scores_BKGQC, HIDDEN)
     joined = jnp.concatenate([scores_BKGQC, scores_BKGQT], axis=-1)
@@ -117,10 +118,9 @@ def _in_blocks(
     return y_BQKGH[:, :Q]
 
 
-def _capped(scores: jax.Array, spec: AttentionSpec) -> jax.Array:
-    if spec.softcap is None:
-        return scores
-    return spec.softcap * jnp.tanh(scores / spec.softcap)
+def soft_cap(scores: jax.Array, cap: float | None) -> jax.Array:
+    """Bound scores smoothly, cap * tanh(scores / cap); None for no bound."""
+    return scores if cap is None else cap * jnp.tanh(scores / cap)
 
 
 def repeat_kv(x: jax.Array) -> jax.Array:

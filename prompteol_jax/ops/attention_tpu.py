@@ -81,12 +81,14 @@ def supports(
         return "rows are not packed"
     if T % LANES or T > 4 * LANES:
         return f"not supported: rows of {T} tokens, no multiple of {LANES} up to {4 * LANES}"
+    rotated = q.value.shape[-1] if context.rope is None else 2 * context.rope[0].shape[-1]
     absent = {
-        "padded prefix": context.prefix_mask_C,
-        "window": context.window,
-        "softcap": spec.softcap,
+        "padded prefix": context.prefix_mask_C is not None,
+        "window": context.window is not None,
+        "softcap": spec.softcap is not None,
+        "rope of a part of each head": rotated != q.value.shape[-1],
     }
-    given = [name for name, value in absent.items() if value is not None]
+    given = [name for name, is_given in absent.items() if is_given]
     return f"not supported: {', '.join(given)}" if given else None
 
 

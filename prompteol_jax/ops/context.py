@@ -82,7 +82,7 @@ class AttentionContext:
 
     Attributes:
         mask_BQT: tokens of its row that each query sees, windows not counted.
-        position_BT: position of every token; needed for windows alone.
+        position_BT: position of every token; None where no text is longer than a window.
         ropes: rope tables of every token's position; in a layer, its own one.
         query_BQ: indices of the queries in their rows; None where every token is a query.
         segment_start_BT: index of the first token of each token's sentence, in packed rows.
@@ -125,7 +125,7 @@ class AttentionContext:
         return dataclasses.replace(
             self,
             ropes=self._ropes_of(info.rope),
-            window=info.window,
+            window=None if self.position_BT is None else info.window,
             token_keys=keys,
             query_keys=query_keys,
             tape=tape,
@@ -136,7 +136,8 @@ class AttentionContext:
             return self.ropes
         if isinstance(number, int):
             return (self.ropes[number],)
-        cos, sin = (jnp.stack(parts)[number] for parts in zip(*self.ropes, strict=True))
+        each = (jnp.broadcast_arrays(*parts) for parts in zip(*self.ropes, strict=True))
+        cos, sin = (jnp.stack(parts)[number] for parts in each)
         return ((cos, sin),)
 
     @property

@@ -16,16 +16,28 @@ Rope = tuple[Float[Array, "_ _ h"], Float[Array, "_ _ h"]]  # cosines and sines 
 
 
 def rope_table(
-    position: Int[Array, "..."], inverse_frequency: Float[Array, "h"]
+    position: Int[Array, "..."], inverse_frequency: Float[Array, "h"], magnitude: float = 1.0
 ) -> tuple[Float[Array, "... h"], Float[Array, "... h"]]:
-    """Return cosine and sine of every position times every frequency, float32."""
+    """Return cosine and sine of every position times every frequency, float32.
+
+    Args:
+        magnitude: factor of both.
+    """
     angle = position[..., None].astype(jnp.float32) * inverse_frequency
-    return jnp.cos(angle), jnp.sin(angle)
+    return magnitude * jnp.cos(angle), magnitude * jnp.sin(angle)
 
 
 def apply_rope(x_BTNH: Float[Array, "B T N H"], rope: Rope) -> Float[Array, "B T N H"]:
-    """Rotate every head by its token's angles; float32 inside."""
-    return _rotated(x_BTNH, *(a[:, :, None, :] for a in rope), axis=-1)
+    """Rotate every head by its token's angles; float32 inside.
+
+    A table of h < H/2 pairs rotates the first 2h features of each head.
+    """
+    width = 2 * rope[0].shape[-1]
+    table = [a[:, :, None, :] for a in rope]
+    if width == x_BTNH.shape[-1]:
+        return _rotated(x_BTNH, *table, axis=-1)
+    rotated = _rotated(x_BTNH[..., :width], *table, axis=-1)
+    return jnp.concatenate([rotated, x_BTNH[..., width:]], axis=-1)
 
 
 def apply_rope_in_kernel(x_HT: Any, refs: Sequence[Any], *, back: bool = False) -> Any:

@@ -48,6 +48,7 @@ class Prompt:
 
     Attributes:
         prefix_C: the ids that all prompts begin with.
+        most_shared: largest number of ids of a prompt that shares them; None for no bound.
         suffix_tokens: number of ids after the prefix in the prompt of an empty sentence.
     """
 
@@ -61,6 +62,7 @@ class Prompt:
         *,
         max_tokens: int,
         placeholder: str | None = None,
+        most_shared: int | None = None,
     ):
         """Find the stable prefix.
 
@@ -69,6 +71,8 @@ class Prompt:
                 positions.
             placeholder: text of a token before the slot that is not in the vocabulary. The stable
                 prefix ends before it, so it is the first id of every text; the id itself is 0.
+            most_shared: largest number of ids of a prompt that shares the prefix, where the states
+                of longer ones differ in the prefix too; None for no bound.
         Raises: UserError if the template alone has more ids than that.
         """
         added: tuple[Tokenizer, int | None] = (tokenizer, None)
@@ -84,7 +88,7 @@ class Prompt:
             )
         self.template = template
         self.tokenizer = tokenizer
-        self.max_tokens = max_tokens
+        self.max_tokens, self.most_shared = max_tokens, most_shared
         self.prefix_C = self._ids.prefix()
         self.suffix_tokens = max(1, len(alone) - len(self.prefix_C))
 
@@ -103,8 +107,8 @@ class Prompt:
             if len(text) > ample or len(ids) > self.max_tokens:
                 whole[n], truncated[n] = self._fit(text)
         prefix = self.prefix_C.tobytes()
-        C = len(self.prefix_C)
-        shared = [len(ids) > C and ids[:C].tobytes() == prefix for ids in whole]
+        C, most = len(self.prefix_C), self.most_shared or self.max_tokens
+        shared = [C < len(ids) <= most and ids[:C].tobytes() == prefix for ids in whole]
         own = [ids[C:] if is_shared else ids for ids, is_shared in zip(whole, shared, strict=True)]
         return PromptIds(own, np.array(shared, bool), truncated)
 

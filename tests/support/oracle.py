@@ -18,6 +18,8 @@ ICL = 'This sentence : "A jockey riding a horse." means in one word:"Equestrian"
 
 _OPT = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, ffn_dim=128)
 _LLAMA = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=176)
+# Weights so large that attention is far from uniform.
+_SHARP = _LLAMA | dict(initializer_range=0.15)
 _LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,
@@ -68,6 +70,81 @@ SHAPES: dict[str, dict[str, Any]] = {
         max_window_layers=2,
         tie_word_embeddings=False,
     ),
+    # Texts are longer than the window, and heads narrower than D / N.
+    "mistral-tiny": _SHARP
+    | dict(num_key_value_heads=1, head_dim=12, sliding_window=9, rms_norm_eps=1e-5),
+    # Six heads of 12, three layers of which two have a window; prompts exceed yarn's positions.
+    "qwen2-tiny": _SHARP
+    | dict(
+        hidden_size=72,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        use_sliding_window=True,
+        sliding_window=11,
+        max_window_layers=1,
+        tie_word_embeddings=True,
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 1e6,
+            "factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    ),
+    "gemma-tiny": _SHARP | dict(num_key_value_heads=1, head_dim=24),
+    # Scores near their cap, layers with and without a window, in both orders.
+    "gemma2-tiny": _SHARP
+    | dict(
+        num_hidden_layers=3,
+        num_key_value_heads=2,
+        head_dim=24,
+        query_pre_attn_scalar=7,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=3.0,
+        sliding_window=10,
+    ),
+    # Two ropes, the last layer with and without a window.
+    "gemma3-tiny": _SHARP
+    | dict(
+        num_hidden_layers=4,
+        num_key_value_heads=1,
+        head_dim=20,
+        query_pre_attn_scalar=30,
+        final_logit_softcapping=3.0,
+        sliding_window=10,
+        layer_types=[*("sliding_attention", "full_attention") * 2],
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+        },
+    ),
+    "gemma3-untied-tiny": _SHARP
+    | dict(
+        num_hidden_layers=3,
+        num_key_value_heads=2,
+        head_dim=16,
+        attention_bias=True,
+        sliding_window=10,
+        sliding_window_pattern=2,
+        tie_word_embeddings=False,
+    ),
+    # Six heads of 12, norms over all of them joined.
+    "olmo2-tiny": _SHARP
+    | dict(hidden_size=72, num_attention_heads=6, num_key_value_heads=3, attention_bias=True),
+    "olmo3-tiny": _SHARP
+    | dict(
+        num_hidden_layers=3,
+        num_key_value_heads=1,
+        sliding_window=10,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        rope_scaling={
+            "rope_type": "yarn",
+            "factor": 8.0,
+            "original_max_position_embeddings": 16,
+            "beta_fast": 4.0,
+        },
+        tie_word_embeddings=True,
+    ),
     "tinyllama-1.1b": dict(
         hidden_size=2048,
         num_hidden_layers=22,
@@ -77,9 +154,19 @@ SHAPES: dict[str, dict[str, Any]] = {
     ),
 }
 
-# Prefix of transformers' classes, and rows of the embedding.
-FAMILIES = {"opt": ("OPT", 50272), "llama": ("Llama", 32000), "qwen3": ("Qwen3", 151936)}
-TOKENIZERS = {"llama3": "llama", "qwen3": "qwen2"}
+# transformers' name of each family, rows of the embedding, and the folder of a tokenizer.
+FAMILIES = {
+    "opt": ("opt", 50272, "opt"),
+    "llama": ("llama", 32000, "llama"),
+    "mistral": ("mistral", 32000, "mistral"),
+    "gemma": ("gemma", 32000, "llama"),
+    "gemma2": ("gemma2", 32000, "llama"),
+    "gemma3": ("gemma3_text", 32000, "llama"),
+    "olmo2": ("olmo2", 32000, "llama"),
+    "olmo3": ("olmo3", 32000, "llama"),
+    "qwen2": ("qwen2", 151936, "qwen2"),
+    "qwen3": ("qwen3", 151936, "qwen2"),
+}
 
 
 class Reference(NamedTuple):
@@ -109,8 +196,7 @@ def family_of(name: str) -> str:
 
 def tokenizer_of(name: str) -> str:
     """Return the folder's name of the tokenizer that goes with a model."""
-    first = name.removeprefix("tiny").split("-")[0]
-    return f"{TOKENIZERS.get(first, first)}-tokenizer"
+    return f"{FAMILIES[family_of(name)][2]}-tokenizer"
 
 
 def build(name: str, **changes: Any) -> Any:
@@ -119,9 +205,10 @@ def build(name: str, **changes: Any) -> Any:
     import transformers
 
     torch.manual_seed(0)
-    family, V = FAMILIES[family_of(name)]
-    config = getattr(transformers, f"{family}Config")(vocab_size=V, **SHAPES[name] | changes)
-    model = getattr(transformers, f"{family}ForCausalLM")(config)
+    family, V, _ = FAMILIES[family_of(name)]
+    fields = {"vocab_size": V, **SHAPES[name], **changes}
+    config = transformers.AutoConfig.for_model(family, **fields)
+    model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim == 1:

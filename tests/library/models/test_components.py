@@ -15,7 +15,8 @@ from prompteol_jax.ops.scan import Saved
 
 NAMES = (
     *("opt-tiny", "opt-350m-tiny", "llama-odd-tiny", "llama3-tiny"),
-    *("qwen3-tiny", "qwen3-odd-tiny"),
+    *("gemma-tiny", "gemma2-tiny", "gemma3-tiny", "gemma3-untied-tiny"),
+    *("mistral-tiny", "olmo2-tiny", "olmo3-tiny", "qwen2-tiny", "qwen3-tiny", "qwen3-odd-tiny"),
 )
 B, T = 2, 20
 IDS_BT = np.random.default_rng(0).integers(0, 30000, (B, T)).astype(np.int32)
@@ -47,7 +48,8 @@ class Pair:
         import torch
 
         distance = torch.arange(T)[:, None] - torch.arange(T)
-        window = getattr(getattr(self.layer, "self_attn", None), "sliding_window", None) or T
+        of_all = getattr(self.torch.config, "sliding_window", None)
+        window = vars(self.layer.self_attn).get("sliding_window", of_all) or T
         seen = (distance >= 0) & (distance < window)
         mask = torch.where(seen, 0.0, torch.finfo(torch.float32).min)[None, None]
         if self.is_opt:
@@ -57,12 +59,20 @@ class Pair:
     def torch_rope(self):
         import torch
 
-        return self.body.rotary_emb(torch.zeros(1), torch.arange(T)[None])
+        kinds = [getattr(self.torch.config, "layer_types", [None])[-1]]
+        kinds = kinds if hasattr(self.body.rotary_emb, "layer_types") else []
+        return self.body.rotary_emb(torch.zeros(1), torch.arange(T)[None], *kinds)
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     return functools.cache(lambda name: Pair(name, tmp_path_factory.mktemp("components")))
+
+
+def concatenated(parts):
+    import torch
+
+    return torch.cat(parts, -1)
 
 
 def first(result):
@@ -96,17 +106,25 @@ def attention_norm(pair, x):
 
 def mlp_norm(pair, x):
     layer = pair.layer
-    theirs = layer.final_layer_norm if pair.is_opt else layer.post_attention_layernorm
+    names = ("final_layer_norm", "pre_feedforward_layernorm", "post_attention_layernorm")
+    theirs = next(getattr(layer, name) for name in names if hasattr(layer, name))
     return pair.block.mlp_norm(pair.x_BTD), theirs(x)
 
 
+def post_norms(pair, x):
+    layer, block = pair.layer, pair.block
+    theirs = [layer.post_attention_layernorm(x), layer.post_feedforward_layernorm(x)]
+    norms = (block.attention_post_norm, block.mlp_post_norm)
+    return np.concatenate([norm(pair.x_BTD) for norm in norms], -1), concatenated(theirs)
+
+
 def head_norms(pair, x):
-    H = pair.ours.layers.H
-    heads = x[..., : 2 * H].reshape(B, T, 2, H)
     ours, theirs = pair.block.attention, pair.layer.self_attn
-    both = [np.asarray(norm(jnp.asarray(heads.numpy()))) for norm in (ours.q_norm, ours.k_norm)]
-    torch_side = [norm(heads) for norm in (theirs.q_norm, theirs.k_norm)]
-    return np.stack(both), x.new_tensor(np.stack([y.detach().numpy() for y in torch_side]))
+    norms = [(ours.q_norm, theirs.q_norm), (ours.k_norm, theirs.k_norm)]
+    wide = [x[..., : norm.weight.numel()] for _, norm in norms]  # of a head, or of all joined
+    each = list(zip(wide, norms, strict=True))
+    found = [norm(jnp.asarray(y.numpy())) for y, (norm, _) in each]
+    return np.concatenate(found, -1), concatenated([norm(y) for y, (_, norm) in each])
 
 
 def attention(pair, x):
@@ -133,13 +151,24 @@ def final_norm(pair, x):
     return pair.ours.final_norm(pair.x_BTD), theirs
 
 
-PARTS = (embedding, rope, attention_norm, head_norms, attention, mlp_norm, mlp, block, final_norm)
-LACKING = {"opt": {rope, head_norms}, "llama": {head_norms}, "qwen3": set()}
+PARTS = (
+    *(embedding, rope, attention_norm, head_norms, attention),
+    *(mlp_norm, mlp, post_norms, block, final_norm),
+)
+PRE_NORM = {head_norms, post_norms}
+POST_NORM = {attention_norm, mlp_norm}
+LACKING = {
+    "opt": {rope, head_norms, post_norms},
+    **dict.fromkeys(("llama", "mistral", "qwen2", "gemma"), PRE_NORM),
+    "gemma2": {head_norms},
+    "qwen3": {post_norms},
+    **dict.fromkeys(("olmo2", "olmo3"), POST_NORM),
+}
 
 
 @pytest.mark.parametrize(
     ("part", "name"),
-    [(p, n) for n in NAMES for p in PARTS if p not in LACKING[oracle.family_of(n)]],
+    [(p, n) for n in NAMES for p in PARTS if p not in LACKING.get(oracle.family_of(n), ())],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
 def test_every_part_is_that_of_transformers(part, name, pairs):

@@ -1,14 +1,13 @@
-"""Laws of LLaMA's config and of its frequencies; hidden states are in test_parity."""
+"""Laws of LLaMA's config; rope is in test_rope, hidden states are in test_parity."""
 
-import copy
 import dataclasses
 import re
 
-import numpy as np
 import pytest
 
 from prompteol_jax.models import build
-from prompteol_jax.models.llama import IGNORED, LlamaConfig, Rope
+from prompteol_jax.models.llama import IGNORED, LlamaConfig
+from prompteol_jax.models.rope import LinearRope, Llama3Rope, Rope
 
 # meta-llama/Llama-3.1-8B's config.json.
 PUBLISHED = {
@@ -43,7 +42,7 @@ PUBLISHED = {
     "use_cache": True,
     "vocab_size": 128256,
 }
-LLAMA3 = Rope(theta=500000.0, scaling="llama3", factor=8.0)
+LLAMA3 = Llama3Rope(theta=500000.0, factor=8.0)
 CONFIG = LlamaConfig(
     L=32, D=4096, N=32, K=8, H=128, F=14336, V=128256, P=131072, norm_eps=1e-5, rope=LLAMA3
 )
@@ -55,7 +54,7 @@ LINEAR = {"type": "linear", "factor": 4.0}
     [
         ({}, {}),
         ({"rope_scaling": None}, {"rope": Rope(theta=500000.0)}),
-        ({"rope_scaling": LINEAR}, {"rope": Rope(theta=500000.0, scaling="linear", factor=4.0)}),
+        ({"rope_scaling": LINEAR}, {"rope": LinearRope(theta=500000.0, factor=4.0)}),
         ({"rope_scaling": None, "rope_theta": None}, {"rope": Rope()}),
         ({"num_key_value_heads": None}, {"K": 32}),
         ({"head_dim": 96}, {"H": 96}),
@@ -70,77 +69,24 @@ def test_reads_published_configs_and_their_variants_and_writes_them_back(changes
 
 
 @pytest.mark.parametrize(
-    "rope", [Rope(), Rope(scaling="linear", factor=4.0), LLAMA3], ids=lambda r: r.scaling
-)
-def test_transformers_reads_what_is_written_and_turns_at_the_same_frequencies(rope):
-    from transformers import LlamaConfig as Theirs
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
-    theirs = Theirs(**dataclasses.replace(CONFIG, rope=rope, H=64).to_hf())
-    assert LlamaConfig.from_hf(theirs.to_dict()).rope == rope
-    frequencies = LlamaRotaryEmbedding(theirs).inv_freq.numpy()
-    np.testing.assert_allclose(rope.inverse_frequencies(64), frequencies, rtol=1e-6)
-    assert rope.inverse_frequencies(64).dtype == np.float32
-
-
-@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported; supported: ['silu']"),
         ({"sliding_window": 4096}, "sliding_window = 4096 is unknown and could change the numbers"),
         ({"num_key_value_heads": 5}, "num_attention_heads = 32 is not a multiple of num_key_value"),
         ({"num_attention_heads": 24}, "hidden_size = 4096 is not a multiple of num_attention_head"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "RoPE of type ['dynamic'] is"),
-        ({"rope_scaling": {"type": "yarn"}}, "supported: ['default', 'linear', 'llama3']"),
-        ({"rope_scaling": {"type": "linear"}}, "RoPE of type 'linear' takes ['factor'], found []"),
-        ({"rope_scaling": {"type": ["linear"], "factor": 2.0}}, "RoPE of type [['linear']] is not"),
-        ({"rope_scaling": "linear"}, "rope_scaling = 'linear' is not an object"),
-        ({"rope_scaling": {**LINEAR, "factor": "4"}}, "RoPE's factor = '4' is not a number above"),
-        ({"rope_theta": "1e4"}, "rope_theta = '1e4' is not a number above 0"),
-        ({"rope_theta": 0}, "rope_theta = 0 is not a number above 0"),
         ({"rms_norm_eps": "1e-06"}, "rms_norm_eps = '1e-06' is not a number from 0 up"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps = nan is not a number from 0 up"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings = 'no' is neither true nor false"),
-        ({"head_dim": 65}, "head_dim = 65 is odd; RoPE turns pairs"),
+        ({"head_dim": 65}, "head_dim = 65 is odd; RoPE rotates pairs"),
+        ({"rope_theta": "1e4"}, "rope_theta = '1e4' is not a number above 0"),
         ({"rope_interleaved": True}, "rope_interleaved = True is not supported"),
         ({"new": "x" * 200}, f"new = '{'x' * 79}... is unknown and could change the numbers"),
-        (
-            {"rope_scaling": {**LINEAR, "beta": 1}},
-            "RoPE of type 'linear' takes ['factor'], found ['beta', 'factor']",
-        ),
-        (
-            {"rope_scaling": {**LINEAR, "rope_type": "llama3"}},
-            "is not supported; supported: ['default', 'linear', 'llama3']",
-        ),
     ],
 )
 def test_refuses_what_would_change_the_numbers(changes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         LlamaConfig.from_hf(PUBLISHED | changes)
-
-
-OLD, NEW = {"rope_type": "linear", "factor": 4.0}, {"rope_type": "default", "rope_theta": 3e4}
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"rope_parameters": NEW, "rope_scaling": OLD},
-        {"rope_parameters": NEW, "rope_scaling": None, "rope_theta": 5e5},
-        {"rope_parameters": NEW, "rope_scaling": OLD, "rope_theta": 5e5},
-        {"rope_scaling": {**OLD, "rope_theta": 7e4}, "rope_theta": 5e5},
-        {"rope_parameters": {"rope_type": "default"}, "rope_theta": 5e5},
-        {"rope_parameters": {}, "rope_scaling": {}},
-    ],
-)
-def test_of_two_places_rope_is_taken_from_the_one_that_transformers_takes(fields):
-    from transformers import LlamaConfig as Theirs
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
-    given = {k: v for k, v in PUBLISHED.items() if not k.startswith("rope")} | {"head_dim": 64}
-    rope = LlamaConfig.from_hf(copy.deepcopy(given | fields)).rope
-    theirs = LlamaRotaryEmbedding(Theirs(**copy.deepcopy(given | fields))).inv_freq.numpy()
-    np.testing.assert_allclose(rope.inverse_frequencies(64), theirs, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,14 @@ NAMES = (
     "llama-gqa-tiny",
     "llama-odd-tiny",
     "llama3-tiny",
+    "gemma-tiny",
+    "gemma2-tiny",
+    "gemma3-tiny",
+    "gemma3-untied-tiny",
+    "olmo2-tiny",
+    "olmo3-tiny",
+    "mistral-tiny",
+    "qwen2-tiny",
     "qwen3-tiny",
     "qwen3-odd-tiny",
     "tinystories-656k",
@@ -94,7 +102,11 @@ def test_mean_pooling_is_over_all_tokens_of_the_prompt_and_no_padding(
 
 
 @pytest.mark.parametrize(
-    "name", ["opt-tiny", "opt-350m-tiny", "llama-odd-tiny", "llama3-tiny", "tinystories-656k"]
+    "name",
+    [
+        *("opt-tiny", "opt-350m-tiny", "llama-odd-tiny", "llama3-tiny", "tinystories-656k"),
+        *("gemma2-tiny", "gemma3-tiny"),
+    ],
 )
 def test_words_are_the_most_likely_next_tokens(name, embedders, references, texts):
     embedder, logits = embedders(name), references(name).logits[0].astype(np.float64)
@@ -192,7 +204,12 @@ def test_half_precision_on_disk_is_read_exactly(
 
 
 @pytest.mark.parametrize(
-    "name", ["opt-tiny", "opt-350m-tiny", "llama-odd-tiny", "llama3-tiny", "qwen3-odd-tiny"]
+    "name",
+    [
+        *("opt-tiny", "opt-350m-tiny", "llama-odd-tiny", "llama3-tiny"),
+        *("gemma-tiny", "gemma2-tiny", "gemma3-tiny", "gemma3-untied-tiny"),
+        *("mistral-tiny", "olmo2-tiny", "olmo3-tiny", "qwen2-tiny", "qwen3-odd-tiny"),
+    ],
 )
 def test_a_written_folder_gives_transformers_the_same_model(
     name, checkpoints, embedders, references, texts, tmp_path

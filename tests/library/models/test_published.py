@@ -1,5 +1,7 @@
 """Published shapes have the sizes that their names say."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -11,8 +13,8 @@ from prompteol_jax.models.published import PUBLISHED, published
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
 def test_the_name_says_how_many_weights(name):
-    unit = {"m": 1e6, "b": 1e9}[name[-1]]
-    said = float(name.rsplit("-", 1)[-1][:-1]) * unit
+    number, unit = re.search(r"-([\d.]+)([mb])\b", name).groups()
+    said = float(number) * {"m": 1e6, "b": 1e9}[unit]
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
     config = PUBLISHED[name]
     leaves = build.leaves(build.abstract_decoder(config, mesh, dtype="bfloat16"))

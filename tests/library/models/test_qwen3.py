@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from prompteol_jax.models.llama import Rope
 from prompteol_jax.models.qwen3 import Qwen3Config
+from prompteol_jax.models.rope import Rope
 
 # Qwen/Qwen3-0.6B's config.json.
 PUBLISHED = {

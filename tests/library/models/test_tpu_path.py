@@ -13,8 +13,9 @@ from prompteol_jax.lora import lora as adapters
 from prompteol_jax.mesh import make_mesh
 from prompteol_jax.models import build, initial
 from prompteol_jax.models.decoder import Rows
-from prompteol_jax.models.llama import LlamaConfig, Rope
+from prompteol_jax.models.llama import LlamaConfig
 from prompteol_jax.models.opt import OptConfig
+from prompteol_jax.models.rope import Rope
 from prompteol_jax.ops import dropout, platform
 
 CONFIGS = {

@@ -211,7 +211,7 @@ def test_window_cap_and_scale_act_in_packed_rows_behind_a_prefix_and_for_last_to
 
 def test_a_window_is_chosen_by_layer_and_a_rope_table_too():
     ropes = tuple((jnp.full((1, T, 4), n), jnp.full((1, T, 4), -n)) for n in (1.0, 2.0))
-    context = AttentionContext(visible(T), ropes=ropes)
+    context = AttentionContext(visible(T), jnp.arange(T)[None], ropes)
     for number in (1, jnp.int32(1)):
         chosen = context.of_layer(LayerInfo(0, window=number, rope=number))
         assert (int(chosen.window), float(chosen.rope[0].max())) == (1, 2.0)
