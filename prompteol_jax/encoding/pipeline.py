@@ -60,7 +60,8 @@ class Report:
     Attributes:
         texts: number of texts; distinct: number of distinct ones, which are encoded.
         truncated: texts that were cut to `Embedder.max_tokens`.
-        whole: texts that do not begin with the shared prefix and were computed whole.
+        whole: texts that do not begin with the shared prefix, or are too long to share it, and
+            were computed whole.
         tokens: ids of the texts themselves; padded_tokens: with padding and empty rows.
         batches: number of batches.
         shapes: shapes of batches that were compiled for this model, in this call or before.

@@ -28,7 +28,7 @@ from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.ops import dropout, einsum, lora, select
 from prompteol_jax.ops.scan import NONE, Saved, Tape, as_saved
 from prompteol_jax.quant import formats as quant
-from prompteol_jax.weights.mapping import TensorMap
+from prompteol_jax.weights.mapping import TensorMap, axes_of, own_axis, parts_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,8 @@ class LoraConfig:
         dropout: of an update's input, while training.
         targets: names of the layers to adapt as PEFT names them, such as `q_proj`; all by default.
         rslora: scale by alpha / sqrt(rank) instead.
+        block_ranks: ranks of tensors that hold several layers, each of which has `rank` of them;
+            empty where the layers share one rank.
     """
 
     rank: int = 64
@@ -47,6 +49,7 @@ class LoraConfig:
     dropout: float = 0.05
     targets: tuple[str, ...] | None = None
     rslora: bool = False
+    block_ranks: tuple[tuple[str, int], ...] = ()
 
     @property
     def scale(self) -> float:
@@ -154,30 +157,46 @@ def attach(model: Decoder, config: models.Config, adapter: LoraConfig, mesh: Mes
 
 
 def factor_table(
-    model: Decoder, config: models.Config, targets: Sequence[str] | None
+    model: Decoder,
+    config: models.Config,
+    targets: Sequence[str] | None,
+    *,
+    blocks: bool = False,
 ) -> tuple[TensorMap, ...]:
-    """Rows of the weight table for the factors of an adapter: two for each adapted layer."""
+    """Rows of the weight table for the factors of an adapter: two for each adapted layer.
+
+    Args:
+        blocks: where a tensor of the base holds several layers, the adapter of it has the ranks of
+            each of them, one after another; else one rank, the first factor of which they share.
+    """
     rows = []
     for source, target, dims in build.weight_table(config, model):
-        if not target.endswith(".w"):
-            continue
         stem = source.removesuffix(".weight")
-        if targets is not None and not any(stem == t or stem.endswith(f".{t}") for t in targets):
+        if not target.endswith(".w") or not _is_target(stem, targets):
             continue
-        outer, inner = _split_pair(dims.split(" -> ")[0])
+        outer, inner = axes_of(dims.split(" -> ")[0])
+        own, rank = own_axis(outer), "R"
+        if blocks and own != outer:
+            rank = "|".join("(R)" if part.startswith("(") else "R" for part in outer.split("|"))
         lora = target.removesuffix(".w") + ".lora"
-        rows.append(TensorMap(f"{stem}.lora_A.weight", f"{lora}.a", f"R {inner} -> R {inner}"))
-        rows.append(TensorMap(f"{stem}.lora_B.weight", f"{lora}.b", f"{outer} R -> R {outer}"))
+        rows.append(TensorMap(f"{stem}.lora_A.weight", f"{lora}.a", f"{rank} {inner} -> R {inner}"))
+        rows.append(TensorMap(f"{stem}.lora_B.weight", f"{lora}.b", f"{outer} {rank} -> R {own}"))
     return tuple(rows)
 
 
-def _split_pair(dims: str) -> tuple[str, str]:
-    """Split `"D (N H)"` into `"D"` and `"(N H)"`."""
-    if dims.startswith("("):
-        outer, inner = dims.split(") ")
-        return f"{outer})", inner
-    outer, inner = dims.split(" ", 1)
-    return outer, inner
+def fused_layers(
+    model: Decoder, config: models.Config, targets: Sequence[str] | None
+) -> dict[str, int]:
+    """Return the names of adapted tensors that hold several layers, and how many."""
+    return {
+        stem.rsplit(".", 1)[-1]: parts_of(dims)
+        for source, _, dims in build.weight_table(config, model)
+        if _is_target(stem := source.removesuffix(".weight"), targets) and parts_of(dims) > 1
+    }
+
+
+def _is_target(stem: str, targets: Sequence[str] | None) -> bool:
+    return targets is None or any(stem == t or stem.endswith(f".{t}") for t in targets)
 
 
 def merge_lora(model: Decoder) -> Decoder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.storage.json_files import read_object
 from prompteol_jax.weights import load, safetensors, torch_bin
 from prompteol_jax.weights.folder import write_weights
+from prompteol_jax.weights.mapping import TensorMap, expand, file_shape, own_part
 
 ADAPTER_FILES: Final = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -33,11 +34,12 @@ def save_adapter(model: Decoder, config: models.Config, folder: Path, *, base: s
     """
     folder.mkdir(parents=True, exist_ok=True)
     lora = adapters.lora_config(model, config)
+    fused = adapters.fused_layers(model, config, lora.targets)
     arrays = {path: leaf for path, leaf in build.leaves(model).items() if ".lora." in path}
     write_weights(
         folder,
         arrays,
-        adapters.factor_table(model, config, lora.targets),
+        adapters.factor_table(model, config, lora.targets, blocks=True),
         {**config.sizes, "R": lora.rank, "L": model.depth},
         dtype="float32",
         rename=lambda name: f"base_model.model.model.{name}",
@@ -55,6 +57,8 @@ def save_adapter(model: Decoder, config: models.Config, folder: Path, *, base: s
         "fan_in_fan_out": False,
         "inference_mode": True,
         "modules_to_save": None,
+        "rank_pattern": {name: parts * lora.rank for name, parts in fused.items()},
+        "alpha_pattern": {name: parts * lora.alpha for name, parts in fused.items()},
     }
     text = json.dumps(fields, indent=2) + "\n"
     (folder / "adapter_config.json").write_text(text, encoding="utf-8")
@@ -82,13 +86,17 @@ def load_adapter(
         return model
     model = adapters.attach(model, config, lora, mesh)
     empty = {path: leaf for path, leaf in build.leaves(model).items() if ".lora." in path}
-    table = adapters.factor_table(model, config, lora.targets)
-    full = adapters.factor_table(whole, config, lora.targets)
+    blocks = _has_blocks(folder, lora, adapters.fused_layers(whole, config, lora.targets))
+    table = adapters.factor_table(model, config, lora.targets, blocks=blocks)
+    full = adapters.factor_table(whole, config, lora.targets, blocks=blocks)
+    sizes = {**config.sizes, "R": lora.rank}
+    if blocks:
+        _check_blocks(folder, tensors, full, sizes)
     arrays = load.read_weights(
         tensors,
         table,
         empty,
-        {**config.sizes, "R": lora.rank},
+        sizes,
         layers=model.depth,
         where=f"the adapter {folder}",
         ignore=[
@@ -98,6 +106,39 @@ def load_adapter(
         ],
     )
     return build.fill(model, build.leaves(model) | arrays)
+
+
+def _has_blocks(folder: Path, lora: adapters.LoraConfig, fused: Mapping[str, int]) -> bool:
+    """Return whether each layer of a tensor that holds several has ranks to itself."""
+    expected = {name: parts * lora.rank for name, parts in fused.items()}
+    if lora.block_ranks and dict(lora.block_ranks) != expected:
+        raise UserError(
+            f"{folder}: rank_pattern = {shown(dict(lora.block_ranks))} is not supported for this "
+            f"model; supported: {expected or 'none'}"
+        )
+    return bool(lora.block_ranks)
+
+
+def _check_blocks(
+    folder: Path,
+    tensors: Mapping[str, np.ndarray],
+    table: Sequence[TensorMap],
+    sizes: Mapping[str, int],
+) -> None:
+    """Refuse factors that are not zero where a rank of one layer would change another one."""
+    inside: dict[str, int] = {}
+    for names, _, dims in expand(table, sizes["L"]).values():
+        part = own_part(dims, sizes)
+        for name in names:
+            if name in tensors and tensors[name].shape == file_shape(dims, sizes):
+                count = int(np.count_nonzero(tensors[name][part]))
+                inside[name] = inside.get(name, 0) + count
+    mixed = [name for name, count in inside.items() if count < np.count_nonzero(tensors[name])]
+    if mixed:
+        raise UserError(
+            f"{folder}: {mixed[0]} mixes the ranks of the layers that are fused in one tensor, "
+            "which is not supported; merge the adapter into its base with peft's merge_and_unload"
+        )
 
 
 def adapts_head(folder: Path) -> bool:
@@ -175,7 +216,8 @@ _HEAD: Final = r"lm_head\.(lora_[AB]\.|base_layer\.)?weight"
 _EMBEDDING: Final = "embed_tokens.weight"
 # What `read_adapter_config` reads, and fields that cannot change an output.
 _READ: Final = frozenset(
-    "peft_type r lora_alpha lora_dropout target_modules use_rslora init_lora_weights".split()
+    "peft_type r lora_alpha lora_dropout target_modules use_rslora init_lora_weights rank_pattern "
+    "alpha_pattern".split()
 )
 _HARMLESS: Final = frozenset(
     "auto_mapping base_model_name_or_path corda_config ensure_weight_tying "
@@ -207,6 +249,7 @@ def read_adapter_config(folder: Path) -> adapters.LoraConfig:
         dropout=f.number("lora_dropout", 0.0),
         rslora=f.flag("use_rslora", False),
     )
+    config["block_ranks"] = _block_ranks(f, config)
     if config["dropout"] >= 1:
         f.wrong(f"lora_dropout = {config['dropout']} is not below 1")
     start = f.take("init_lora_weights", True)
@@ -217,6 +260,22 @@ def read_adapter_config(folder: Path) -> adapters.LoraConfig:
             f.wrong(f"{label(name)} = {shown(value)} is not supported")
     f.finish()
     return adapters.LoraConfig(**config)
+
+
+def _block_ranks(f: Fields, config: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
+    """Read `rank_pattern`, where every scale stays alpha / r."""
+    ranks, alphas = f.fields("rank_pattern"), f.fields("alpha_pattern")
+    same_scale = not config["rslora"] and all(
+        type(rank) is int
+        and 0 < rank <= _MOST_RANK
+        and alphas.get(name) == rank / config["rank"] * config["alpha"]
+        for name, rank in ranks.items()
+    )
+    if set(ranks) != set(alphas) or not same_scale:
+        f.wrong(
+            f"rank_pattern = {shown(ranks)} with alpha_pattern = {shown(alphas)} is not supported"
+        )
+    return tuple(sorted(ranks.items())) if same_scale else ()
 
 
 def _is_neutral(value: Any) -> bool:

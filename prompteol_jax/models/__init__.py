@@ -14,6 +14,7 @@ from prompteol_jax.models import (
     olmo2,
     olmo3,
     opt,
+    phi3,
     qwen2,
     qwen3,
 )
@@ -29,6 +30,7 @@ FAMILIES: Final[dict[str, tuple[type, ModuleType]]] = {
     "gemma3_text": (gemma3.Gemma3Config, gemma3),
     "olmo2": (olmo2.Olmo2Config, olmo2),
     "olmo3": (olmo3.Olmo3Config, olmo3),
+    "phi3": (phi3.Phi3Config, phi3),
     "qwen2": (qwen2.Qwen2Config, qwen2),
     "qwen3": (qwen3.Qwen3Config, qwen3),
 }

@@ -234,11 +234,12 @@ def read_rope(
         original: positions before scaling, where the config has them at the top.
     """
     new, old = f.fields("rope_parameters"), f.fields("rope_scaling")
-    given = dict(old or new)
+    given = {name: value for name, value in (old or new).items() if value is not None}
     given.setdefault("rope_theta", f.take("rope_theta", None))
     if partial:
         given.setdefault("partial_rotary_factor", f.take("partial_rotary_factor", None))
-    if original is not None:
+    scales = {given.get("rope_type"), given.get("type")} - {None, Rope.kind}
+    if original is not None and scales:
         given["original_max_position_embeddings"] = original
     return _read(f, given, (H, P), {kind: KINDS[kind] for kind in kinds}, alias or {})
 

@@ -25,7 +25,9 @@ from prompteol_jax.weights.mapping import (
     TensorMap,
     arrange,
     expand,
+    file_shape,
     lengths,
+    own_part,
     parse,
     reverse,
 )
@@ -145,19 +147,26 @@ def write_weights(
                 if len(shards) > 1
                 else f"{stem}.safetensors"
             )
-            tensors = {rename(part.name): _tensor(arrays, part, sizes, dtype) for part in shard}
+            tensors = {
+                rename(parts[0].name): _tensor(arrays, parts, sizes, dtype) for parts in shard
+            }
             save_file(tensors, Path(scratch) / file, metadata={"format": "pt"})
             weight_map |= dict.fromkeys(tensors, file)
-        total = sum(part.items for shard in shards for part in shard) * dtype.itemsize
+        total = sum(_items(parts, sizes) for shard in shards for parts in shard) * dtype.itemsize
         _publish(Path(scratch), folder, stem, weight_map, total)
 
 
 class _Part(NamedTuple):
+    """A leaf's part of a tensor, which is all of it unless several leaves share it."""
+
     name: str
     target: str
     layer: int | None
     dims: str
-    items: int
+
+
+def _items(parts: Sequence[_Part], sizes: Mapping[str, int]) -> int:
+    return math.prod(file_shape(parts[0].dims, sizes))
 
 
 def _check_arrays(
@@ -178,33 +187,46 @@ def _check_arrays(
 
 def _plan(
     sources: Mapping[str, Sources], sizes: Mapping[str, int], itemsize: int, max_bytes: int
-) -> list[list[_Part]]:
-    shards: list[list[_Part]] = [[]]
-    room = max_bytes
+) -> list[list[list[_Part]]]:
+    """Return the tensors of each shard, and the parts of each tensor."""
+    tensors: dict[str, list[_Part]] = {}
     for target, (names, stacked, dims) in sources.items():
-        items = math.prod(lengths(parse(dims)[0], sizes))
         for layer, name in enumerate(names):
-            if shards[-1] and items * itemsize > room:
-                shards.append([])
-                room = max_bytes
-            shards[-1].append(_Part(name, target, layer if stacked else None, dims, items))
-            room -= items * itemsize
+            part = _Part(name, target, layer if stacked else None, dims)
+            tensors.setdefault(name, []).append(part)
+    shards: list[list[list[_Part]]] = [[]]
+    room = max_bytes
+    for parts in tensors.values():
+        size = _items(parts, sizes) * itemsize
+        if shards[-1] and size > room:
+            shards.append([])
+            room = max_bytes
+        shards[-1].append(parts)
+        room -= size
     return shards
 
 
 def _tensor(
-    arrays: Mapping[str, jax.Array], part: _Part, sizes: Mapping[str, int], dtype: np.dtype
+    arrays: Mapping[str, jax.Array],
+    parts: Sequence[_Part],
+    sizes: Mapping[str, int],
+    dtype: np.dtype,
 ) -> np.ndarray:
-    array = arrays[part.target]
-    index = () if part.layer is None else (part.layer,)
+    """Return a tensor of the file; what is in none of its parts is zero."""
+    tensor = np.zeros(file_shape(parts[0].dims, sizes), dtype)
+    for part in parts:
+        view = arrange(_on_host(arrays[part.target], part.layer), reverse(part.dims), sizes)
+        copy_finite(tensor[own_part(part.dims, sizes)], view, part.name)
+    return tensor
+
+
+def _on_host(array: jax.Array, layer: int | None) -> np.ndarray:
+    index = () if layer is None else (layer,)
     leaf = np.empty(array.shape[len(index) :], array.dtype)
     for shard in array.addressable_shards:
         if shard.replica_id == 0:
             leaf[shard.index[len(index) :]] = np.asarray(shard.data[index] if index else shard.data)
-    view = arrange(leaf, reverse(part.dims), sizes)
-    tensor = np.empty(view.shape, dtype)
-    copy_finite(tensor, view, part.name)
-    return tensor
+    return leaf
 
 
 def _publish(

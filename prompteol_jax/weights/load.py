@@ -19,7 +19,15 @@ from prompteol_jax import distributed
 from prompteol_jax.errors import UserError, listed
 from prompteol_jax.quant import bitsandbytes
 from prompteol_jax.quant import formats as quant
-from prompteol_jax.weights.mapping import Sources, TensorMap, arrange, expand, lengths, parse
+from prompteol_jax.weights.mapping import (
+    Sources,
+    TensorMap,
+    arrange,
+    expand,
+    file_shape,
+    lengths,
+    parse,
+)
 
 FLOAT_TYPES: Final = ("float16", "bfloat16", "float32", "float64")
 _TILE_ROWS: Final = 256
@@ -121,7 +129,7 @@ def _problems(
     """The tensors that are missing, unexpected, misshapen."""
     missing, misshapen = [], []
     for names, _, dims in sources.values():
-        shape = lengths(parse(dims)[0], sizes)
+        shape = file_shape(dims, sizes)
         for name in names:
             other = alias.get(name, name)
             if name not in tensors and other not in tensors:
@@ -133,6 +141,8 @@ def _problems(
                 misshapen.append(
                     f"{found} is {tensor.dtype} {tensor.shape}, should be float {shape}"
                 )
+    # A tensor of several leaves is listed once.
+    missing, misshapen = list(dict.fromkeys(missing)), list(dict.fromkeys(misshapen))
     allowed = known | set(alias.values())
     unexpected = [
         name

@@ -145,6 +145,25 @@ SHAPES: dict[str, dict[str, Any]] = {
         },
         tie_word_embeddings=True,
     ),
+    "phi3-tiny": _SHARP | dict(num_key_value_heads=1, sliding_window=10, pad_token_id=0),
+    # A part of each head is rotated; half of the texts are longer than the original positions.
+    "phi3-long-tiny": _SHARP
+    | dict(
+        hidden_size=72,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        partial_rotary_factor=0.75,
+        original_max_position_embeddings=27,
+        max_position_embeddings=128,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0, 1.2, 1.4, 1.8],
+            "long_factor": [1.5, 2.5, 4.0, 8.0],
+        },
+        tie_word_embeddings=True,
+        pad_token_id=0,
+    ),
     "tinyllama-1.1b": dict(
         hidden_size=2048,
         num_hidden_layers=22,
@@ -164,6 +183,7 @@ FAMILIES = {
     "gemma3": ("gemma3_text", 32000, "llama"),
     "olmo2": ("olmo2", 32000, "llama"),
     "olmo3": ("olmo3", 32000, "llama"),
+    "phi3": ("phi3", 32000, "llama"),
     "qwen2": ("qwen2", 151936, "qwen2"),
     "qwen3": ("qwen3", 151936, "qwen2"),
 }
@@ -278,7 +298,9 @@ def ids(folder: Path, prompts: Sequence[str]) -> list[list[int]]:
 
 
 def run(model: Any, ids: Sequence[Sequence[int]], *, at_once: int = 100) -> Reference:
-    """Run transformers over prompts, padded on the right."""
+    """Run transformers over prompts, padded on the right, unless rope asks for the longest one."""
+    if "longrope" in str(getattr(model.config, "rope_parameters", None)):
+        at_once = 1
     parts = [_run(model, ids[i : i + at_once]) for i in range(0, len(ids), at_once)]
     states = [np.concatenate(layer) for layer in zip(*(p.states for p in parts), strict=True)]
     return Reference(states, *(np.concatenate([p[i] for p in parts]) for i in (1, 2)))

@@ -44,6 +44,9 @@ CASES = {
     "llama-odd-tiny": dict(r=4, lora_alpha=16, target_modules="all-linear"),
     "llama-gqa-tiny": dict(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj"]),
     "qwen3-odd-tiny": dict(r=4, lora_alpha=16, target_modules="all-linear"),
+    "gemma3-tiny": dict(r=4, lora_alpha=16, target_modules="all-linear"),
+    "olmo2-tiny": dict(r=4, lora_alpha=16, target_modules=["q_proj", "k_proj", "down_proj"]),
+    "phi3-tiny": dict(r=4, lora_alpha=16, target_modules="all-linear"),
 }
 
 

@@ -16,7 +16,8 @@ from prompteol_jax.ops.scan import Saved
 NAMES = (
     *("opt-tiny", "opt-350m-tiny", "llama-odd-tiny", "llama3-tiny"),
     *("gemma-tiny", "gemma2-tiny", "gemma3-tiny", "gemma3-untied-tiny"),
-    *("mistral-tiny", "olmo2-tiny", "olmo3-tiny", "qwen2-tiny", "qwen3-tiny", "qwen3-odd-tiny"),
+    *("mistral-tiny", "olmo2-tiny", "olmo3-tiny", "phi3-tiny", "phi3-long-tiny"),
+    *("qwen2-tiny", "qwen3-tiny", "qwen3-odd-tiny"),
 )
 B, T = 2, 20
 IDS_BT = np.random.default_rng(0).integers(0, 30000, (B, T)).astype(np.int32)
@@ -159,7 +160,7 @@ PRE_NORM = {head_norms, post_norms}
 POST_NORM = {attention_norm, mlp_norm}
 LACKING = {
     "opt": {rope, head_norms, post_norms},
-    **dict.fromkeys(("llama", "mistral", "qwen2", "gemma"), PRE_NORM),
+    **dict.fromkeys(("llama", "mistral", "phi3", "qwen2", "gemma"), PRE_NORM),
     "gemma2": {head_norms},
     "qwen3": {post_norms},
     **dict.fromkeys(("olmo2", "olmo3"), POST_NORM),

@@ -25,6 +25,8 @@ NAMES = (
     "gemma3-untied-tiny",
     "olmo2-tiny",
     "olmo3-tiny",
+    "phi3-tiny",
+    "phi3-long-tiny",
     "mistral-tiny",
     "qwen2-tiny",
     "qwen3-tiny",
@@ -38,7 +40,9 @@ def test_vectors_are_those_of_transformers(name, embedders, references, texts):
     embedder = embedders(name)
     assert len(embedder.prompt.prefix_C) > 2  # Qwen has no BOS
     oracle.assert_close(embedder.encode(texts), references(name).vectors)
-    assert embedder.report.whole == 0
+    most = embedder.prompt.most_shared or 10**6  # longer ones have another rope in the prefix too
+    ids = embedder.pretrained.tokenizer.ids([oracle.EOL.format(text) for text in texts])
+    assert embedder.report.whole == sum(len(own) > most for own in ids)
 
 
 @pytest.mark.slow
@@ -208,7 +212,8 @@ def test_half_precision_on_disk_is_read_exactly(
     [
         *("opt-tiny", "opt-350m-tiny", "llama-odd-tiny", "llama3-tiny"),
         *("gemma-tiny", "gemma2-tiny", "gemma3-tiny", "gemma3-untied-tiny"),
-        *("mistral-tiny", "olmo2-tiny", "olmo3-tiny", "qwen2-tiny", "qwen3-odd-tiny"),
+        *("mistral-tiny", "olmo2-tiny", "olmo3-tiny", "phi3-tiny", "phi3-long-tiny"),
+        *("qwen2-tiny", "qwen3-odd-tiny"),
     ],
 )
 def test_a_written_folder_gives_transformers_the_same_model(

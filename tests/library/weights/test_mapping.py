@@ -55,6 +55,26 @@ def test_splitting_and_reordering_is_a_view() -> None:
         assert np.shares_memory(mapping.arrange(source, "(A B) D -> D A B", SIZES), source)
 
 
+@pytest.mark.parametrize(
+    ("dims", "rows", "columns"),
+    [
+        ("(A B)|B|C D -> A B D", slice(0, 6), slice(0, 4)),
+        ("A|(B)|C D -> B D", slice(2, 5), slice(0, 4)),
+        ("A|B|(C) D -> C D", slice(5, 6), slice(0, 4)),
+        ("B|(B) D|(D) -> D B", slice(3, 6), slice(4, 8)),
+    ],
+)
+def test_a_leaf_may_be_a_part_of_a_tensor(dims: str, rows: slice, columns: slice) -> None:
+    shape = mapping.file_shape(dims, SIZES)
+    array = np.arange(int(np.prod(shape)), dtype=np.int32).reshape(shape)
+    part = mapping.arrange(array, dims, SIZES)
+    assert part.shape == mapping.lengths(mapping.parse(dims)[1], SIZES)
+    back = mapping.arrange(part, mapping.reverse(dims), SIZES)
+    np.testing.assert_array_equal(back, array[rows, columns])
+    assert mapping.own_part(dims, SIZES) == (rows, columns)
+    assert np.shares_memory(part, array)
+
+
 @pytest.mark.parametrize("dims", ["A B -> A", "A A -> A A", "A -> B", "A", "A -> A -> A"])
 def test_refuses_a_pattern_that_loses_or_repeats_axes(dims: str) -> None:
     with pytest.raises(ValueError, match="does not name the same axes once on each side"):
