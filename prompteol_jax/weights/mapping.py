@@ -65,7 +65,7 @@ def arrange(
     """
     source, target = parse(dims)
     axes = [axis for group in source for axis in group]
-    split = array[own_part(dims, sizes)].reshape([sizes[axis] for axis in axes])
+    split = array[(*own_part(dims, sizes), ...)].reshape([sizes[axis] for axis in axes])
     order = [axes.index(axis) for group in target for axis in group]
     return split.transpose(order).reshape(lengths(target, sizes))
 
