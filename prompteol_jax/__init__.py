@@ -1,4 +1,4 @@
-"""PromptEOL sentence embeddings from OPT, LLaMA and Qwen3 checkpoints, in JAX/Flax."""
+"""PromptEOL sentence embeddings from decoder checkpoints (OPT, LLaMA, Qwen, ...), in JAX/Flax."""
 
 from __future__ import annotations
 

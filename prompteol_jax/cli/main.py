@@ -30,5 +30,5 @@ COMMANDS: Final = Commands(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    description = "PromptEOL sentence embeddings from OPT, LLaMA and Qwen3."
+    description = "PromptEOL sentence embeddings from OPT, LLaMA, Mistral, Qwen, Gemma, Phi and OLMo."
     run_one_of("prompteol", description, COMMANDS, argv)

@@ -92,6 +92,33 @@ def test_merged_into_the_weights_it_computes_the_same(case, rows):
     np.testing.assert_array_equal(encode(model, ours), before)  # which is left as it was
 
 
+def test_refuses_ranks_that_mix_the_layers_of_a_fused_tensor(checkpoints, embedders, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    base = embedders("phi3-tiny").pretrained
+    oracle.write_adapter(checkpoints("phi3-tiny"), tmp_path, **CASES["phi3-tiny"])
+    model = peft.load_adapter(base.decoder, base.config, tmp_path, base.mesh)
+    peft.save_adapter(model, base.config, tmp_path, base="some/model")
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = "base_model.model.model.layers.1.self_attn.qkv_proj.lora_B.weight"
+    assert np.count_nonzero(tensors[name]) == tensors[name].size // 3
+    tensors[name][0, -1] = 1.0
+    save_file(tensors, file)
+    with pytest.raises(
+        UserError, match=r"1.self_attn.qkv_proj.lora_B.weight mixes the rank"
+    ):
+        peft.load_adapter(base.decoder, base.config, tmp_path, base.mesh)
+    fields = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert fields["rank_pattern"] == {"qkv_proj": 12, "gate_up_proj": 8}
+    other = embedders("llama-gqa-tiny").pretrained
+    fields |= {"target_modules": ["q_proj"], "rank_pattern": {"q_proj": 8}}
+    fields |= {"alpha_pattern": {"q_proj": 32}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=r"rank_pattern = {'q_proj': 8} is not supported for this"):
+        peft.load_adapter(other.decoder, other.config, tmp_path, other.mesh)
+
+
 def test_an_adapter_on_some_layers_only_is_refused(checkpoints, embedders, tmp_path):
     targets = [f"model.decoder.layers.{layer}.{name}" for layer, name in ((0, "fc1"), (1, "fc2"))]
     oracle.write_adapter(checkpoints("opt-tiny"), tmp_path, r=2, target_modules=targets)
@@ -216,7 +243,11 @@ def test_reads_the_config_of_plain_lora(changes, expected, tmp_path):
         ({"peft_type": ...}, "peft_type = None, supported: 'LORA'"),
         ({"r": ..., "lora_alpha": ...}, "r is missing; lora_alpha is missing"),
         ({"use_dora": True, "bias": "all"}, "use_dora = True is not supported; bias = 'all' is"),
-        ({"rank_pattern": {"q_proj": 8}}, "rank_pattern = {'q_proj': 8} is not supported"),
+        (
+            {"rank_pattern": {"q_proj": 8}},
+            "rank_pattern = {'q_proj': 8} with alpha_pattern = {}",
+        ),
+        ({"alpha_pattern": {"q_proj": 8}}, "with alpha_pattern = {'q_proj': 8} is not supported"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save = ['lm_head'] is not supported"),
         ({"layers_to_transform": [0]}, "layers_to_transform = [0] is not supported"),
         ({"target_modules": ".*_proj"}, "target_modules = '.*_proj' is a pattern; supported: a"),
