@@ -30,5 +30,5 @@ COMMANDS: Final = Commands(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    description = "PromptEOL sentence embeddings from OPT, LLaMA, Mistral, Qwen, Gemma, Phi and OLMo."
+    description = "PromptEOL sentence embeddings from decoder checkpoints: OPT, LLaMA, Qwen, ..."
     run_one_of("prompteol", description, COMMANDS, argv)

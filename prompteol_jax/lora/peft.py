@@ -265,6 +265,8 @@ def read_adapter_config(folder: Path) -> adapters.LoraConfig:
 def _block_ranks(f: Fields, config: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
     """Read `rank_pattern`, where every scale stays alpha / r."""
     ranks, alphas = f.fields("rank_pattern"), f.fields("alpha_pattern")
+    if not ranks and not alphas:
+        return ()
     same_scale = not config["rslora"] and all(
         type(rank) is int
         and 0 < rank <= _MOST_RANK

@@ -105,9 +105,7 @@ def test_refuses_ranks_that_mix_the_layers_of_a_fused_tensor(checkpoints, embedd
     assert np.count_nonzero(tensors[name]) == tensors[name].size // 3
     tensors[name][0, -1] = 1.0
     save_file(tensors, file)
-    with pytest.raises(
-        UserError, match=r"1.self_attn.qkv_proj.lora_B.weight mixes the rank"
-    ):
+    with pytest.raises(UserError, match=r"1.self_attn.qkv_proj.lora_B.weight mixes the rank"):
         peft.load_adapter(base.decoder, base.config, tmp_path, base.mesh)
     fields = json.loads((tmp_path / "adapter_config.json").read_text())
     assert fields["rank_pattern"] == {"qkv_proj": 12, "gate_up_proj": 8}
