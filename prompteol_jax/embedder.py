@@ -94,8 +94,7 @@ class Embedder:
             plan=plan,
             batch_tokens=batch_tokens,
         )
-        read = partial(read_lm_head, pretrained)
-        self._head = Head(mesh, config.V, read, softcap=config.logit_cap)
+        self._head = Head(mesh, config.V, partial(read_lm_head, pretrained), config.logit_cap)
         self._last = threading.local()
 
     @classmethod

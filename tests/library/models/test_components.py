@@ -91,7 +91,7 @@ def embedding(pair, x):
 
 
 def rope(pair, x):
-    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+    from transformers.models.phi3.modeling_phi3 import apply_rotary_pos_emb  # a part of a head too
 
     H = pair.ours.layers.H
     heads = x[..., : 2 * H].reshape(B, T, 2, H)
