@@ -95,7 +95,7 @@ class Layers:
     window_L: tuple[int | None, ...] | None = None
 
     def with_local_rope(self, rope: Rope) -> Layers:
-        """Return the same layers, those with a window with a rope of their own."""
+        """Return the same layers, those with a window with this rope."""
         if self.window_L is None or self.ropes == (rope,):
             return self
         rope_L = tuple(int(window is not None) for window in self.window_L)

@@ -1,6 +1,6 @@
 """Gemma 3, text (Gemma Team 2025): Gemma 2 with norms of heads in place of capped scores.
 
-Five layers with a sliding window and a rope of their own follow each other, then one without.
+Five layers with a sliding window follow each other, then one without; each type has its rope.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """OLMo 3 (Team OLMo 2025): OLMo 2's block, with a sliding window in three layers of four.
 
-Layers with a window have a rope of their own.
+Layers with a window may have another rope.
 """
 
 from __future__ import annotations
