@@ -78,12 +78,9 @@ class Embedder:
         self.pooling = chosen.name
         config, mesh = pretrained.config, pretrained.mesh
         _check_max_tokens(max_tokens, config.P)
-        self.prompt = Prompt(
-            self.template,
-            pretrained.tokenizer,
-            max_tokens=max_tokens or config.P,
-            most_shared=config.layers(config.L).short_tokens,
-        )
+        short = config.layers(config.L).short_tokens
+        bounds = {"max_tokens": max_tokens or config.P, "most_shared": short}
+        self.prompt = Prompt(self.template, pretrained.tokenizer, **bounds)
         self._pipeline = Pipeline(
             decoder=pretrained.decoder,
             prompt=self.prompt,
