@@ -106,6 +106,24 @@ def test_a_holder_that_was_followed_notices_it(tmp_path, quick):
     assert (tmp_path / lease_record.NAME).exists()
 
 
+ELSEWHERE = """
+from prompteol_jax.storage import lease, lease_record
+lease._space, lease.BEAT = (lambda: "another host"), 0.2
+lease_record.fcntl.flock = lambda *_: None  # seen on one host only
+"""
+
+
+def test_of_two_processes_that_share_only_the_files_one_works_and_one_is_refused(tmp_path, quick):
+    command = [sys.executable, "-c", ELSEWHERE + HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"a long job, process {other.pid}"):
+            lease.Lease(tmp_path, "x")
+        other.kill()
+    lease.Lease(tmp_path, "x").release()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture
 def folder(bucket):
     """A folder of a bucket."""
