@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from prompteol_jax.cli.options import ModelOptions
-from prompteol_jax.errors import IsAFolder, UserError
+from prompteol_jax.errors import UserError
 from prompteol_jax.storage import atomic, json_files
 from prompteol_jax.storage import paths as places
 
@@ -31,14 +31,9 @@ MARGIN: Final = "± 95 %"  # the column of `margin`
 def prepare(*paths: Path | None) -> None:
     """Make the folders of outputs, so that a long run cannot end without a place to write.
 
-    Raises: IsAFolder naming all folders where files were expected.
+    Raises: as `atomic.prepare`.
     """
-    given = [places.as_path(path) for path in paths if path]
-    folders = [str(path) for path in given if path.is_dir()]
-    if folders:
-        raise IsAFolder(f"expected a file to write, found a folder: {', '.join(folders)}")
-    for path in given:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.prepare(*(places.as_path(path) for path in paths if path))
 
 
 def header(command: str, embedder: Any, options: ModelOptions) -> dict[str, Any]:

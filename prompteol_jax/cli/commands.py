@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -82,11 +83,26 @@ def run_main(
     run_command(program, parsed, argv)
 
 
+def _line(error: Exception) -> str | None:
+    """Return the line for an error that a user can mend; None for any other."""
+    if isinstance(error, USER_ERRORS):
+        return str(error) or type(error).__name__
+    reason = (str(error).splitlines() or [""])[0]
+    if isinstance(error, MemoryError) or reason.startswith("RESOURCE_EXHAUSTED"):
+        return (
+            f"the memory is full ({reason or 'no more was given'}); compute less together "
+            "(--batch-tokens, --batch, --chunks), or on more devices (--mesh)"
+        )
+    return None
+
+
 def run_command(program: str, run: Callable[[Options], object], options: Options) -> None:
     """Run a command; an error of the user ends it with `PROGRAM: error: ...` and exit status 2.
 
     PROMPTEOL_TRACEBACK=1 in the environment lets such an error through, for a report of a bug.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a text can hold what a terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         run(options)
         sys.stdout.flush()
@@ -98,14 +114,14 @@ def run_command(program: str, run: Callable[[Options], object], options: Options
         sys.stderr.write(f"{program}: interrupted\n")
         processes.fail(f"{program}: interrupted", 130)
         raise SystemExit(130) from None
-    except USER_ERRORS as error:
-        if os.environ.get("PROMPTEOL_TRACEBACK") == "1":
-            raise
-        line = f"{program}: error: {str(error) or type(error).__name__}"
-        sys.stderr.write(f"{line}\n")
-        processes.fail(line, 2)
-        raise SystemExit(2) from None
-    except Exception as error:  # a bug of ours
+    except Exception as error:
+        line = _line(error)
+        if line is not None and os.environ.get("PROMPTEOL_TRACEBACK") != "1":
+            line = f"{program}: error: {line}"
+            sys.stderr.write(f"{line}\n")
+            processes.fail(line, 2)
+            raise SystemExit(2) from None
+        # a bug of ours
         if processes.joined():
             traceback.print_exc()
             processes.fail(f"{program}: {type(error).__name__}: {error}", 1)

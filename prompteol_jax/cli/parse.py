@@ -10,6 +10,7 @@ import dataclasses
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from prompteol_jax.cli.options import spelled
@@ -41,7 +42,27 @@ def parse(
 
     config = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
     with _errors.on_parse_error(refuse):
-        return tyro.cli(kind, args=words, prog=program, description=description, config=config)
+        options = tyro.cli(kind, args=words, prog=program, description=description, config=config)
+    return _at_home(options)
+
+
+def _at_home(options: Any) -> Any:
+    """Expand `~` in paths, which a shell leaves in `--flag=~/file`."""
+    fields = dataclasses.fields(options)
+    return dataclasses.replace(
+        options, **{field.name: _expanded(getattr(options, field.name)) for field in fields}
+    )
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_expanded, value))
+    if not isinstance(value, Path):
+        return value
+    try:
+        return value.expanduser()
+    except RuntimeError:
+        raise UserError(f"{value}: there is no user of this name") from None
 
 
 def split_command(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prompteol_jax.cli.options import ModelOptions
-from prompteol_jax.errors import IsAFolder, UserError
+from prompteol_jax.errors import UserError
 from prompteol_jax.storage import atomic, json_files, paths, same_work
 
 if TYPE_CHECKING:
@@ -36,11 +36,7 @@ def verify_checkpoint(options: VerifyOptions) -> dict[str, Any]:
     read_template(options.template)
     parse_mesh(options.mesh)
     paths.refuse_buckets(options.json)
-    if options.json:
-        if options.json.is_dir():
-            raise IsAFolder(f"expected a file to write, found a folder: {options.json}")
-        with atomic.explained(options.json):
-            options.json.parent.mkdir(parents=True, exist_ok=True)
+    atomic.prepare(options.json)
     certificate = _certificate(options)
     _print(options, certificate)
     if options.json:

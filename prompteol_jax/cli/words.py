@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from prompteol_jax.cli.options import ModelOptions, flag
-from prompteol_jax.storage import json_files, paths
+from prompteol_jax.storage import atomic, json_files, paths
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,8 @@ def words(options: WordsOptions) -> None:
     from rich import console, table, text
 
     _check_reads_a_head(options)
+    output = paths.as_path(options.json) if options.json else None
+    atomic.prepare(output)
     embedder = options.load("float32")
     found = [embedder.words(sentence, options.k) for sentence in options.texts]
     header = f"{embedder.model_name}, template {embedder.template.name}, {embedder.dtype}"
@@ -57,7 +59,7 @@ def words(options: WordsOptions) -> None:
         for token, probability in ranked:
             grid.add_row(text.Text(repr(token)), f"{probability:.4f}")
         shown.print(grid)
-    if options.json:
+    if output:
         result = {
             "model": embedder.model_name,
             "template": embedder.template.name,
@@ -67,7 +69,7 @@ def words(options: WordsOptions) -> None:
                 for sentence, ranked in zip(options.texts, found, strict=True)
             ],
         }
-        json_files.write_object(paths.as_path(options.json), result)
+        json_files.write_object(output, result)
 
 
 def _check_reads_a_head(options: ModelOptions) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from prompteol_jax.errors import CannotWrite, UserError
+from prompteol_jax.errors import CannotWrite, IsAFolder, UserError
 from prompteol_jax.storage import paths
 from prompteol_jax.storage.paths import AnyPath
 
@@ -60,6 +60,23 @@ def write_whole(path: AnyPath, write: Callable[[BinaryIO], object]) -> None:
         finally:
             new.unlink(missing_ok=True)
         sync(path.parent)
+
+
+def prepare(*files: AnyPath | None) -> None:
+    """Make the folders of files that long work will write, and check that they can be written.
+
+    Raises: IsAFolder naming all folders where files were expected; CannotWrite.
+    """
+    given = [path for path in files if path is not None]
+    folders = [str(path) for path in given if path.is_dir()]
+    if folders:
+        raise IsAFolder(f"expected a file to write, found a folder: {', '.join(folders)}")
+    for path in given:
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        there = path if path.exists() else path.parent
+        if not paths.is_bucket(path) and not os.access(there, os.W_OK):
+            raise CannotWrite(f"{path} cannot be written; give a file that can be")
 
 
 @contextlib.contextmanager

@@ -10,9 +10,9 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final
 
-from prompteol_jax.errors import UserError
+from prompteol_jax.errors import UserError, listed_problems
 
-_SHOWN: Final = 100  # characters of a value in an error
+_SHOWN: Final = 100  # characters of a name or a value in an error
 _ABSENT: Final = "(nothing)"
 
 
@@ -38,7 +38,7 @@ def differences(
     """
     then, today = _flat(recorded(before), ignore), _flat(recorded(now), ignore)
     return [
-        f"{label(name)} was {_shown(then, name)} and is now {_shown(today, name)}"
+        f"{label(name):.{_SHOWN}} was {_shown(then, name)} and is now {_shown(today, name)}"
         for name in {**then, **today}
         if name not in then or name not in today or then[name] != today[name]
     ]
@@ -67,7 +67,7 @@ def check_same(
 
 def refusal(where: object, found: Collection[str], advice: str) -> str:
     """Return the one wording for work that is not the same."""
-    return f"{where} belongs to another run: {'; '.join(found)}. {advice}"
+    return f"{where} belongs to another run: {listed_problems(found)}. {advice}"
 
 
 def _flat(work: Mapping[str, Any], ignore: Collection[str]) -> dict[str, Any]:

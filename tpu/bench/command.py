@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from prompteol_jax import runtime
 from prompteol_jax.cli.commands import run_one_of
 from prompteol_jax.cli.options import ModelOptions, flag
 from prompteol_jax.errors import UserError
-from prompteol_jax.storage import json_files
+from prompteol_jax.storage import atomic, json_files
 
 PROGRAM: Final = "python -m tpu.bench"
 RANDOM: Final = "random:"  # before the name of a published shape, in --model
@@ -160,12 +159,13 @@ def _run(job: str, options: Any, measure: Callable[[Any], dict[str, Any]]) -> di
     if options.peer:  # two frameworks share a GPU: neither may take all of its memory
         runtime.share_gpu_memory()
     planned = None if options.planned is None else read_plan(options.planned, job)
+    atomic.prepare(options.json)
     with _made(options) as ready:
         result = measure(ready)
     result |= {"model": options.model, "planned": planned}
     print_table(result)
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        json_files.write_object(options.json, result)
     return result
 
 

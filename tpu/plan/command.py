@@ -10,13 +10,13 @@ here is a measurement.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from prompteol_jax.cli.options import check, flag, spelled
 from prompteol_jax.errors import NotFound, UserError, nearest
+from prompteol_jax.storage import atomic, json_files
 from tpu.chips import parse_topology
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ def run(options: PlanOptions) -> dict[str, Any]:
     from tpu.plan import report, search
 
     job = make_job(options)
+    atomic.prepare(options.json)
     if options.sweep is not None:
         topologies = [parse_topology(name) for name in options.slices()]
         plans = search.sweep(options.model, job, topologies, options.mesh)
@@ -119,8 +120,7 @@ def run(options: PlanOptions) -> dict[str, Any]:
         if options.mesh == AUTO:
             result["ranking"] = [dataclasses.asdict(plan) for plan in ranking]
     if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        json_files.write_object(options.json, result)
     return result
 
 

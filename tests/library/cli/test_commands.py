@@ -1,5 +1,9 @@
 """A wrong input ends a command with one line; a mistake of the program shows its traceback."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from prompteol_jax.cli.commands import run_command
@@ -25,6 +29,17 @@ def failing(error):
         (NotFound("no file a.txt"), "demo: error: no file a.txt\n"),
         (OSError(28, "No space left", "a"), "demo: error: [Errno 28] No space left: 'a'\n"),
         (UserError(), "demo: error: UserError\n"),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"),
+            "demo: error: the memory is full (RESOURCE_EXHAUSTED: Out of memory allocating 9 "
+            "bytes.); compute less together (--batch-tokens, --batch, --chunks), or on more "
+            "devices (--mesh)\n",
+        ),
+        (
+            MemoryError(),
+            "demo: error: the memory is full (no more was given); compute less together "
+            "(--batch-tokens, --batch, --chunks), or on more devices (--mesh)\n",
+        ),
     ],
 )
 def test_an_error_of_the_user_is_one_line_and_status_2(capsys, monkeypatch, error, line):
@@ -42,6 +57,16 @@ def test_an_error_of_the_user_is_one_line_and_status_2(capsys, monkeypatch, erro
 def test_a_mistake_of_the_program_is_not_hidden(kind):
     with pytest.raises(kind, match="impossible"):
         run_command("demo", failing(kind("impossible")), "options")
+
+
+def test_what_a_terminal_cannot_show_is_escaped():
+    code = (
+        "import sys\nfrom prompteol_jax.cli.commands import run_command\n"
+        "run_command('demo', lambda text: sys.stdout.write(text + '\\n'), '\\u20ac \\udcff')\n"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert (done.returncode, done.stdout) == (0, b"\\u20ac \\udcff\n"), done.stderr
 
 
 def test_an_interrupted_command_says_so(capsys):

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from prompteol_jax.cli.encode import EncodeOptions
+from prompteol_jax.cli.parse import parse
+from prompteol_jax.errors import UserError
+
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[3]
@@ -73,6 +77,16 @@ def refused(capsys, program, argv):
 )
 def test_a_mistake_is_named_with_what_is_allowed(capsys, argv, told):
     assert refused(capsys, "prompteol", argv).startswith(told)
+
+
+def test_a_home_that_a_shell_left_is_found(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = [*BASE[:-1], "~/v", "--input=~/a/b.txt", "--model=~/m"]
+    options = parse("prompteol encode", EncodeOptions, given[1:])
+    assert (options.output, options.input) == (tmp_path / "v", tmp_path / "a/b.txt")
+    assert options.model == "~/m"  # a name, which `hub` resolves
+    with pytest.raises(UserError, match="~nobody-of-this-name/v: there is no user of this name"):
+        parse("prompteol encode", EncodeOptions, [*BASE[1:-1], "~nobody-of-this-name/v"])
 
 
 @pytest.mark.parametrize("program", MAINS)

@@ -62,6 +62,19 @@ def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path):
     assert done.stdout == b"shown"
 
 
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+    atomic.prepare(tmp_path / "new" / "a.json", None)
+    assert (tmp_path / "new").is_dir()
+    with pytest.raises(IsADirectoryError, match=f"found a folder: {tmp_path}"):
+        atomic.prepare(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(CannotWrite, match="file/a.json could not be written: "):
+        atomic.prepare(tmp_path / "file" / "a.json")
+    monkeypatch.setattr(atomic.os, "access", lambda path, mode: path != tmp_path / "new")
+    with pytest.raises(CannotWrite, match="new/b.json cannot be written; give a file that can be"):
+        atomic.prepare(tmp_path / "file", tmp_path / "new" / "b.json")
+
+
 def test_two_writers_of_one_file_do_not_share_a_temporary_one(tmp_path):
     path = tmp_path / "a"
 
