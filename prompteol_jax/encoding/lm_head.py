@@ -17,7 +17,7 @@ from prompteol_jax.errors import UserError
 from prompteol_jax.methods.pooling import LAST
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.ops import einsum
-from prompteol_jax.ops.attention import soft_cap
+from prompteol_jax.ops.context import soft_cap
 
 _ROWS: Final = 256  # vectors that are ranked together
 

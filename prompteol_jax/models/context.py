@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from prompteol_jax.models.rope import Rope
-from prompteol_jax.ops.context import AttentionContext, LayerInfo, visible
+from prompteol_jax.ops.context import LONG, AttentionContext, LayerInfo, visible
 from prompteol_jax.ops.rope import Rope as RopeTable
 from prompteol_jax.ops.rope import rope_table
 
@@ -137,7 +137,7 @@ class Layers:
         T = rows.ids_BT.shape[1]
         position_BT = positions(rows, offset)
         return AttentionContext(
-            visible(T, None, rows.start_BT, prefix_tokens),
+            visible(T, None, rows.start_BT, prefix_tokens) if T <= LONG else None,
             position_BT=position_BT if self._windows_matter(T, offset, prefix_mask_C) else None,
             ropes=tuple(self._table(rope, rows, position_BT) for rope in self.ropes),
             segment_start_BT=rows.start_BT,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,9 @@ from jaxtyping import Array, Bool, Int
 from prompteol_jax.ops import dropout
 from prompteol_jax.ops.rope import Rope
 from prompteol_jax.ops.scan import NONE, Tape
+
+LONG: Final = 1024  # tokens of a row up to which one mask of all queries is made
+HIDDEN: Final = -1e30  # finite: a softmax over a row of it is uniform, not NaN
 
 
 class AttentionSpec(NamedTuple):
@@ -24,6 +27,10 @@ class AttentionSpec(NamedTuple):
 
     scale: float
     softcap: float | None = None
+
+    def cap(self, scores: jax.Array) -> jax.Array:
+        """Return the scores within the bound."""
+        return soft_cap(scores, self.softcap)
 
 
 class LayerInfo(NamedTuple):
@@ -38,6 +45,11 @@ class LayerInfo(NamedTuple):
     index: Any
     window: Any = None
     rope: Any = None
+
+
+def soft_cap(scores: jax.Array, cap: float | None) -> jax.Array:
+    """Bound scores smoothly, cap * tanh(scores / cap); None for no bound."""
+    return scores if cap is None else cap * jnp.tanh(scores / cap)
 
 
 def visible(
@@ -81,7 +93,8 @@ class AttentionContext:
     """The surroundings of a block.
 
     Attributes:
-        mask_BQT: tokens of its row that each query sees, windows not counted.
+        mask_BQT: tokens of its row that each query sees, windows not counted; None in rows of more
+            than LONG tokens, where attention computes it block by block.
         position_BT: position of every token; None where no text is longer than a window.
         ropes: rope tables of every token's position; in a layer, its own one.
         query_BQ: indices of the queries in their rows; None where every token is a query.
@@ -108,9 +121,13 @@ class AttentionContext:
 
     def of_queries(self, query_BQ: Int[Array, "B Q"]) -> AttentionContext:
         """Return the same rows with these queries instead of every token."""
-        T = self.mask_BQT.shape[-1]
-        mask_BQT = visible(T, query_BQ, self.segment_start_BT, self.prefix_tokens)
+        if self.mask_BQT is None:
+            return dataclasses.replace(self, query_BQ=query_BQ)
+        mask_BQT = self._visible(self.mask_BQT.shape[-1], query_BQ)
         return dataclasses.replace(self, mask_BQT=mask_BQT, query_BQ=query_BQ)
+
+    def _visible(self, T: int, query_BQ: Any) -> Bool[Array, "b q T"]:
+        return visible(T, query_BQ, self.segment_start_BT, self.prefix_tokens)
 
     def of_layer(
         self, info: LayerInfo, keys: dropout.Keys | None = None, tape: Tape = NONE
@@ -165,12 +182,13 @@ class AttentionContext:
         rows = (len(self.query_BQ), self.position_BT.shape[1])
         return self.queries(jnp.broadcast_to(self.position_BT, rows))
 
-    def row_mask(self) -> Bool[Array, "b q T"]:
-        """Return which tokens of its row each query sees in this layer."""
+    def row_mask(self, T: int) -> Bool[Array, "b q T"]:
+        """Return which of its row's T tokens each query sees in this layer."""
+        mask_BQT = self._visible(T, self.query_BQ) if self.mask_BQT is None else self.mask_BQT
         if self.window is None:
-            return self.mask_BQT
+            return mask_BQT
         distance_BQT = self.query_positions()[:, :, None] - self.position_BT[:, None, :]
-        return self.mask_BQT & (distance_BQT < self.window)
+        return mask_BQT & (distance_BQT < self.window)
 
     def prefix_mask(self, C: int) -> Bool[Array, "..."] | None:
         """Return which of C cached prefix tokens each query sees; None where it sees all."""

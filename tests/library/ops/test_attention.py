@@ -140,38 +140,6 @@ def test_heads_fewer_than_the_model_axis_are_repeated_in_groups(mesh, heads, exp
     assert np.asarray(spread)[(0,) * len(lead)][:, 0].tolist() == expected
 
 
-POSITION_BT = jnp.arange(C, C + T)[None]
-
-
-@pytest.mark.parametrize(
-    ("prefix", "spec", "context"),
-    [
-        (None, SPEC, {}),
-        (PREFIX, SPEC, {}),
-        (PREFIX, SPEC, dict(prefix_mask_C=jnp.array([True, True, False]))),
-        (PREFIX, SPEC, dict(window=4, position_BT=POSITION_BT)),
-        (None, AttentionSpec(0.5, softcap=2.0), dict(window=2, position_BT=POSITION_BT)),
-        (None, SPEC, dict(segment_start_BT=START_BT)),
-    ],
-    ids=["rows", "prefix", "padded-prefix", "window", "softcap", "packed"],
-)
-def test_a_long_row_attends_in_blocks_to_the_same(prefix, spec, context, monkeypatch):
-    mask = visible(T, None, context.get("segment_start_BT"))
-
-    def run(q, k, v):
-        return attend(q, k, v, mask, prefix, spec, **context)
-
-    def both():
-        y, pull = jax.vjp(run, Q_BTNH, K_BTKH, V_BTKH)
-        return y, *pull(y)
-
-    whole = both()
-    monkeypatch.setattr(attention, "LONG", T - 1)
-    monkeypatch.setattr(attention, "BLOCK", 4)  # the second one is not full
-    for blocks, at_once in zip(both(), whole, strict=True):
-        np.testing.assert_allclose(blocks, at_once, atol=2e-6)
-
-
 @pytest.mark.parametrize("spec", [AttentionSpec(0.25), AttentionSpec(0.5, 3.0)], ids=str)
 @pytest.mark.parametrize("window", [None, 1, 2, 4])
 @pytest.mark.parametrize("queries", [None, [[4, 1], [5, 1]]], ids=["all", "last tokens"])
