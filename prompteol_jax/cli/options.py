@@ -137,6 +137,9 @@ class ModelOptions:
     packed, several in a row. Only `fixed` promises the same bits."""
     max_tokens: int | None = flag(None, at_least=1)
     """Largest number of ids of a prompt; longer texts are cut. By default the model's positions."""
+    truncate: Literal["end", "middle", "error"] = "end"
+    """What a text that is too long loses: its end, or its middle; or it is an error. The template
+    stays whole."""
 
     def load(self, default_dtype: str, mesh: Mesh | None = None) -> Embedder:
         """Load the model; see `Embedder.from_pretrained` for errors.
@@ -158,6 +161,7 @@ class ModelOptions:
             batch_tokens=self.batch_tokens,
             plan=self.plan,
             max_tokens=self.max_tokens,
+            truncate=self.truncate,
         )
 
     def work(self, default_dtype: str) -> dict[str, Any]:

@@ -107,7 +107,7 @@ class PrefixEncoder:
         """Return the prompt of a template."""
         ours = self.pipeline.prompt
         most = {"max_tokens": ours.max_tokens, "most_shared": ours.most_shared}
-        return Prompt(template, ours.tokenizer, **most)
+        return Prompt(template, ours.tokenizer, truncate=ours.truncate, **most)
 
     def groups(self, templates: Sequence[Template]) -> Iterator[list[Candidate]]:
         """Yield templates that are computed together, in a way that depends on the list alone.

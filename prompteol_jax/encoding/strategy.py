@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from prompteol_jax.errors import UserError
 from prompteol_jax.methods.edits import Edit
 from prompteol_jax.methods.pooling import Pooling
+from prompteol_jax.models import Config, build
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.ops import select
 
@@ -53,3 +54,13 @@ def check_plan(
 def default_batch_tokens(mesh: Mesh, decoder: Decoder) -> int:
     """Return the tokens of a batch that keep the devices of a mesh busy."""
     return select.batch_tokens(mesh, decoder.width, quantized=decoder.quantized)
+
+
+def vector_width(config: Config, decoder: Decoder, pooling: Pooling) -> int:
+    """Return the number of features of a pooling's vectors.
+
+    Args:
+        decoder: one that may end at an inner layer.
+    """
+    final = config.D if isinstance(decoder.final_norm, build.Identity) else config.width
+    return pooling.width(inner=config.D, final=final, depth=decoder.depth)

@@ -24,6 +24,7 @@ from prompteol_jax.runtime import keep_compiled
 from prompteol_jax.storage import paths
 from prompteol_jax.text.tokenizer import Tokenizer
 
+DTYPES: Final = ("float32", "bfloat16")
 TOKENIZER_FILES: Final = (
     *("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -50,6 +51,19 @@ class Pretrained:
     adapter: Path | None = None
     layer: int | None = None
     quantize: quant.Kind | None = None
+
+
+def check_precision(dtype: str, quantize: str | None) -> None:
+    """Refuse a dtype or a kind of quantized weights that models are not loaded in.
+
+    Raises: UserError with those that they are.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is not supported; supported: {', '.join(DTYPES)}")
+    if quantize not in (None, *quant.KINDS):
+        raise UserError(
+            f"quantize {quantize!r} is not supported; supported: {', '.join(quant.KINDS)}"
+        )
 
 
 def load_pretrained(

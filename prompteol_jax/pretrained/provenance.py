@@ -45,7 +45,7 @@ def describe(embedder: Embedder) -> dict[str, Any]:
     parameters of the decoder, without an untied LM head), `tokenizer`,
     `template` (with the ids of an example), `dtype` (activations; bytes of weights by dtype),
     `quantize`, `layer` (None: the last, after its norm), `pooling`, `edits`, `max_tokens`,
-    `plan`, `devices`, `versions`.
+    `truncate`, `plan`, `devices`, `versions`.
     """
     source = embedder.pretrained
     leaves = jax.tree.leaves(embedder.decoder)
@@ -62,6 +62,7 @@ def describe(embedder: Embedder) -> dict[str, Any]:
         "layer": source.layer,
         **embedder.describe_method(),
         "max_tokens": embedder.max_tokens,
+        "truncate": embedder.prompt.truncate,
         "plan": embedder.plan,
         "devices": _devices(source),
         "versions": versions(),

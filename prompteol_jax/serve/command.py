@@ -36,7 +36,7 @@ def serve(options: ServeOptions) -> None:
         texts=options.max_texts,
         body_bytes=int(options.max_body_mb * 2**20),
         waiting=options.max_waiting,
-        truncate=options.truncate,
+        truncate=options.truncate != "error",
         normalize=not options.raw,
         keys=read_keys(options.api_key_file),
     )
@@ -49,7 +49,10 @@ def load(options: ServeOptions) -> Engine:
     tokens = options.batch_tokens
     if tokens is None and runtime.on_cpu():
         tokens = CPU_BATCH_TOKENS
-    engine = Engine(dataclasses.replace(options, batch_tokens=tokens).load("float32"))
+    # A request whose text is too long gets its own error, not one of the tokenizer's thread.
+    cut = "end" if options.truncate == "error" else options.truncate
+    changed = dataclasses.replace(options, batch_tokens=tokens, truncate=cut)
+    engine = Engine(changed.load("float32"))
     engine.warm()
     return engine
 

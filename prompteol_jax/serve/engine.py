@@ -66,7 +66,7 @@ class Engine:
             raise ApiError(
                 400,
                 f"input[{long[0]}] has more than the {self.embedder.max_tokens} tokens that a "
-                "prompt may have, template included; send less or start with --truncate",
+                "prompt may have, template included; send less or start with --truncate end",
                 param="input",
             )
 

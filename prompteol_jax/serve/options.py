@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import tyro
 
@@ -25,8 +25,8 @@ class ServeOptions(ModelOptions):
     """Port to listen on; 0 for a free one, which is printed."""
     served_name: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Name that requests may give as `model`; --model by default. Repeat it for several."""
-    truncate: bool = False
-    """Cut a text that is too long, as `encode` does, instead of refusing it."""
+    truncate: Literal["end", "middle", "error"] = "error"
+    """What happens to a text that is too long: it is refused, or cut as `encode` does."""
     raw: bool = False
     """Return vectors as they are, instead of scaled to length one."""
     max_texts: int = flag(2048, at_least=1)

@@ -45,6 +45,7 @@ class Shards:
         settings: values that decide the vectors, by name.
         chunks: the texts of each shard.
         sha256: of each finished shard's file, None for those still missing.
+        truncated: texts of each shard that were cut, None where it is missing or not known.
         width: numbers in a vector; None before `begin`.
         damaged: shards that were found missing or changed and are missing now.
         process: which of the processes of this run this is.
@@ -56,6 +57,7 @@ class Shards:
     settings: Mapping[str, Any]
     chunks: Sequence[Chunk]
     sha256: list[str | None]
+    truncated: list[int | None]
     width: int | None = None
     damaged: int = 0
     process: int = 0
@@ -96,7 +98,7 @@ class Shards:
         while not all(_entered(self.folder)):
             time.sleep(_POLL)
         found = _resumed(self.folder, self.settings, self.chunks, overwrite=False)
-        self.sha256 = found.sha256
+        self.sha256, self.truncated = found.sha256, found.truncated
         self._take_in_others()
         if self.missing:
             raise UserError(
@@ -119,9 +121,13 @@ class Shards:
         for path in self.folder.glob("manifest.*.json"):
             path.unlink()
 
-    def write(self, number: int, vectors: Float32[np.ndarray, "n D"]) -> None:
+    def write(
+        self, number: int, vectors: Float32[np.ndarray, "n D"], truncated: int | None = None
+    ) -> None:
         """Write one shard and enter it in the manifest.
 
+        Args:
+            truncated: texts that were cut.
         Raises: CannotWrite if the disk refuses; what was written before stays good.
         """
         if self.held is not None:
@@ -131,7 +137,7 @@ class Shards:
             raise UserError(f"shard {number} needs {expected} numbers, got {vectors.shape}")
         path = self.folder / shard_name(number)
         atomic.write_whole(path, lambda file: np.save(file, vectors.astype("<f4", copy=False)))
-        self.sha256[number] = atomic.sha256(path)
+        self.sha256[number], self.truncated[number] = atomic.sha256(path), truncated
         self._write_manifest()
 
     def read(self, number: int) -> Float32[np.ndarray, "n D"]:
@@ -155,8 +161,13 @@ class Shards:
 
     def _write_manifest(self) -> None:
         shards = [
-            {"file": shard_name(n), "rows": chunk.rows, "input_sha256": chunk.sha256, "sha256": sha}
-            for n, (chunk, sha) in enumerate(zip(self.chunks, self.sha256, strict=True))
+            {
+                **{"file": shard_name(n), "rows": chunk.rows, "truncated": cut},
+                **{"input_sha256": chunk.sha256, "sha256": sha},
+            }
+            for n, (chunk, sha, cut) in enumerate(
+                zip(self.chunks, self.sha256, self.truncated, strict=True)
+            )
         ]
         content = {
             "settings": dict(self.settings),
@@ -228,7 +239,7 @@ def shard_name(number: int) -> str:
 def _resumed(
     folder: AnyPath, settings: Mapping[str, Any], chunks: Sequence[Chunk], *, overwrite: bool
 ) -> Shards:
-    fresh = Shards(folder, settings, chunks, [None] * len(chunks))
+    fresh = Shards(folder, settings, chunks, [None] * len(chunks), [None] * len(chunks))
     if not (folder / MANIFEST).exists():
         return fresh
     try:
@@ -236,7 +247,7 @@ def _resumed(
         there = [Chunk(shard["rows"], shard["input_sha256"]) for shard in found["shards"]]
         problems = same_work.differences(found["settings"], settings, ignore=_NAMES)
         problems += _other_texts(there, chunks)
-        entered = _entered(folder)
+        entered, cut = _entered(folder), _truncated(folder)
         width = int(found["width"])
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         problems = [f"its {MANIFEST} is damaged ({error})"]
@@ -246,7 +257,8 @@ def _resumed(
         raise UserError(same_work.refusal(folder, problems, _ADVICE))
     intact = [_intact(folder / shard_name(n), digests) for n, digests in enumerate(entered)]
     damaged = sum(bool(a) and b is None for a, b in zip(entered, intact, strict=True))
-    return Shards(folder, settings, chunks, intact, width, damaged)
+    cut = [n if sha else None for n, sha in zip(cut, intact, strict=True)]
+    return Shards(folder, settings, chunks, intact, cut, width, damaged)
 
 
 def _digests(manifest: AnyPath) -> list[str | None]:
@@ -257,6 +269,18 @@ def _entered(folder: AnyPath) -> list[set[str]]:
     """The digests that any process entered of each shard."""
     manifests = (folder / MANIFEST, *folder.glob("manifest.*.json"))
     return [set(copies) - {None} for copies in zip(*map(_digests, manifests), strict=True)]
+
+
+def _truncated(folder: AnyPath) -> list[int | None]:
+    """How many texts of each shard were cut, as the process that wrote it says."""
+    manifests = (folder / MANIFEST, *folder.glob("manifest.*.json"))
+    counts = [
+        [shard.get("truncated") for shard in json_files.read_object(path)["shards"]]
+        for path in manifests
+    ]
+    return [
+        max((n for n in some if n is not None), default=None) for some in zip(*counts, strict=True)
+    ]
 
 
 def _other_texts(found: Sequence[Chunk], asked: Sequence[Chunk]) -> list[str]:

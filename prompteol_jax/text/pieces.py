@@ -48,16 +48,18 @@ class PieceIds:
         self.after = sum(len(part) for part in self._parts[last + 1 :] if part is not None)
 
     def __call__(
-        self, texts: Sequence[str], max_tokens: int | None = None
+        self, texts: Sequence[str], max_tokens: int | None = None, *, middle: bool = False
     ) -> list[tuple[np.ndarray, bool]]:
         """Return the ids of each text's prompt, and whether the text's ids were cut.
 
         Args:
-            max_tokens: largest number of ids; a longer text's ids are cut at their end, in each
-                copy alike.
+            max_tokens: largest number of ids; a longer text's ids are cut, in each copy alike.
+            middle: cut them in their middle, not at their end.
         """
         most = None if max_tokens is None else (max_tokens - self.fixed) // self.copies
-        return [self._joined(own[:most], len(own)) for own in self._bare(texts)]
+        return [
+            self._joined(_cut(own, most, middle=middle), len(own)) for own in self._bare(texts)
+        ]
 
     def copy_start(self, tokens: int) -> int:
         """Return the position of the last copy's first id in a prompt of so many ids."""
@@ -78,3 +80,9 @@ class PieceIds:
         """Return ids without BOS."""
         begin = len(self._tokenizer.first_ids)
         return [ids[begin:] for ids in self._tokenizer.ids(texts)]
+
+
+def _cut(ids: np.ndarray, most: int | None, *, middle: bool) -> np.ndarray:
+    if most is None or len(ids) <= most or not middle:
+        return ids[:most]
+    return np.concatenate([ids[: most - most // 2], ids[len(ids) - most // 2 :]])

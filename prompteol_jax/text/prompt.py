@@ -9,14 +9,15 @@ way, and `Prompt` still compares each prompt with it and says which ones differ.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from os.path import commonprefix
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from prompteol_jax.errors import UserError
+from prompteol_jax.errors import UserError, nearest
 from prompteol_jax.text.pieces import PieceIds
 from prompteol_jax.text.template import Template
 from prompteol_jax.text.tokenizer import Tokenizer, paired
@@ -24,6 +25,8 @@ from prompteol_jax.text.tokenizer import Tokenizer, paired
 _AMPLE: Final = 16  # characters looked at for each id that fits, before looking at more
 _REACH: Final = 16  # characters beyond the guess that are tried; 3 were the most that ever fitted
 _BATCH: Final = 8  # lengths tried together
+
+Truncation = Literal["end", "middle", "error"]
 
 # Beginnings of sentences that tokenizers merge with the quote or the space before them.
 _PROBES: Final = (
@@ -40,7 +43,7 @@ class PromptIds(NamedTuple):
 
     ids: list[np.ndarray]  # int32; at least one id each
     shared: Bool[np.ndarray, " n"]  # the prompt began with prefix_C, which is left out of its ids
-    truncated: Bool[np.ndarray, " n"]  # the sentence lost characters at its end
+    truncated: Bool[np.ndarray, " n"]  # the sentence lost characters
 
 
 class Prompt:
@@ -61,6 +64,7 @@ class Prompt:
         tokenizer: Tokenizer,
         *,
         max_tokens: int,
+        truncate: Truncation = "end",
         placeholder: str | None = None,
         most_shared: int | None = None,
     ):
@@ -69,6 +73,8 @@ class Prompt:
         Args:
             max_tokens: largest number of ids of a prompt, BOS included; at most the model's
                 positions.
+            truncate: what happens to a text that does not fit: it loses its `end`, or its `middle`,
+                so that as much of its end is kept as of its beginning; or it is an `error`.
             placeholder: text of a token before the slot that is not in the vocabulary. The stable
                 prefix ends before it, so it is the first id of every text; the id itself is 0.
             most_shared: largest number of ids of a prompt that shares the prefix, where the states
@@ -89,14 +95,17 @@ class Prompt:
         self.template = template
         self.tokenizer = tokenizer
         self.max_tokens, self.most_shared = max_tokens, most_shared
+        self.truncate: Truncation = truncate
         self.prefix_C = self._ids.prefix()
         self.suffix_tokens = max(1, len(alone) - len(self.prefix_C))
 
     def __call__(self, texts: Sequence[str]) -> PromptIds:
         """Return the ids of each sentence's prompt.
 
-        Where a prompt would have more than `max_tokens` ids, the sentence is cut at its end to its
+        Where a prompt would have more than `max_tokens` ids, the sentence is cut, at its end to its
         longest beginning, in characters, that fits; template and demonstrations stay whole.
+
+        Raises: UserError with `truncate` `error`, naming the first text that does not fit.
         """
         # No tokenizer needs all of an endless text to tell that it is too long.
         ample = _AMPLE * self.max_tokens
@@ -106,6 +115,7 @@ class Prompt:
         for n, (text, ids) in enumerate(zip(texts, whole, strict=True)):
             if len(text) > ample or len(ids) > self.max_tokens:
                 whole[n], truncated[n] = self._fit(text)
+        self._refuse_truncated(texts, truncated)
         prefix = self.prefix_C.tobytes()
         C, most = len(self.prefix_C), self.most_shared or self.max_tokens
         shared = [C < len(ids) <= most and ids[:C].tobytes() == prefix for ids in whole]
@@ -124,10 +134,19 @@ class Prompt:
             )
         return self._ids.pieces.copy_start(tokens)
 
+    def _refuse_truncated(self, texts: Sequence[str], truncated: np.ndarray) -> None:
+        if self.truncate == "error" and truncated.any():
+            first = texts[int(np.flatnonzero(truncated)[0])]
+            raise UserError(
+                f"{truncated.sum()} texts do not fit a prompt of {self.max_tokens} tokens, the "
+                f"first begins {first[:60]!r}; cut texts with truncate end or middle, or allow "
+                "more max_tokens where the model has the positions"
+            )
+
     def _fit(self, text: str) -> tuple[np.ndarray, bool]:
-        """Return the ids of the longest beginning of the text that fits, and if it is shorter."""
+        """Return the ids of as much of the text as fits, and if that is not all of it."""
         if self._ids.pieces is not None:
-            return self._ids.pieces([text], self.max_tokens)[0]
+            return self._ids.pieces([text], self.max_tokens, middle=self.truncate == "middle")[0]
         size = _AMPLE * self.max_tokens
         spans = self._ids.tokenizer.spans(self.template.fill(text[:size]))
         while size < len(text) and len(spans) < self.max_tokens + _REACH:
@@ -136,8 +155,10 @@ class Prompt:
         if len(spans) + len(self.tokenizer.first_ids) <= self.max_tokens:
             (ids,) = self._ids([text])
             return ids, False
+        if self.truncate == "middle":
+            return self._first_that_fits(self._ends(text)), True
         longest = min(self._guess(text[:size], spans) + _REACH, len(text) - 1)
-        return next(i for i in self._shortened(text, longest) if len(i) <= self.max_tokens), True
+        return self._first_that_fits(text[:end] for end in range(longest, -1, -1)), True
 
     def _guess(self, text: str, spans: list[tuple[int, int]]) -> int:
         """Return about how many characters fit, from where the ids of the whole prompt end."""
@@ -147,14 +168,35 @@ class Prompt:
         kept = self.max_tokens - len(self.tokenizer.first_ids) - after
         return max(0, spans[kept - 1][1] + stripped - len(self.template.head)) if kept > 0 else 0
 
-    def _shortened(self, text: str, longest: int) -> Iterator[np.ndarray]:
-        """Yield the prompt's ids for ever shorter beginnings of the text, down to none of it.
+    def _ends(self, text: str) -> Iterator[str]:
+        """Yield beginning and end of a text, joined, of as many ids each, ever fewer, to none."""
+        half = self.max_tokens // 2 + _REACH
+        size = _AMPLE * self.max_tokens
+        # Both ends of an endless text are enough once each has the ids that its half may have.
+        while 2 * size < len(text) and min(map(len, self._halves(text, size))) < half:
+            size *= 2
+        first, last = self._halves(text, size)
+        for kept in range(min(len(first) + len(last) - 1, self.max_tokens), 0, -1):
+            head, tail = min(kept - kept // 2, len(first)), min(kept // 2, len(last))
+            yield text[: first[head - 1][1]] + (text[last[-tail][0] :] if tail else "")
+        yield ""
 
-        One character more can mean one id less, so each length is tried, in batches.
+    def _halves(self, text: str, size: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Return the characters of the ids of a text's two halves, or of so many at each end."""
+        size = min(size, len(text) // 2)
+        behind = len(text) - size
+        first, last = (self.tokenizer.spans(part) for part in (text[:size], text[behind:]))
+        return first, [(start + behind, end + behind) for start, end in last]
+
+    def _first_that_fits(self, texts: Iterator[str]) -> np.ndarray:
+        """Return the ids of the first text whose prompt fits; the last one is empty and does.
+
+        One character more can mean one id less, so each is tried, in batches.
         """
-        for top in range(longest, -1, -_BATCH):
-            ends = range(top, max(top - _BATCH, -1), -1)
-            yield from self._ids([text[:end] for end in ends])
+        while True:
+            for ids in self._ids(list(itertools.islice(texts, _BATCH))):
+                if len(ids) <= self.max_tokens:
+                    return ids
 
 
 class _Ids:
@@ -183,6 +225,23 @@ class _Ids:
             return _stable(self(_PROBES))
         (ids,) = self.tokenizer.ids([self.template.fill("")])
         return ids[: int(np.argmax(ids == self._placeholder_id))]
+
+
+def check_length(max_tokens: int | None, truncate: str, positions: int | None = None) -> None:
+    """Refuse a length that no prompt of a model may have, and an unknown way to cut texts.
+
+    Args:
+        positions: of the model, where it is known.
+    Raises: UserError with what is allowed.
+    """
+    if max_tokens is not None and not 1 <= max_tokens <= (positions or max_tokens):
+        most = "" if positions is None else f", at most the model's {positions} positions"
+        raise UserError(f"max_tokens {max_tokens} is not allowed; give 1 or more{most}")
+    known = get_args(Truncation)
+    if truncate not in known:
+        raise UserError(
+            f"truncate {truncate!r} is not one of {', '.join(known)}{nearest(truncate, known)}"
+        )
 
 
 def _check_not_empty(ids: Sequence[np.ndarray]) -> None:

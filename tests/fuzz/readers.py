@@ -161,7 +161,7 @@ def _arrays() -> list[bytes]:
 
 def _read_array(path: Path) -> object:
     chunks = [corpus.Chunk(3, "")]
-    return Shards(path.parent, {}, chunks, [None], 4).read(0)
+    return Shards(path.parent, {}, chunks, [None], [None], 4).read(0)
 
 
 def _parquets() -> list[bytes]:

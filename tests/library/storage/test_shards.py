@@ -45,6 +45,15 @@ def folder(tmp_path):
     return tmp_path / "run"
 
 
+def test_the_manifest_counts_the_texts_that_were_cut(folder):
+    with opened(folder) as run:
+        run.begin(WIDTH)
+        run.write(0, vectors(0), 2)
+        run.write(2, vectors(2), 0)
+    with opened(folder) as run:
+        assert run.truncated == [2, None, 0]
+
+
 def test_written_shards_are_done_and_the_others_missing(folder):
     fill(folder, [2, 0])
     with opened(folder) as run:
@@ -56,6 +65,7 @@ def test_written_shards_are_done_and_the_others_missing(folder):
     assert manifest["shards"][1] == {
         "file": "shard-00001.npy",
         "rows": 3,
+        "truncated": None,
         "input_sha256": "b",
         "sha256": None,
     }

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from prompteol_jax.errors import UserError
 from prompteol_jax.models.tiny import tiny_tokenizer
-from prompteol_jax.text.prompt import Prompt, show
+from prompteol_jax.text.prompt import Prompt, check_length, show
 from prompteol_jax.text.template import PROMPTEOL, TEMPLATES, Template
 from prompteol_jax.text.tokenizer import load_tokenizer
 
@@ -135,6 +136,54 @@ def test_real_sentences_are_cut_to_their_longest_beginning_that_fits(real, sente
     assert truncated.sum() > 10
     for own, cut, text in zip(ids, truncated, joined, strict=True):
         assert ([*prompt.prefix_C, *own], cut) == longest_fitting(real, text, 36)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=15, deadline=None)
+@given(text=AWKWARD | st.text(max_size=60), max_tokens=st.integers(25, 60))
+@example(text="The doctor's unbelievably straightforward reinterpretation. " * 4, max_tokens=31)
+@example(text="=" * 300, max_tokens=25)
+@example(text="😀" * 40, max_tokens=29)
+def test_a_text_that_loses_its_middle_is_its_two_ends_in_a_whole_template(name, text, max_tokens):
+    t = tokenizer(name)
+    ids, shared, truncated = Prompt(PROMPTEOL, t, max_tokens=max_tokens, truncate="middle")([text])
+    at_end = Prompt(PROMPTEOL, t, max_tokens=max_tokens)([text])
+    assert truncated[0] == at_end.truncated[0]
+    if not truncated[0]:
+        assert ids[0].tolist() == at_end.ids[0].tolist()
+    else:
+        prompt = Prompt(PROMPTEOL, t, max_tokens=max_tokens)
+        whole = [*prompt.prefix_C, *ids[0]] if shared[0] else ids[0].tolist()
+        ends = ends_of(t, text)
+        assert len(whole) <= max_tokens and any(whole == two for two in ends)
+
+
+def ends_of(t, text):
+    """Prompts of every beginning of a text with every end of it."""
+    pairs = [(i, j) for i in range(len(text) + 1) for j in range(i, len(text) + 1)]
+    pairs = pairs if len(pairs) < 5000 else [p for p in pairs if abs(p[0] - len(text) + p[1]) < 16]
+    return [ids.tolist() for ids in t.ids([PROMPTEOL.fill(text[:i] + text[j:]) for i, j in pairs])]
+
+
+def test_a_long_text_keeps_as_much_of_its_end_as_of_its_beginning(real):
+    words = [f"word{1000 + n}" for n in range(400)]
+    prompt = Prompt(PROMPTEOL, real, max_tokens=200, truncate="middle")
+    ids, _, truncated = prompt([" ".join(words)])
+    text = real.decode([*prompt.prefix_C, *ids[0]][1:])
+    assert truncated[0] and 196 <= len(prompt.prefix_C) + len(ids[0]) <= 200
+    assert 'This sentence : "word1000 word1001 ' in text
+    assert text.endswith('word1398 word1399" means in one word:"')
+    kept = [word in text for word in words]
+    assert abs(kept.index(False) - kept[::-1].index(False)) <= 2
+
+
+def test_an_error_names_the_first_text_that_does_not_fit():
+    prompt = Prompt(PROMPTEOL, tokenizer("tiny"), max_tokens=30, truncate="error")
+    assert not prompt(["short"]).truncated.any()
+    with pytest.raises(UserError, match="2 texts do not fit .* 30 tokens, the first begins 'long "):
+        prompt(["short", "long " * 50, "longer " * 50])
+    with pytest.raises(UserError, match="'midle' is not one of end, middle, error .*middle"):
+        check_length(9, "midle")
 
 
 def test_truncation_keeps_template_and_suffix(real):
