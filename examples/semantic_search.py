@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import sys
 
-import numpy as np
-
 from prompteol_jax import Embedder
 
 TEXTS = [
@@ -27,14 +25,12 @@ QUESTION = "Who is making music?"
 def main(model: str = "tiny") -> list[int]:
     """Print the texts, the closest first, and return their numbers."""
     embedder = Embedder.from_pretrained(model, dtype="float32")
-    index = embedder.encode(TEXTS, normalize=True)  # [n, D]; np.save keeps it for the next time
-    question = embedder.encode([QUESTION], normalize=True)[0]  # [D]
-    cosines = index @ question
-    ranking = np.argsort(-cosines).tolist()
+    vectors = embedder.encode(TEXTS)  # [n, D]; np.save keeps them for the next time
+    (ranking,), (cosines,) = embedder.search([QUESTION], vectors, k=len(TEXTS))
     sys.stdout.write(f"{QUESTION}\n")
-    for number in ranking:
-        sys.stdout.write(f"  {cosines[number]:.3f}  {TEXTS[number]}\n")
-    return ranking
+    for number, cosine in zip(ranking, cosines, strict=True):
+        sys.stdout.write(f"  {cosine:.3f}  {TEXTS[number]}\n")
+    return ranking.tolist()
 
 
 if __name__ == "__main__":

@@ -8,34 +8,35 @@ import threading
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
+from prompteol_jax import search
 from prompteol_jax.cosine import as_vectors, cosine_matrix
 from prompteol_jax.encoding import lm_head
 from prompteol_jax.encoding.lm_head import Head
 from prompteol_jax.encoding.pipeline import Pipeline, Report, Seen
 from prompteol_jax.encoding.prefixes import PrefixEncoder
-from prompteol_jax.encoding.strategy import Plan, check_plan
+from prompteol_jax.encoding.strategy import Plan, check_plan, vector_width
 from prompteol_jax.errors import UserError, WrongType
 from prompteol_jax.mesh import as_mesh
 from prompteol_jax.methods.edits import Edit, describe_edits
 from prompteol_jax.methods.pooling import EveryLayer, Pooling, find_pooling
 from prompteol_jax.models import build
 from prompteol_jax.models.decoder import Decoder
-from prompteol_jax.pretrained import provenance
-from prompteol_jax.pretrained.load import Pretrained, load_pretrained, read_lm_head
+from prompteol_jax.pretrained import load, provenance
+from prompteol_jax.pretrained.load import Pretrained
 from prompteol_jax.progress import Progress
 from prompteol_jax.quant import formats as quant
-from prompteol_jax.text.prompt import Prompt
+from prompteol_jax.search import Found
+from prompteol_jax.text.prompt import Prompt, Truncation, check_length
 from prompteol_jax.text.template import Template, as_template
 from prompteol_jax.text.texts import as_texts
 
-DTYPES: Final = ("float32", "bfloat16")
 _log = logging.getLogger("prompteol_jax")
 
 
@@ -54,9 +55,10 @@ class Embedder:
         batch_tokens: tokens computed together, over all devices; chosen for the device by default.
         plan: `fixed`, `fitted` or `packed`: how sentences form batches. Except for `fixed`, a
             vector may differ by rounding (2e-5 in float32) from that of another call.
-        max_tokens: largest number of ids of a prompt, template included; a longer text is cut at
-            its end. By default all positions of the model. A long text needs about 1,500 bytes
-            x heads x ids for attention, and ids^2 bytes for its mask.
+        max_tokens: largest number of ids of a prompt, template included; by default all positions
+            of the model.
+        truncate: what a longer text loses: its `end` or its `middle`; or it is an `error`. The
+            template stays whole.
     Raises: UserError naming an argument that is not allowed, and what is.
     """
 
@@ -70,6 +72,7 @@ class Embedder:
         batch_tokens: int | None = None,
         plan: Plan = "fixed",
         max_tokens: int | None = None,
+        truncate: Truncation = "end",
     ):
         chosen = find_pooling(pooling)
         check_plan(plan, batch_tokens, chosen, edits)
@@ -77,21 +80,21 @@ class Embedder:
         self.template = as_template(template)
         self.pooling = chosen.name
         config, mesh = pretrained.config, pretrained.mesh
-        _check_max_tokens(max_tokens, config.P)
+        check_length(max_tokens, truncate, config.P)
         short = config.layers(config.L).short_tokens
         bounds = {"max_tokens": max_tokens or config.P, "most_shared": short}
-        self.prompt = Prompt(self.template, pretrained.tokenizer, **bounds)
+        self.prompt = Prompt(self.template, pretrained.tokenizer, truncate=truncate, **bounds)
         self._pipeline = Pipeline(
             decoder=pretrained.decoder,
             prompt=self.prompt,
             mesh=mesh,
-            width=_width(pretrained, pretrained.decoder, chosen),
+            width=vector_width(config, pretrained.decoder, chosen),
             pooling=chosen,
             edits=tuple(edits),
             plan=plan,
             batch_tokens=batch_tokens,
         )
-        self._head = Head(mesh, config.V, partial(read_lm_head, pretrained), config.logit_cap)
+        self._head = Head(mesh, config.V, partial(load.read_lm_head, pretrained), config.logit_cap)
         self._last = threading.local()
 
     @classmethod
@@ -110,6 +113,7 @@ class Embedder:
         batch_tokens: int | None = None,
         plan: Plan = "fixed",
         max_tokens: int | None = None,
+        truncate: Truncation = "end",
     ) -> Embedder:
         """Load a model by folder or hub name.
 
@@ -121,15 +125,15 @@ class Embedder:
             dtype: `float32` or `bfloat16`, for activations and weights.
             quantize: `nf4` or `int8`: keep the matrices of linear layers in 4 or 8 bits.
             layer: number of the `hidden_states` entry to take; by default the last one.
-            pooling, edits, batch_tokens, plan, max_tokens: as for the class. Only the plan `fixed`
-                gives the same bits in any company of texts.
+            pooling, edits, batch_tokens, plan, max_tokens, truncate: as for the class. Only the
+                plan `fixed` gives the same bits in any company of texts.
         Raises: UserError, NotFound or OSError that says what to do, before any work.
         """
-        _check_precision(dtype, quantize)
+        load.check_precision(dtype, quantize)
         check_plan(plan, batch_tokens, find_pooling(pooling), edits)
-        _check_max_tokens(max_tokens)
+        check_length(max_tokens, truncate)
         template = as_template(template)
-        pretrained = load_pretrained(
+        pretrained = load.load_pretrained(
             str(model),
             as_mesh(mesh),
             dtype=jnp.dtype(dtype),
@@ -137,7 +141,7 @@ class Embedder:
             adapter=None if adapter is None else str(adapter),
             layer=layer,
         )
-        how: dict[str, Any] = dict(pooling=pooling, edits=edits, plan=plan)
+        how: dict[str, Any] = dict(pooling=pooling, edits=edits, plan=plan, truncate=truncate)
         return cls(pretrained, template, batch_tokens=batch_tokens, max_tokens=max_tokens, **how)
 
     @property
@@ -162,7 +166,7 @@ class Embedder:
 
     @property
     def max_tokens(self) -> int:
-        """Largest number of ids of a prompt; longer texts are cut at their end."""
+        """Largest number of ids of a prompt; longer texts are cut, see `truncate`."""
         return self.prompt.max_tokens
 
     @property
@@ -208,6 +212,7 @@ class Embedder:
             batch_tokens=pipeline.batch_tokens,
             plan=pipeline.plan,
             max_tokens=self.max_tokens,
+            truncate=self.prompt.truncate,
         )
         other.use(self.decoder)
         return other
@@ -227,8 +232,8 @@ class Embedder:
         """Return one float32 vector per text, in the order of the texts.
 
         A text gets the same bits in any company of texts. A text of more than `max_tokens` ids is
-        cut at its end, template and demonstrations never; the number of such texts is logged and
-        is part of `report`.
+        cut, template and demonstrations never; the number of such texts is logged and is part of
+        `report`.
 
         Args:
             texts: a list or other ordered collection of strings, such as a column of a table.
@@ -260,7 +265,7 @@ class Embedder:
         every = EveryLayer()
         pipeline = dataclasses.replace(
             self._pipeline,
-            width=_width(self.pretrained, self.decoder, every),
+            width=vector_width(self.pretrained.config, self.decoder, every),
             pooling=every,
             plan="fixed",
             batch_tokens=None,
@@ -329,6 +334,25 @@ class Embedder:
             return as_vectors(np.asarray(side))
         return as_vectors(self.encode(side))
 
+    def search(
+        self,
+        queries: Iterable[str] | Float[np.ndarray, "*q D"],
+        corpus_vectors: Float[np.ndarray, "n D"],
+        k: int = 10,
+    ) -> Found:
+        """Return the k rows of `corpus_vectors` with the highest cosine for each query, exactly.
+
+        Equal cosines go to the lower row. The rows are read block by block, and may be on disk.
+
+        Args:
+            queries: texts, or their vectors.
+            corpus_vectors: what `encode` gave for the corpus, normalized or not.
+        Returns: `order_qk`, the rows' numbers, -1 beyond the last one; their cosines `score_qk`.
+        Raises: UserError for k below 1, another width, or a vector without a direction.
+        """
+        vectors = self._vectors(queries).astype(np.float32)
+        return search.search(vectors, search.rows_in_blocks(corpus_vectors), k, self.mesh)
+
     def words(self, text: str, k: int = 10) -> list[tuple[str, float]]:
         """Return the k most likely next tokens after the prompt, with their probabilities.
 
@@ -372,27 +396,3 @@ class Embedder:
             "an Embedder cannot be pickled or copied, its weights are on devices; pass the "
             "arguments of Embedder.from_pretrained instead and load it in the other process"
         )
-
-
-def _width(pretrained: Pretrained, decoder: Decoder, pooling: Pooling) -> int:
-    """Return the number of features of a pooling's vectors."""
-    config = pretrained.config
-    final = config.D if isinstance(decoder.final_norm, build.Identity) else config.width
-    return pooling.width(inner=config.D, final=final, depth=decoder.depth)
-
-
-def _check_precision(dtype: str, quantize: str | None) -> None:
-    if dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r} is not supported; supported: {', '.join(DTYPES)}")
-    if quantize not in (None, *quant.KINDS):
-        raise UserError(
-            f"quantize {quantize!r} is not supported; supported: {', '.join(quant.KINDS)}"
-        )
-
-
-def _check_max_tokens(max_tokens: int | None, positions: int | None = None) -> None:
-    if max_tokens is None:
-        return
-    if max_tokens < 1 or (positions is not None and max_tokens > positions):
-        most = "" if positions is None else f", at most the model's {positions} positions"
-        raise UserError(f"max_tokens {max_tokens} is not allowed; give 1 or more{most}")

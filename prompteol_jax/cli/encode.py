@@ -207,7 +207,12 @@ def _finish(
     vectors.begin(embedder.width)
     part.wait("the run has begun")
     try:
-        said += _encode_share(options, embedder, texts, vectors, part)
+        said += encode_share(
+            *(embedder, texts, vectors, part),
+            shard_rows=options.shard_rows,
+            clean=options.clean,
+            normalize=options.normalize,
+        )
     except KeyboardInterrupt:
         kept = f"{len(vectors.chunks) - len(vectors.missing)} of {len(vectors.chunks)} shards"
         sys.stderr.write(f"{kept} are kept in {vectors.folder}; repeat the command to go on\n")
@@ -217,16 +222,23 @@ def _finish(
     return said
 
 
-def _encode_share(
-    options: EncodeOptions,
+def encode_share(
     embedder: Embedder,
     texts: corpus.Corpus,
     vectors: shards.Shards,
     part: distributed.Part,
+    *,
+    shard_rows: int,
+    clean: bool = False,
+    normalize: bool = False,
 ) -> list[str]:
     """Encode this process's share of what a run lacks; return what to say about it.
 
     A shard is written while the next one is encoded.
+
+    Args:
+        shard_rows: texts of a shard.
+        clean: rewrite each text with the punctuation rules of the original's evaluation.
     """
     from prompteol_jax.text.template import clean_sentence
 
@@ -239,13 +251,13 @@ def _encode_share(
         ThreadPoolExecutor(1) as writer,
     ):
         writing: Future[None] | None = None
-        for number, sentences in _shares(texts, options.shard_rows, vectors):
-            if options.clean:
+        for number, sentences in _shares(texts, shard_rows, vectors):
+            if clean:
                 sentences = [clean_sentence(text) for text in sentences]
-            z_nD = embedder.encode(sentences, normalize=options.normalize, progress=advance)
+            z_nD = embedder.encode(sentences, normalize=normalize, progress=advance)
             if writing is not None:
                 writing.result()
-            writing = writer.submit(vectors.write, number, z_nD)
+            writing = writer.submit(vectors.write, number, z_nD, embedder.report.truncated)
             reports.append(embedder.report)
             advance(len(sentences) - embedder.report.distinct)  # copies of other texts
         if writing is not None:

@@ -87,8 +87,7 @@ def mix(
         kv: keys, after rope, and values of the row, `[B, T, K, H]`.
         prefix: keys and values that all rows see before their own, `[C, K, H]`.
     """
-    B, Q, K, G, H = q_BQKGH.shape
-    T = kv[0].shape[1]
+    Q, T = q_BQKGH.shape[1], kv[0].shape[1]
     shape = Shape(spec, context.prefix_tokens, min(QUERIES, Q), min(KEYS, T))
     sight = _padded_sight(_sight(context, Q), -Q % shape.queries, -T % shape.keys)
     q_BKGQH = _padded(q_BQKGH, -Q % shape.queries).transpose(0, 2, 3, 1, 4)
@@ -233,7 +232,7 @@ def _joined(x: jax.Array) -> jax.Array:
 
 
 def _backward(shape: Shape, saved: tuple, dy_BKGQH: jax.Array) -> tuple:
-    q_BKGQH, own, prefix, sight, y_BKGQH, log_total_BKGQ = saved
+    q_BKGQH, own, prefix, *_ = saved
     gradients = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (own, prefix))
     step = partial(_backward_of_queries, shape, saved, dy_BKGQH)
     gradients, dq = jax.lax.scan(step, gradients, jnp.arange(q_BKGQH.shape[3] // shape.queries))
@@ -270,14 +269,15 @@ def _backward_of_queries(
         dq, rows = sums
         k, v = (_block(x, n, shape.keys, 2) for x in own)
         more, *of_rows = scores(k, v, _seen(shape, ours, n), "BKTH")
-        return dq + more, tuple(_add(x, n * shape.keys, d) for x, d in zip(rows, of_rows))
+        pairs = zip(rows, of_rows, strict=True)
+        return dq + more, tuple(_add(x, n * shape.keys, d) for x, d in pairs)
 
     dq, rows = jnp.zeros(q.shape, jnp.float32), gradients[0]
     dq, rows = jax.lax.fori_loop(*_bounds(shape, ours), of_keys, (dq, rows))
     if prefix is None or prefix[0].shape[1] == 0:
         return (rows, gradients[1]), dq
     more, *of_prefix = scores(*prefix, _seen_prefix(ours, prefix[0].shape[1]), "KCH")
-    shared = tuple(x + d for x, d in zip(gradients[1], of_prefix))
+    shared = tuple(x + d for x, d in zip(gradients[1], of_prefix, strict=True))
     return (rows, shared), dq + more
 
 

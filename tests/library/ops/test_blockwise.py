@@ -138,7 +138,7 @@ def model_of(config):
 
 def encode(model, ids_BT, last):
     rows = Rows(ids_BT, np.array(last)[:, None])
-    return np.asarray(jax.jit(lambda rows: model(rows))(rows))
+    return np.asarray(jax.jit(model)(rows))
 
 
 @pytest.mark.slow
@@ -171,13 +171,12 @@ def test_a_needle_at_any_position_changes_the_vector_and_padding_never_does():
 def test_memory_of_the_compiled_program_grows_linearly_with_the_tokens_of_a_row(name):
     lengths = (2048, 4096, 8192, 16384)
     config = dataclasses.replace(MODELS[name], P=lengths[-1])
-    model = jax.eval_shape(lambda: model_of(config))
+    model = model_of(config)
 
     def temporary(T):
         shapes = (jax.ShapeDtypeStruct((1, n), jnp.int32) for n in (T, 1))
         compiled = runners.encode.lower(model, Rows(*shapes)).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    bytes_n = [temporary(T) for T in lengths]
-    first, *more = np.diff(bytes_n) / np.diff(lengths)  # bytes a token
-    np.testing.assert_allclose(more, first, rtol=0.05)
+    bytes_n = np.array([temporary(T) / T for T in lengths])  # a token
+    assert (bytes_n < 1.5 * bytes_n[0]).all()  # a T x T array would multiply the last one by 8

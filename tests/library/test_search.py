@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eval.retrieval import search
-from eval.retrieval.search import Block
+from prompteol_jax import search
 from prompteol_jax.errors import UserError
 from prompteol_jax.mesh import make_mesh, parse_mesh
+from prompteol_jax.search import Block
 
 N, Q, D, K = 300, 21, 16, 12
 
