@@ -21,8 +21,11 @@ from eval.shared.bootstrap import Examples
 from prompteol_jax.cli.options import check, flag
 from prompteol_jax.errors import NotFound, UserError
 
-MEASURES: Final = {"cosine": "100 x Spearman", "predicted": "accuracy, %"}
-COMPARED: Final = ("eval.sts", "eval.transfer")  # the commands whose files hold examples
+MEASURES: Final = {
+    **{"cosine": "100 x Spearman", "predicted": "accuracy, %", "score": "100 x nDCG@10"}
+}
+# The commands whose files hold examples.
+COMPARED: Final = ("eval.sts", "eval.transfer", "eval.retrieval", "eval.loco")
 NAMES: Final = ("model", "template", "dtype")
 FEWEST: Final = 100  # resamples
 
@@ -34,7 +37,7 @@ class CompareOptions:
     files: Annotated[
         tyro.conf.Positional[tuple[Path, Path]], tyro.conf.arg(metavar="A.json B.json")
     ]
-    """Result files of eval.sts or eval.transfer."""
+    """Result files of eval.sts, eval.transfer, eval.retrieval or eval.loco."""
     resamples: int = flag(10_000, at_least=FEWEST)
     """Bootstrap resamples."""
     confidence: float = flag(bootstrap.CONFIDENCE, above=0, below=1)
@@ -128,7 +131,7 @@ def _differences(
     for name in (name for name in a if name in b):
         gold_a, gold_b = a[name]["gold"], b[name]["gold"]
         if set(a[name]) != set(b[name]):
-            problems.append(f"{name}: one file holds cosines, the other one predictions")
+            problems.append(f"{name}: the files hold examples of two kinds of scores")
         elif len(gold_a) != len(gold_b):
             problems.append(f"{name}: {len(gold_a)} examples, and {len(gold_b)}")
         elif (wrong := np.count_nonzero(gold_a != gold_b)) > 0:

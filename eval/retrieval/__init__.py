@@ -1,4 +1,1 @@
-"""Parts of a retrieval evaluation: BEIR folders, exact search, trec_eval's metrics.
-
-The command `eval.retrieval` is not built yet.
-"""
+"""`python -m eval.retrieval`: rank documents for queries, and score the rankings."""

@@ -1,14 +1,15 @@
 """Bootstrap intervals of scores, and of the differences of two results.
 
 For a difference both results are scored on the same resampled examples, so that what is hard for
-both models cancels out. The statistic is the task's: 100 x Spearman of cosines against gold, or the
-accuracy of predictions in percent.
+both models cancels out. The statistic is the task's: 100 x Spearman of cosines against gold, the
+accuracy of predictions in percent, or 100 x the mean of each example's score.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -91,8 +92,7 @@ def _resampled(
     sides: Mapping[str, Sequence[Examples]], resamples: int, seed: int
 ) -> tuple[dict[str, tuple[float, ...]], dict[str, np.ndarray]]:
     """Return the score of each side, and its resampled scores [sides, resamples], by task."""
-    is_spearman = statistic_of({name: it[0] for name, it in sides.items()}) == "cosine"
-    resample = spearman_samples if is_spearman else accuracy_samples
+    resample = STATISTICS[statistic_of({name: it[0] for name, it in sides.items()})]
     draws = np.random.default_rng(seed).spawn(len(sides))
     points, samples = {}, {}
     for (name, parts), draw in zip(sides.items(), draws, strict=True):
@@ -164,6 +164,19 @@ def accuracy_samples(
     return tuple(map(float, points)), 100 * (kinds_SP @ drawn_RP.T) / n
 
 
+def mean_samples(
+    sides: Sequence[Examples], resamples: int, draw: np.random.Generator
+) -> tuple[tuple[float, ...], Float64[np.ndarray, "sides resamples"]]:
+    """Return 100 x the mean score of each side, and of its resamples."""
+    score_SN = np.stack([side["score"] for side in sides])
+    n = score_SN.shape[1]
+    found = []
+    for start in range(0, resamples, max(1, CHUNK // n)):
+        rows = min(max(1, CHUNK // n), resamples - start)
+        found.append(score_SN[:, draw.integers(n, size=(rows, n))].mean(axis=2))
+    return tuple(map(float, 100 * score_SN.mean(axis=1))), 100 * np.concatenate(found, axis=1)
+
+
 class _Ranking:
     """Values in order, to rank any resample of them."""
 
@@ -195,6 +208,11 @@ def _correlation(x_RN: np.ndarray, y_RN: np.ndarray, weight_RN: np.ndarray) -> n
 
 
 def statistic_of(examples: Mapping[str, Examples]) -> str:
-    """Return which statistic the examples are for: `cosine` or `predicted`."""
+    """Return which statistic the examples are for, as a name in STATISTICS."""
     (kind,) = set(next(iter(examples.values()))) - {"gold"}
     return kind
+
+
+STATISTICS: Final = MappingProxyType(
+    {"cosine": spearman_samples, "predicted": accuracy_samples, "score": mean_samples}
+)

@@ -118,6 +118,20 @@ def lines(
     return drawing
 
 
+def by_fifths(
+    x: Float64[np.ndarray, " n"], y: Float64[np.ndarray, " n"], xlabel: str, ylabel: str
+) -> Figure:
+    """Draw the mean of y in each fifth of the values of x, with its 95 % interval."""
+    drawing, axes = empty(3.6, 2.6)
+    parts = [part for part in np.array_split(np.argsort(x, kind="stable"), 5) if len(part)]
+    middles = [float(np.median(x[part])) for part in parts]
+    means = np.array([y[part].mean() for part in parts])
+    reach = [1.96 * y[part].std() / np.sqrt(len(part)) for part in parts]
+    axes.errorbar(middles, means, reach, color=BLUE, marker="o", markersize=4, linewidth=1)
+    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(min(0, *(means - reach)), None))
+    return drawing
+
+
 def counts(
     values: Sequence[float], marks: Mapping[str, float], *, xlabel: str, ylabel: str
 ) -> Figure:

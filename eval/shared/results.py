@@ -85,6 +85,10 @@ def settings(result: Mapping[str, Any]) -> dict[str, str]:
         "pooling": str(result.get("pooling") or "last"),
         "sentences": "cleaned" if result.get("clean", True) else "as they are",
     }
+    if (result.get("options") or {}).get("max_tokens"):
+        given = result["options"]
+        how = {"end": "at their end", "middle": "in their middle"}.get(given.get("truncate"), "")
+        found["texts"] = f"cut to {given['max_tokens']} tokens {how}".strip()
     if result.get("quantize"):
         found["weights"] = str(result["quantize"])
     if data:
@@ -112,7 +116,7 @@ def title(result: Mapping[str, Any]) -> str:
         **{"weights": "weights in {}", "layer": "layer {}", "pooling": "{} pooling"},
         **{"sentences": "raw sentences", "split": "{} split"},
         "as the released script": "as the released script, {}",
-        "templates by task": "other templates for {}",
+        **{"templates by task": "other templates for {}", "texts": "texts {}"},
     }
     shown = [found["model"]]
     shown += [

@@ -200,7 +200,7 @@ def test_refuses_what_cannot_be_compared_naming_every_difference(write):
     assert lines[2:] == [
         "  two: 4 examples, and 3",
         "  three: 4 of 4 gold values differ",
-        "  four: one file holds cosines, the other one predictions",
+        "  four: the files hold examples of two kinds of scores",
     ]
 
 

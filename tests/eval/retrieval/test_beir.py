@@ -40,7 +40,10 @@ def write(folder, corpus=CORPUS, queries=QUERIES, qrels=QRELS, zipped=False):
 def test_a_folder_is_read_titles_joined_and_unjudged_queries_left_out(tmp_path, zipped):
     task = beir.read(write(tmp_path / "cats", zipped=zipped))
     assert (task.name, task.split, task.unjudged) == ("cats", "test", 1)
-    assert task.corpus.texts == ["Cats A cat sleeps.", "", "A dog."]
+    assert list(task.corpus.texts()) == ["Cats A cat sleeps.", "", "A dog."]
+    assert list(task.corpus.texts()) == ["Cats A cat sleeps.", "", "A dog."]  # read again
+    assert task.corpus.characters_n.tolist() == [18, 0, 6]
+    assert task.corpus.chosen({"d3"}) == {"d3": "A dog."}
     assert (task.queries.ids, task.queries.texts) == (["q1"], ["cat"])
     assert task.qrels == {"q1": {"d1": 2, "d3": 0}}
 

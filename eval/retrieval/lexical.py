@@ -1,0 +1,50 @@
+"""BM25 as the lexical reference beside a model. Only this module imports bm25s, an extra."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Final
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from eval.retrieval import metrics
+from eval.retrieval.ranking import Ranking, ranking_of
+from eval.retrieval.task import Retrieval
+from prompteol_jax.search import Found
+
+K1: Final = 0.9  # with b, the defaults of Anserini, whose BM25 BEIR reports
+B: Final = 0.4
+SETTINGS: Final = f"BM25 by bm25s: Lucene's form, k1 {K1}, b {B}, English stop words, no stemmer"
+
+
+def is_installed() -> bool:
+    """Return whether the extra `retrieval` is there."""
+    return find_spec("bm25s") is not None
+
+
+def rank(task: Retrieval, k: int) -> Ranking:
+    """Rank the documents that share a word with the query; ties as `metrics` orders them."""
+    import bm25s
+
+    quiet = dict(show_progress=False, return_ids=False)
+    index = bm25s.BM25(method="lucene", k1=K1, b=B)
+    index.index(bm25s.tokenize(list(task.corpus.texts()), **quiet), show_progress=False)
+    best = metrics.id_order(task.corpus.ids)
+    order_n = np.empty(len(best), int)
+    order_n[best] = np.arange(len(best))
+    words = bm25s.tokenize(task.queries.texts, **quiet)
+    found = [_best(index.get_scores(some), order_n, k + 1) for some in words]
+    together = Found(*(np.stack(parts) for parts in zip(*found, strict=True)))
+    return ranking_of(task, together, best, k)
+
+
+def _best(score_n: Float[np.ndarray, "n"], order_n: Int[np.ndarray, "n"], k: int) -> Found:
+    """Return the k best documents of one query that score above 0."""
+    score_n = np.asarray(score_n, np.float32)
+    floor = np.partition(score_n, -k)[-k] if len(score_n) > k else 0.0
+    some = np.flatnonzero((score_n >= floor) & (score_n > 0))
+    some = some[np.lexsort((order_n[some], -score_n[some]))][:k]
+    order_k, score_k = np.full(k, -1), np.full(k, -np.inf, np.float32)
+    order_k[: len(some)], score_k[: len(some)] = order_n[some], score_n[some]
+    return Found(order_k, score_k)
