@@ -337,7 +337,7 @@ class Embedder:
     def search(
         self,
         queries: Iterable[str] | Float[np.ndarray, "*q D"],
-        corpus_vectors: Float[np.ndarray, "n D"],
+        corpus_vectors: Float[np.ndarray, "n _"],
         k: int = 10,
     ) -> Found:
         """Return the k rows of `corpus_vectors` with the highest cosine for each query, exactly.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,9 @@ def search(
         _check_width(queries_qD, part.z_nD)
         on_mesh = _to_mesh(part, mesh)
         best = [
-            _merge(found, _best_of_block(z_qD, part, on_mesh, k, _floor(found, k)), k)
+            _merge(
+                found, _best_of_block(z_qD, part, _proposed(z_qD, on_mesh, k, mesh), k, found), k
+            )
             for z_qD, found in zip(tiles, best, strict=True)
         ]
     order_qk = np.concatenate([found.order_qk for found in best])
@@ -134,13 +136,16 @@ def _floor(found: Found, k: int) -> Float[np.ndarray, "q"]:
 
 
 def _best_of_block(
-    z_qD: np.ndarray, block: Block, on_mesh: tuple[jax.Array, jax.Array], k: int, floor_q: Any
+    z_qD: np.ndarray, block: Block, proposed: tuple[np.ndarray, np.ndarray], k: int, before: Found
 ) -> Found:
-    """Return the k best documents of one block, exactly, but for those below the floor."""
-    size = min(k + MORE, len(block.z_nD))
-    near_qc, index_qc = _proposed(z_qD, on_mesh, size)
+    """Return the k best documents of one block, exactly, but for those that cannot count.
+
+    Args:
+        before: the best documents of the blocks before.
+    """
+    (near_qc, index_qc), floor_q = proposed, _floor(before, k)
     found = _scored(z_qD, block, index_qc, near_qc >= floor_q[:, None] - ROUNDING, k)
-    if size == len(block.z_nD) or not len(z_qD):
+    if near_qc.shape[1] == len(block.z_nD) or not len(z_qD):
         return found
     # Where so many documents tie that candidates may be missing, the host scores the whole block.
     least_q = np.maximum(found.score_qk[:, -1], floor_q)
@@ -154,10 +159,10 @@ def _best_of_block(
 
 
 def _proposed(
-    z_qD: np.ndarray, on_mesh: tuple[jax.Array, jax.Array], size: int
+    z_qD: np.ndarray, on_mesh: tuple[jax.Array, jax.Array], k: int, mesh: Mesh
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the device's highest scores of a block, and their rows."""
-    mesh = on_mesh[0].sharding.mesh  # as `_to_mesh` laid it out
+    """Return the device's highest scores of a block, a few more than k, and their rows."""
+    size = min(k + MORE, len(on_mesh[0]))
     rows = -(-len(z_qD) // mesh.shape["data"]) * mesh.shape["data"]
     padded_qD = np.pad(z_qD, ((0, rows - len(z_qD)), (0, 0)))
     queries = jax.device_put(padded_qD, NamedSharding(mesh, PartitionSpec("data")))

@@ -26,6 +26,7 @@ MEASURES: Final = {
 }
 # The commands whose files hold examples.
 COMPARED: Final = ("eval.sts", "eval.transfer", "eval.retrieval", "eval.loco")
+ONE_OF: Final = " or ".join(COMPARED)
 NAMES: Final = ("model", "template", "dtype")
 FEWEST: Final = 100  # resamples
 
@@ -52,7 +53,7 @@ def run(options: CompareOptions) -> dict[str, Any]:
     """Compare two files, print the table, write the file asked for and return the result."""
     check(options)
     if missing := [str(path) for path in options.files if not path.is_file()]:
-        raise NotFound(f"no file {', '.join(missing)}; give two files of {' or '.join(COMPARED)}")
+        raise NotFound(f"no file {', '.join(missing)}; give two files of {ONE_OF}")
     results.prepare(options.json)
     a, b = (results.read(path) for path in options.files)
     check_comparable(options.files, a, b)
@@ -104,13 +105,13 @@ def _unusable(path: Path, result: Mapping[str, Any]) -> str | None:
     """Return why a file cannot be compared with any other, or None."""
     command = result.get("command")
     if command not in (None, *COMPARED):
-        return f"{path} is a result of {command}; give files of {' or '.join(COMPARED)}"
+        return f"{path} is a result of {command}; give files of {ONE_OF}"
     lacking = [name for name in NAMES if name not in result]
     if lacking:
-        return f"{path} lacks {', '.join(lacking)}; give files of {' or '.join(COMPARED)}"
+        return f"{path} lacks {', '.join(lacking)}; give files of {ONE_OF}"
     examples, kinds = result.get("examples"), {"gold", *MEASURES}
     if not isinstance(examples, dict) or not examples:
-        return f"{path} holds no examples; give a file that {' or '.join(COMPARED)} wrote"
+        return f"{path} holds no examples; give a file that {ONE_OF} wrote"
     whole = all(
         isinstance(part, dict)
         and len(kinds & set(part)) == 2

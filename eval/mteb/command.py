@@ -31,7 +31,8 @@ class MtebOptions(ScoringOptions):
     tasks: tuple[str, ...]
     """Names of MTEB, such as STS12 Banking77Classification."""
     task_templates: tuple[str, ...] = ()
-    """TYPE=TEMPLATE for a type of task; TYPE:query=TEMPLATE, TYPE:document=TEMPLATE for a side."""
+    """TYPE=TEMPLATE for a type of task; TYPE:query=TEMPLATE, TYPE:document=TEMPLATE for a side of
+    it; query=TEMPLATE, document=TEMPLATE for a side of every type."""
     output: Path | None = None
     """Folder for MTEB's result files; a task is not run again where the folder holds its result of
     the same weights, adapter, templates and settings."""

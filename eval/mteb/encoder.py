@@ -27,8 +27,8 @@ class MtebEncoder:
 
     Args:
         embedder: Model with the template of every task that `templates` does not name.
-        templates: Templates by type of task, such as `Retrieval`, or by type and side,
-            `Retrieval:query` and `Retrieval:document`; the more specific one is taken.
+        templates: Templates by type and side, such as `Retrieval:query` or `Retrieval:document`, by
+            type, `Retrieval`, or by side, `query` or `document`; the first of these is taken.
         clean: Whether the original's rules of punctuation are applied first.
     """
 
@@ -47,7 +47,7 @@ class MtebEncoder:
 
     def embedder_for(self, task_type: str, side: str | None) -> Embedder:
         """Return the embedder whose template is meant for a type of task and one of its sides."""
-        for key in (f"{task_type}:{side}", task_type):
+        for key in (f"{task_type}:{side}", task_type, str(side)):
             if key in self._by_task:
                 return self._by_task[key]
         return self.embedder

@@ -1,9 +1,9 @@
-"""BM25 as the lexical reference beside a model. Only this module imports bm25s, an extra."""
+"""BM25, the lexical reference. Only this module imports bm25s, an extra."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -27,14 +27,18 @@ def rank(task: Retrieval, k: int) -> Ranking:
     """Rank the documents that share a word with the query; ties as `metrics` orders them."""
     import bm25s
 
-    quiet = dict(show_progress=False, return_ids=False)
+    def tokenize(texts: list[str]) -> list[Any]:
+        return list(bm25s.tokenize(texts, show_progress=False, return_ids=False))
+
     index = bm25s.BM25(method="lucene", k1=K1, b=B)
-    index.index(bm25s.tokenize(list(task.corpus.texts()), **quiet), show_progress=False)
+    index.index(tokenize(list(task.corpus.texts())), show_progress=False)
     best = metrics.id_order(task.corpus.ids)
     order_n = np.empty(len(best), int)
     order_n[best] = np.arange(len(best))
-    words = bm25s.tokenize(task.queries.texts, **quiet)
-    found = [_best(index.get_scores(some), order_n, k + 1) for some in words]
+    words = tokenize(task.queries.texts)
+    none_n = np.zeros(len(best), np.float32)
+    scores = (index.get_scores(some) if some else none_n for some in words)
+    found = [_best(score_n, order_n, k + 1) for score_n in scores]
     together = Found(*(np.stack(parts) for parts in zip(*found, strict=True)))
     return ranking_of(task, together, best, k)
 

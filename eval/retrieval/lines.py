@@ -16,7 +16,8 @@ from prompteol_jax.errors import UserError
 SHOWN: Final = 20
 LINE_BYTES: Final = 2**26  # of one line, at most
 
-Text = Callable[[Mapping[str, Any]], str | Collection[str]]  # or the names of wrong fields
+# The text of a line, the names of its wrong fields, or None for a line that is left out.
+Text = Callable[[Mapping[str, Any]], str | Collection[str] | None]
 
 
 @dataclass
@@ -96,6 +97,8 @@ def unique(path: Path, problems: Problems, key: str, text: Text) -> Iterator[tup
     first: dict[str, int] = {}
     for number, fields in objects(path, problems, key):
         name, found = fields.get(key), text(fields)
+        if found is None:
+            continue
         wrong = [] if isinstance(name, str) else [key]
         if wrong or not isinstance(found, str):
             wrong += [] if isinstance(found, str) else found
@@ -115,5 +118,6 @@ def texts(
         line = raw.removeprefix(b"\xef\xbb\xbf") if number == 0 else raw
         if line.strip():
             found = text(json.loads(decode(line)))
-            assert isinstance(found, str)  # as when it was read before
-            yield found
+            if found is not None:
+                assert isinstance(found, str)  # as when it was read before
+                yield found

@@ -1,4 +1,4 @@
-"""From a task to a ranking: encode documents through shards and queries at once, then search."""
+"""From a task to a ranking: encode documents through shards, encode queries, and search."""
 
 from __future__ import annotations
 

@@ -234,10 +234,9 @@ def encode_share(
 ) -> list[str]:
     """Encode this process's share of what a run lacks; return what to say about it.
 
-    A shard is written while the next one is encoded.
+    A shard of `shard_rows` texts is written while the next one is encoded.
 
     Args:
-        shard_rows: texts of a shard.
         clean: rewrite each text with the punctuation rules of the original's evaluation.
     """
     from prompteol_jax.text.template import clean_sentence

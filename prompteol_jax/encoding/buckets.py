@@ -8,16 +8,17 @@ batch, mean empty rows when the texts end. Few rows give more weight to the fixe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-LENGTHS: Final = (13, 16, 20, 25, 32, 44, 64, 96, 160, 320, 640, 1280, 2048)
+LENGTHS: Final = (13, 16, 20, 25, 32, 44, 64, 96, 160, 320, 640, 1024)
+_LONG: Final = 4  # buckets for each doubling beyond; such texts cost far more than a compilation
 _COMMON: Final = 32  # ids after the prefix; longer sentences are rare, so their batches are smaller
-_WHOLE: Final = (64, 320)  # buckets of prompts without the prefix, a few at most
-_MOST: Final = 13  # buckets of a fitted set; with those of prompts without the prefix, 16 shapes
+_WHOLE: Final = (64, 320, 1024)  # buckets of the few prompts without the prefix; then doublings
+_MOST: Final = 13  # buckets of a fitted set
 _OVERHEAD: Final = 0.1  # fixed cost of a batch in a fitted set, as a share of its tokens' cost
 
 
@@ -42,8 +43,7 @@ class Buckets:
             batch_tokens: tokens of a batch, about; half as many in buckets for rare lengths.
             multiple: divisor of the number of rows.
         """
-        beyond = (LENGTHS[-1] << n for n in range(1, longest.bit_length()))
-        lengths = (*(n for n in (*LENGTHS, *beyond) if n < longest), longest)
+        lengths = (*(n for n in (*LENGTHS, *_beyond(longest)) if n < longest), longest)
         rows = tuple(
             max(1, batch_tokens // (1 if n <= _COMMON else 2) // n // multiple) * multiple
             for n in lengths
@@ -80,12 +80,23 @@ class Buckets:
             shared: the ids continue the shared prefix; whole prompts have fewer buckets.
         """
         if not shared:
-            length = min(n for n in (*_WHOLE, self.lengths[-1]) if n >= length)
+            longest = self.lengths[-1]
+            doublings = (_WHOLE[-1] << n for n in range(1, longest.bit_length()))
+            length = min(n for n in (*_WHOLE, *doublings, longest) if n >= length)
         return int(np.searchsorted(self.lengths[:-1], length))
 
     def __str__(self) -> str:
         shapes = zip(self.rows, self.lengths, strict=True)
         return " ".join(f"{rows}x{length}" for rows, length in shapes)
+
+
+def _beyond(longest: int) -> Iterator[int]:
+    """Yield the lengths of buckets beyond the common ones, each at most a quarter longer."""
+    length = LENGTHS[-1]
+    while length < longest:
+        step = length // _LONG
+        yield from range(length + step, 2 * length + 1, step)
+        length *= 2
 
 
 def _candidates(counts: Mapping[int, int], longest: int) -> np.ndarray:

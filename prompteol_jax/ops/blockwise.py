@@ -25,7 +25,7 @@ KEYS: Final = 512  # of a block
 
 
 class Sight(NamedTuple):
-    """What decides which keys a query sees; arrays without a batch axis of their own have B = 1.
+    """What decides which keys a query sees; arrays that all rows share have B = 1.
 
     Attributes:
         index_BQ: indices of the queries in their rows, position_BQ: their positions.
@@ -93,7 +93,7 @@ def mix(
     q_BKGQH = _padded(q_BQKGH, -Q % shape.queries).transpose(0, 2, 3, 1, 4)
     own = tuple(_padded(x, -T % shape.keys).swapaxes(1, 2) for x in kv)
     shared = prefix and tuple(x.swapaxes(0, 1) for x in prefix)
-    y_BKGQH = _mix(shape, q_BKGQH, own, shared, sight)
+    y_BKGQH: jax.Array = _mix(shape, q_BKGQH, own, shared, sight)
     return y_BKGQH.transpose(0, 3, 1, 2, 4)[:, :Q]
 
 
@@ -150,7 +150,9 @@ def _bounds(shape: Shape, sight: Sight) -> tuple[Any, Any]:
     if shape.prefix_tokens == 0:
         if sight.start_BQ is not None:
             first = jnp.maximum(first, sight.start_BQ.min())
-        if sight.window is not None:  # within a sentence, indices are as far apart as positions
+        if (
+            sight.window is not None
+        ):  # within a sentence, distances of indices are those of positions
             first = jnp.maximum(first, sight.index_BQ.min() - sight.window + 1)
     return first // shape.keys, end
 
@@ -183,7 +185,7 @@ def _masked(s: jax.Array, mask: Any) -> jax.Array:
     return s if mask is None else jnp.where(mask, s, HIDDEN)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@lambda function: jax.custom_vjp(function, nondiff_argnums=(0,))
 def _mix(shape: Shape, q_BKGQH: Any, own: Any, prefix: Any, sight: Sight) -> jax.Array:
     return _forward(shape, q_BKGQH, own, prefix, sight)[0]
 
@@ -276,7 +278,8 @@ def _backward_of_queries(
     dq, rows = jax.lax.fori_loop(*_bounds(shape, ours), of_keys, (dq, rows))
     if prefix is None or prefix[0].shape[1] == 0:
         return (rows, gradients[1]), dq
-    more, *of_prefix = scores(*prefix, _seen_prefix(ours, prefix[0].shape[1]), "KCH")
+    k_KCH, v_KCH = prefix
+    more, *of_prefix = scores(k_KCH, v_KCH, _seen_prefix(ours, k_KCH.shape[1]), "KCH")
     shared = tuple(x + d for x, d in zip(gradients[1], of_prefix, strict=True))
     return (rows, shared), dq + more
 

@@ -57,9 +57,7 @@ class PieceIds:
             middle: cut them in their middle, not at their end.
         """
         most = None if max_tokens is None else (max_tokens - self.fixed) // self.copies
-        return [
-            self._joined(_cut(own, most, middle=middle), len(own)) for own in self._bare(texts)
-        ]
+        return [self._joined(_cut(own, most, middle=middle), len(own)) for own in self._bare(texts)]
 
     def copy_start(self, tokens: int) -> int:
         """Return the position of the last copy's first id in a prompt of so many ids."""

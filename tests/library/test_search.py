@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from prompteol_jax import search
+from prompteol_jax import Embedder, search
 from prompteol_jax.errors import UserError
 from prompteol_jax.mesh import make_mesh, parse_mesh
 from prompteol_jax.search import Block
@@ -62,3 +62,21 @@ def test_a_vector_without_a_direction_is_refused_by_number(value):
     bad[5] = value
     with pytest.raises(UserError, match="1 document vectors are zero or not finite, the first is"):
         search.search(vectors(0, 8), [Block(bad, np.arange(8))], 2, make_mesh((1, 1)))
+
+
+def test_an_embedder_finds_the_nearest_rows_for_texts_or_vectors_also_on_disk(tmp_path):
+    embedder = Embedder.from_pretrained("tiny", dtype="float32", max_tokens=64)
+    texts = ["A cat sleeps.", "It rains.", "A cat sleeps.", "Two men talk."]
+    corpus = embedder.encode(texts)
+    np.save(tmp_path / "vectors.npy", corpus)
+    on_disk = np.load(tmp_path / "vectors.npy", mmap_mode="r")
+    found = embedder.search(["A cat sleeps.", "It rains."], on_disk, k=5)
+    assert found.order_qk[:, 0].tolist() == [0, 1] and found.order_qk[0, 1] == 2  # the lower first
+    assert found.order_qk[:, 4].tolist() == [-1, -1]
+    np.testing.assert_allclose(found.score_qk[:, 0], 1, atol=1e-6)
+    again = embedder.search(corpus[:2], corpus, k=5)
+    np.testing.assert_array_equal(again.order_qk, found.order_qk)
+    with pytest.raises(UserError, match="queries have 3 features and documents"):
+        embedder.search(np.ones((1, 3), np.float32), corpus)
+    with pytest.raises(UserError, match="k = 0; give the number of documents"):
+        embedder.search(corpus, corpus, k=0)

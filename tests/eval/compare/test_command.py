@@ -163,7 +163,7 @@ def test_files_and_every_setting_that_differs_are_named(write, tmp_path, capsys,
     ("changes", "message"),
     [
         ({"command": "eval.layers", "examples": None}, "is a result of eval.layers; give files of"),
-        ({"examples": {}}, "holds no examples; give a file that eval.sts or eval.transfer wrote"),
+        ({"examples": {}}, "holds no examples; give a file that eval.sts or .* wrote"),
         ({"examples": {"one": {"gold": [1], "cosine": [2]}}}, "its examples are damaged"),
         ({"data": {"sha256": "b"}}, "their gold is the same, but their sentences differ"),
     ],

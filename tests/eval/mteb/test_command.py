@@ -158,6 +158,84 @@ def test_a_type_of_task_and_a_side_have_their_templates(embedder):
         assert np.array_equal(vector(kind, side), alone)
 
 
+def test_the_template_of_a_side_serves_every_type_that_has_none(embedder):
+    from eval.mteb.encoder import MtebEncoder
+
+    asked = {
+        "query": TEMPLATES["cot"],
+        "Reranking": TEMPLATES["ke"],
+        "STS:query": TEMPLATES["none"],
+    }
+    encoder = MtebEncoder(embedder, asked)
+    found = {
+        (kind, side): encoder.embedder_for(kind, side).template.name
+        for kind in ("Retrieval", "Reranking", "STS")
+        for side in ("query", "document")
+    }
+    assert found == {
+        **{("Retrieval", "query"): "cot", ("Retrieval", "document"): "eol"},
+        **{("Reranking", "query"): "ke", ("Reranking", "document"): "ke"},
+        **{("STS", "query"): "none", ("STS", "document"): "eol"},
+    }
+
+
+DOCUMENTS = ["A cat sleeps on the sofa.", "Two men talk in a bar.", "It rains.", "A train is late."]
+QUESTIONS = {"q0": "a sleeping cat", "q1": "men who talk", "q2": "a late train"}
+ANSWERS = {"q0": {"d0": 1}, "q1": {"d1": 1, "d2": 0}, "q2": {"d3": 2}}
+
+
+def retrieval_task():
+    """A retrieval task of MTEB whose data is made here."""
+    from datasets import Dataset
+    from mteb.abstasks import AbsTaskRetrieval
+    from mteb.abstasks.task_metadata import TaskMetadata
+
+    metadata = TaskMetadata(
+        **{"name": "LocalRetrieval", "description": "local", "reference": "https://example.org"},
+        **{
+            "type": "Retrieval",
+            "category": "t2t",
+            "modalities": ["text"],
+            "main_score": "ndcg_at_10",
+        },
+        **{"eval_splits": ["test"], "eval_langs": ["eng-Latn"], "bibtex_citation": ""},
+        dataset={"path": "local/data", "revision": "1"},
+    )
+    corpus = [{"id": f"d{n}", "title": "", "text": text} for n, text in enumerate(DOCUMENTS)]
+    queries = [{"id": name, "text": text} for name, text in QUESTIONS.items()]
+
+    class Local(AbsTaskRetrieval):
+        def load_data(self, **_):
+            split = {
+                "corpus": Dataset.from_list(corpus),
+                "queries": Dataset.from_list(queries),
+                "relevant_docs": ANSWERS,
+                "top_ranked": None,
+            }
+            self.dataset = {"default": {"test": split}}
+            self.data_loaded = True
+
+    Local.metadata = metadata
+    return Local()
+
+
+@pytest.mark.slow
+def test_a_retrieval_task_scores_what_the_exported_folder_does_in_mteb(embedder, tmp_path):
+    import sentence_transformers
+
+    from eval.mteb.encoder import MtebEncoder, run_tasks
+    from prompteol_jax.export.sentence_transformers import write_sentence_files
+    from prompteol_jax.pretrained.load import save_pretrained
+
+    ours = run_tasks(MtebEncoder(embedder, clean=False), [retrieval_task()], None)
+    folder = tmp_path / "exported"
+    save_pretrained(embedder.pretrained, embedder.decoder, folder, dtype="float32")
+    write_sentence_files(folder, embedder.template, width=embedder.width)
+    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    (result,) = mteb.evaluate(theirs, retrieval_task(), cache=None, co2_tracker=False).task_results
+    assert ours["LocalRetrieval"]["score"] == pytest.approx(100 * result.get_score(), abs=0.01)
+
+
 @pytest.mark.slow
 def test_the_command_writes_a_result(sts_task, monkeypatch, tmp_path, capsys):
     from eval.mteb import encoder as mteb_encoder

@@ -1,0 +1,7 @@
+"""`python -m eval.loco`."""
+
+from __future__ import annotations
+
+from eval.loco.command import main
+
+main()
