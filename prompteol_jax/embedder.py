@@ -29,7 +29,6 @@ from prompteol_jax.methods.pooling import EveryLayer, Pooling, find_pooling
 from prompteol_jax.models import build
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.pretrained import load, provenance
-from prompteol_jax.pretrained.load import Pretrained
 from prompteol_jax.progress import Progress
 from prompteol_jax.quant import formats as quant
 from prompteol_jax.search import Found
@@ -64,7 +63,7 @@ class Embedder:
 
     def __init__(
         self,
-        pretrained: Pretrained,
+        pretrained: load.Pretrained,
         template: Template | str | Path,
         *,
         pooling: str | Pooling = "last",

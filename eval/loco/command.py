@@ -17,7 +17,7 @@ from typing import Any
 from eval.loco import tasks as loco
 from eval.retrieval import command
 from eval.retrieval.options import RankingOptions
-from eval.shared.command import run_main
+from prompteol_jax.cli.commands import run_main
 from prompteol_jax.cli.options import check
 
 _log = logging.getLogger("eval")

@@ -129,7 +129,7 @@ def _wrong_query(fields: Mapping[str, Any], known: set[str]) -> list[str]:
     if not isinstance(answers, list) or not answers:
         return [*wrong, "answer_pids must be a list of ids, at least one"]
     unknown = [name for name in answers if not isinstance(name, str) or name not in known]
-    return wrong + ([f"unknown documents {', '.join(map(repr, unknown[:5]))}"] if unknown else [])
+    return [*wrong, *(f"unknown document {name!r:.80}" for name in unknown)]
 
 
 def _passage(fields: Mapping[str, Any], *, gaps: bool) -> str | Collection[str] | None:

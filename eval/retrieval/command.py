@@ -21,7 +21,7 @@ from eval.retrieval.options import RankingOptions
 from eval.retrieval.ranking import Ranking
 from eval.retrieval.task import Retrieval
 from eval.shared import bootstrap, results
-from eval.shared.command import run_main
+from prompteol_jax.cli.commands import run_main
 from prompteol_jax.cli.options import check
 from prompteol_jax.storage import paths
 from prompteol_jax.text.template import read_template

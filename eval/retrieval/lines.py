@@ -104,7 +104,9 @@ def unique(path: Path, problems: Problems, key: str, text: Text) -> Iterator[tup
             wrong += [] if isinstance(found, str) else found
             problems.add(path, number, f"{' and '.join(wrong)} must be a string")
         elif name in first:
-            problems.add(path, number, f"the id {name!r:.80} was given on line {first[name]} already")
+            problems.add(
+                path, number, f"the id {name!r:.80} was given on line {first[name]} already"
+            )
         else:
             first[str(name)] = number
             yield str(name), found

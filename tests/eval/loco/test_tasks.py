@@ -80,7 +80,7 @@ def test_all_twelve_tasks_are_asked_for_by_default(tmp_path):
         (0, {"passage": None}, r"qmsum_test.jsonl:1: passage must be a string"),
         (1, {"query": 5}, r"qmsum_test.jsonl:1: query must be a string"),
         (1, {"answer_pids": []}, "answer_pids must be a list of ids, at least one"),
-        (1, {"answer_pids": ["no"]}, "unknown documents 'no'"),
+        (1, {"answer_pids": ["no"]}, "unknown document 'no'"),
         (1, {"qid": "qmsum_Query_2"}, r"qmsum_test.jsonl:3: the id 'qmsum_Query_2' was given"),
     ],
 )
