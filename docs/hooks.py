@@ -22,6 +22,8 @@ COMMANDS: Final = (
     "python -m eval.layers",
     "python -m eval.demos build",
     "python -m eval.demos search",
+    "python -m eval.retrieval",
+    "python -m eval.loco",
     "python -m eval.mteb",
     "python -m eval.reproduce",
     "python -m train.contrastive",

@@ -83,7 +83,7 @@ def score(
     ranked = [ranking.rank(task, options, sides) for task in tasks]
     seconds = round(time.perf_counter() - start, 3)
     lexically = None
-    if not options.no_bm25 and lexical.is_installed():
+    if not options.no_lexical and lexical.is_installed():
         lexically = [lexical.rank(task, options.k) for task in tasks]
     result = {
         **results.header(command, sides.documents, options),

@@ -30,7 +30,7 @@ class RankingOptions(ModelOptions):
     """Replace vectors of other settings or documents in --vectors."""
     shard_rows: int = flag(16384, at_least=1)
     """Documents of a shard; a kill can cost two shards, and about so many are held in memory."""
-    no_bm25: bool = False
+    no_lexical: bool = False
     """Leave out BM25, the lexical reference; it holds all documents in memory."""
     run: Path | None = None
     """File for the ranking in TREC's form: query Q0 document rank score tag. The task's name is

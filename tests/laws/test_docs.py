@@ -17,8 +17,10 @@ import pytest
 
 from eval.demos import command as demos
 from eval.layers import command as layers
+from eval.loco import command as loco
 from eval.mteb import command as mteb
 from eval.reproduce import command as reproduce
+from eval.retrieval import command as retrieval
 from eval.sts import command as sts
 from eval.sts.command import StsOptions
 from eval.transfer import command as transfer
@@ -44,6 +46,8 @@ OPTIONS = (
     layers.LayersOptions,
     transfer.TransferOptions,
     mteb.MtebOptions,
+    retrieval.RetrievalOptions,
+    loco.LocoOptions,
     reproduce.ReproduceOptions,
     launch.LaunchOptions,
 )
@@ -174,6 +178,8 @@ def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> object:
     monkeypatch.setattr(sts, "run", called.append)
     monkeypatch.setattr(random_checkpoint, "write_random_checkpoint", noted)
     monkeypatch.setattr(mteb, "run", called.append)
+    monkeypatch.setattr(retrieval, "run", called.append)
+    monkeypatch.setattr(loco, "run", called.append)
     monkeypatch.setattr(transfer, "run", called.append)
     monkeypatch.setattr(reproduce, "run", called.append)
     monkeypatch.setattr(plan, "run", called.append)
@@ -188,6 +194,8 @@ def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> object:
         ("prompteol",): cli.main,
         ("python", "-m", "eval.sts"): sts.main,
         ("python", "-m", "eval.mteb"): mteb.main,
+        ("python", "-m", "eval.retrieval"): retrieval.main,
+        ("python", "-m", "eval.loco"): loco.main,
         ("python", "-m", "eval.transfer"): transfer.main,
         ("python", "-m", "eval.reproduce"): reproduce.main,
         ("python", "-m", "eval.demos"): demos.main,
@@ -220,6 +228,7 @@ def other_command_is_known(line: str) -> bool:
         ["pip", "install", "."],
         ["pip", "install", ".[gcs]"],
         ["pip", "install", ".[mteb]"],
+        ["pip", "install", ".[retrieval]"],
         ["pip", "install", ".[serve]"],
         [".ci/run"],
     )

@@ -84,7 +84,7 @@ def test_a_run_is_continued_and_other_settings_are_refused(folder, tmp_path, cap
     kept = tmp_path / "vectors"
 
     def run(**more):
-        result = command.run(options(folder, vectors=kept, no_bm25=True, shard_rows=9, **more))
+        result = command.run(options(folder, vectors=kept, no_lexical=True, shard_rows=9, **more))
         return result["per_query"]["made"]["ndcg@10"], capsys.readouterr().err
 
     first, said = run()
@@ -101,7 +101,7 @@ def test_a_run_is_continued_and_other_settings_are_refused(folder, tmp_path, cap
 
 def test_each_side_has_its_template_and_blocks_change_nothing(folder, tmp_path, coarse):
     file = tmp_path / "run"
-    sides = dict(query_template="none", document_template="eol", k=10, run=file, no_bm25=True)
+    sides = dict(query_template="none", document_template="eol", k=10, run=file, no_lexical=True)
     command.run(options(folder, shard_rows=8, **sides))
     corpus, queries = (
         [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
@@ -122,7 +122,7 @@ def test_each_side_has_its_template_and_blocks_change_nothing(folder, tmp_path, 
 def test_two_results_are_compared_query_by_query(folder, tmp_path, capsys, coarse):
     files = [tmp_path / f"{name}.json" for name in ("eol", "none")]
     for file in files:
-        command.run(options(folder, template=file.stem, json=file, no_bm25=True))
+        command.run(options(folder, template=file.stem, json=file, no_lexical=True))
     found = compare.run(compare.CompareOptions(files=tuple(files), resamples=200))
     scores = [results.read(file)["scores"]["made"] for file in files]
     task = found["tasks"]["made"]
@@ -195,7 +195,9 @@ def transformers_vectors(folder, texts):
 def test_real_sets_score_what_numpy_makes_of_transformers_vectors(make, data, tmp_path):
     folder = make(data, tmp_path / "set")
     model, file = data / "weights/tinystories-656k", tmp_path / "out.json"
-    command.run(command.RetrievalOptions(model=str(model), data=(folder,), json=file, no_bm25=True))
+    command.run(
+        command.RetrievalOptions(model=str(model), data=(folder,), json=file, no_lexical=True)
+    )
     ours = results.read(file)["per_query"]["set"]
     rows = {
         name: [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
