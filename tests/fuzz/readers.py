@@ -17,6 +17,7 @@ import numpy as np
 from mutations import mutate
 
 from eval.demos.journal import Journal
+from eval.loco import tasks as loco
 from eval.retrieval import beir
 from eval.shared import results
 from eval.sts.tasks import read_tasks
@@ -239,6 +240,23 @@ def _beir(path: Path, place: str) -> object:
     return beir.read(folder)
 
 
+_PASSAGES: Final = b'{"pid": "P0", "passage": "a cat"}\n{"pid": "P1", "passage": "b"}\n'
+_ASKED: Final = b'{"qid": "Q0", "query": "cat?", "answer_pids": ["P0"]}\n'
+
+
+def _loco(path: Path, side: str) -> object:
+    """Read a task of LoCoV1 of which one side is the input."""
+    for name, content in {
+        "documents": _PASSAGES,
+        "queries": _ASKED,
+        side: path.read_bytes(),
+    }.items():
+        file = path.parent / "loco" / name / f"qmsum_{loco.SPLIT}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    return loco.read(path.parent / "loco", ["qmsum"])
+
+
 def _results() -> list[bytes]:
     array = {"dtype": "<f4", "base64": "AACAPwAAAEA="}
     example = {"cosine": array, "gold": {"dtype": "|u1", "base64": "AAEC"}}
@@ -291,6 +309,8 @@ READERS: Final[Mapping[str, Reader]] = {
         "corpus.jsonl", lambda: [_DOCUMENTS], partial(_beir, place="corpus.jsonl")
     ),
     "beir-qrels": Reader("test.tsv", lambda: [_JUDGED], partial(_beir, place="qrels/test.tsv")),
+    "loco-documents": Reader("d.jsonl", lambda: [_PASSAGES], partial(_loco, side="documents")),
+    "loco-queries": Reader("q.jsonl", lambda: [_ASKED], partial(_loco, side="queries")),
     "result": Reader("result.json", _results, results.read),
     "journal": Reader("journal.jsonl", _journals, lambda path: Journal(path, {"a": 1})),
     "lengths": Reader("lengths.json", _lengths, lambda path: read_lengths(path, "encode")),

@@ -19,7 +19,10 @@ MAINS = {
     "prompteol": "prompteol_jax.cli.main",
     "train.contrastive": "train.contrastive",
     "train.prepare": "train.prepare",
-    **{f"eval.{name}": f"eval.{name}.command" for name in "sts transfer layers demos mteb".split()},
+    **{
+        f"eval.{name}": f"eval.{name}.command"
+        for name in "sts transfer layers demos mteb retrieval loco".split()
+    },
     "eval.reproduce": "eval.reproduce.command",
     **{f"tpu.{name}": f"tpu.{name}.command" for name in ("plan", "launch", "bench")},
     **{name: name for name in ("tpu.fits", "tpu.lengths", "tpu.random_checkpoint")},
