@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float
 
@@ -42,3 +45,16 @@ def cosine_matrix(
         widths = f"{a_nD.shape[1]} and {b_mD.shape[1]}"
         raise UserError(f"vectors of {widths} features have no cosine; give equal widths")
     return (unit_rows(a_nD) @ unit_rows(b_mD).T).astype(np.float32)
+
+
+def vectors_of(side: Any, encode: Callable[[Any], np.ndarray]) -> Float[np.ndarray, "n D"]:
+    """Return texts or vectors as float64 vectors.
+
+    Args:
+        encode: function that encodes texts.
+    """
+    if isinstance(side, (list, tuple)) and side and not isinstance(side[0], str):
+        side = np.stack(side) if all(isinstance(z, np.ndarray) for z in side) else side
+    if np.issubdtype(getattr(side, "dtype", np.object_), np.number):
+        return as_vectors(np.asarray(side))
+    return as_vectors(encode(side))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import threading
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -16,27 +15,30 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from prompteol_jax import search
-from prompteol_jax.cosine import as_vectors, cosine_matrix
+from prompteol_jax.cosine import cosine_matrix, vectors_of
 from prompteol_jax.encoding import lm_head
 from prompteol_jax.encoding.lm_head import Head
-from prompteol_jax.encoding.pipeline import Pipeline, Report, Seen
+from prompteol_jax.encoding.pipeline import Pipeline, Seen
 from prompteol_jax.encoding.prefixes import PrefixEncoder
+from prompteol_jax.encoding.report import Report
 from prompteol_jax.encoding.strategy import Plan, check_plan, vector_width
+from prompteol_jax.encoding.views import Views, make_views
 from prompteol_jax.errors import UserError, WrongType
 from prompteol_jax.mesh import as_mesh
+from prompteol_jax.methods import on_model
 from prompteol_jax.methods.edits import Edit, describe_edits
+from prompteol_jax.methods.library import describe, plain_method
 from prompteol_jax.methods.pooling import EveryLayer, Pooling, find_pooling
+from prompteol_jax.methods.record import Method, with_template
 from prompteol_jax.models import build
 from prompteol_jax.models.decoder import Decoder
-from prompteol_jax.pretrained import load, provenance
+from prompteol_jax.pretrained import load, provenance, source
 from prompteol_jax.progress import Progress
 from prompteol_jax.quant import formats as quant
 from prompteol_jax.search import Found
-from prompteol_jax.text.prompt import Prompt, Truncation, check_length
-from prompteol_jax.text.template import Template, as_template
+from prompteol_jax.text.prompt import Truncation, check_length
+from prompteol_jax.text.template import PROMPTEOL, Template, as_template
 from prompteol_jax.text.texts import as_texts
-
-_log = logging.getLogger("prompteol_jax")
 
 
 class Embedder:
@@ -47,7 +49,8 @@ class Embedder:
 
     Args:
         pretrained: a loaded model; `from_pretrained` loads one by name.
-        template: a template, or the name or file of one.
+        template: a template, or the name or file of one; `eol` by default.
+        method: a record, or the name or file of one, in place of a template and a pooling.
         pooling: `last`, the last token's state; `mean`, the mean over all tokens of the prompt; or
             a `methods.pooling.Pooling`.
         edits: interventions between two blocks, see `methods.edits`.
@@ -64,8 +67,9 @@ class Embedder:
     def __init__(
         self,
         pretrained: load.Pretrained,
-        template: Template | str | Path,
+        template: Template | str | Path | None = None,
         *,
+        method: str | Path | Method | None = None,
         pooling: str | Pooling = "last",
         edits: Sequence[Edit] = (),
         batch_tokens: int | None = None,
@@ -73,39 +77,39 @@ class Embedder:
         max_tokens: int | None = None,
         truncate: Truncation = "end",
     ):
-        chosen = find_pooling(pooling)
+        self.method = on_model.choose(method, template, pooling, None)
+        chosen = find_pooling(self.method.pooling if self.method else pooling)
         check_plan(plan, batch_tokens, chosen, edits)
         self.pretrained = pretrained
-        self.template = as_template(template)
-        self.pooling = chosen.name
-        config, mesh = pretrained.config, pretrained.mesh
+        config = pretrained.config
         check_length(max_tokens, truncate, config.P)
-        short = config.layers(config.L).short_tokens
-        bounds = {"max_tokens": max_tokens or config.P, "most_shared": short}
-        self.prompt = Prompt(self.template, pretrained.tokenizer, truncate=truncate, **bounds)
-        self._pipeline = Pipeline(
-            decoder=pretrained.decoder,
-            prompt=self.prompt,
-            mesh=mesh,
-            width=vector_width(config, pretrained.decoder, chosen),
+        given = as_template(template or PROMPTEOL)
+        run = self.method or plain_method(given, chosen.name, pretrained.layer)
+        read = partial(load.read_lm_head, pretrained)
+        self._head = Head(pretrained.mesh, config.V, read, config.logit_cap)
+        self.views = make_views(
+            *(pretrained, run, partial(self._head.to_host, pretrained.decoder)),
+            bounds={"max_tokens": max_tokens or config.P, "truncate": truncate},
             pooling=chosen,
-            edits=tuple(edits),
+            edits=edits,
             plan=plan,
             batch_tokens=batch_tokens,
         )
-        self._head = Head(mesh, config.V, partial(load.read_lm_head, pretrained), config.logit_cap)
-        self._last = threading.local()
+        self.prompt, self.pooling = self.pipeline.prompt, chosen.name
+        self.template = self.prompt.template
+        self._edits, self._last = tuple(edits), threading.local()
 
     @classmethod
     def from_pretrained(
         cls,
         model: str | Path,
         adapter: str | Path | None = None,
-        template: str | Path | Template = "eol",
+        template: str | Path | Template | None = None,
         mesh: str | Mesh = "1x1",
         dtype: str = "bfloat16",
         quantize: quant.Kind | None = None,
         *,
+        method: str | Path | Method | None = None,
         layer: int | None = None,
         pooling: str | Pooling = "last",
         edits: Sequence[Edit] = (),
@@ -119,19 +123,24 @@ class Embedder:
         Args:
             model: a Hugging Face folder, a hub name such as `facebook/opt-2.7b`, or `tiny`.
             adapter: a PEFT folder or hub name, or the folder of a training run.
-            template: a name such as `eol` or `eol-icl-2.7b`, a file, or a Template.
             mesh: DATAxMODEL, devices along each axis; or what `make_mesh` gives.
             dtype: `float32` or `bfloat16`, for activations and weights.
             quantize: `nf4` or `int8`: keep the matrices of linear layers in 4 or 8 bits.
-            layer: number of the `hidden_states` entry to take; by default the last one.
-            pooling, edits, batch_tokens, plan, max_tokens, truncate: as for the class. Only the
-                plan `fixed` gives the same bits in any company of texts.
+            layer: number of the `hidden_states` entry to take; by default the method's, or the
+                last one.
+            template, method and others: as for the class. Only the plan `fixed` gives the same
+                bits in any company of texts.
         Raises: UserError, NotFound or OSError that says what to do, before any work.
         """
         load.check_precision(dtype, quantize)
-        check_plan(plan, batch_tokens, find_pooling(pooling), edits)
+        chosen = on_model.choose(method, template, pooling, layer)
+        pooled = find_pooling(chosen.pooling if chosen else pooling)
+        check_plan(plan, batch_tokens, pooled, edits)
         check_length(max_tokens, truncate)
-        template = as_template(template)
+        if chosen is None:
+            template = as_template(template or PROMPTEOL)
+        else:
+            layer = on_model.layer_to_load(chosen, source.resolve_config(str(model)).L)
         pretrained = load.load_pretrained(
             str(model),
             as_mesh(mesh),
@@ -140,13 +149,14 @@ class Embedder:
             adapter=None if adapter is None else str(adapter),
             layer=layer,
         )
-        how: dict[str, Any] = dict(pooling=pooling, edits=edits, plan=plan, truncate=truncate)
-        return cls(pretrained, template, batch_tokens=batch_tokens, max_tokens=max_tokens, **how)
+        how: dict[str, Any] = {"plan": plan, "batch_tokens": batch_tokens, "truncate": truncate}
+        how |= {"method": chosen, "pooling": pooling, "edits": edits, "max_tokens": max_tokens}
+        return cls(pretrained, template, **how)
 
     @property
     def decoder(self) -> Decoder:
         """The weights that encode."""
-        return self._pipeline.decoder
+        return self.pipeline.decoder
 
     @property
     def model_name(self) -> str:
@@ -161,7 +171,7 @@ class Embedder:
     @property
     def width(self) -> int:
         """Number of features of a vector."""
-        return self._pipeline.width
+        return self.views.width
 
     @property
     def max_tokens(self) -> int:
@@ -170,13 +180,13 @@ class Embedder:
 
     @property
     def pipeline(self) -> Pipeline:
-        """What encodes: tokenization, batches, device."""
-        return self._pipeline
+        """What encodes with the first prompt: tokenization, batches, device."""
+        return self.views.pipelines[0]
 
     @property
     def mesh(self) -> Mesh:
         """The mesh that the model is on."""
-        return self._pipeline.mesh
+        return self.pipeline.mesh
 
     @property
     def report(self) -> Report:
@@ -188,37 +198,40 @@ class Embedder:
         return provenance.describe(self)
 
     def describe_method(self) -> dict[str, Any]:
-        """Return the pooling and the edits, for a result file."""
-        pipeline = self._pipeline
-        edits = describe_edits(pipeline.edits)
-        return {"pooling": pipeline.pooling.describe(), "edits": edits}
+        """Return the pooling, the edits and the method's record, for a result file."""
+        method = {} if self.method is None else {"method": describe(self.method)}
+        pooling = self.pipeline.pooling.describe()
+        return {"pooling": pooling, "edits": describe_edits(self._edits), **method}
 
     @property
     def plan(self) -> str:
-        """The plan by name, its batches as rows x tokens, and what the pooling cannot save."""
-        pipeline = self._pipeline
-        buckets = pipeline.buckets(pipeline.tokens) or "not chosen yet"
-        return "; ".join([f"{pipeline.plan}: {buckets}", *pipeline.given_up])
+        """The plan by name, its batches as rows x tokens, and what the method cannot save."""
+        return self.views.plan
 
     def with_template(self, template: Template | str | Path) -> Embedder:
-        """Return an embedder of the same weights and settings with another template."""
-        pipeline = self._pipeline
-        other = Embedder(
-            self.pretrained,
-            template,
-            pooling=pipeline.pooling,
-            edits=pipeline.edits,
-            batch_tokens=pipeline.batch_tokens,
-            plan=pipeline.plan,
-            max_tokens=self.max_tokens,
-            truncate=self.prompt.truncate,
-        )
-        other.use(self.decoder)
-        return other
+        """Return an embedder of the same weights and settings with another template.
+
+        Raises: UserError where a method has several prompts, or marks a place in its own.
+        """
+        if self.method is None:
+            return self._with(template=as_template(template), pooling=self.pipeline.pooling)
+        return self._with(method=with_template(self.method, as_template(template)))
+
+    def with_method(self, method: str | Path | Method) -> Embedder:
+        """Return an embedder of the same weights and settings with another method.
+
+        Raises: UserError where it ends at a later layer than the loaded one.
+        """
+        return self._with(method=method)
+
+    def _with(self, **how: Any) -> Embedder:
+        kept = dict(edits=self._edits, max_tokens=self.max_tokens, plan=self.pipeline.plan)
+        how |= kept | {"batch_tokens": self.pipeline.batch_tokens, "truncate": self.prompt.truncate}
+        return Embedder(dataclasses.replace(self.pretrained, decoder=self.decoder), **how)
 
     def use(self, decoder: Decoder) -> None:
         """Encode with these weights from now on, such as those of a running training."""
-        self._pipeline = dataclasses.replace(self._pipeline, decoder=decoder)
+        self.views = self.views.use(decoder)
 
     def encode(
         self,
@@ -243,9 +256,8 @@ class Embedder:
         Raises: TypeError for anything else than texts, which says what to pass; NotFinite naming
             a text whose vector is not finite.
         """
-        pipeline = self._pipeline
-        check_plan(pipeline.plan, batch_tokens, pipeline.pooling)
-        vectors = self._run(pipeline, texts, batch_tokens, progress, check_finite=check_finite)
+        check_plan(self.pipeline.plan, batch_tokens, self.pipeline.pooling)
+        vectors = self._run(self.views, texts, batch_tokens, progress, check_finite=check_finite)
         if normalize:
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors
@@ -255,23 +267,26 @@ class Embedder:
     ) -> list[Float[np.ndarray, "n D"]]:
         """Return the vectors of every layer: `hidden_states[1]` to the last, as a list.
 
-        All but the last are raw; the last is what `encode` returns.
+        All but the last are raw; the last is what `encode` returns. Of a method that collects
+        attention outputs, they are the outputs of every block, to be summed. Post stages are left
+        out.
 
         Raises: UserError for another pooling than `last`; otherwise as `encode`.
         """
         if self.pooling != "last":
             raise UserError("every layer is read at the last token: --pooling last")
-        every = EveryLayer()
-        pipeline = dataclasses.replace(
-            self._pipeline,
-            width=vector_width(self.pretrained.config, self.decoder, every),
+        every, collects = EveryLayer(), self.pipeline.steps.collect is not None
+        config = self.pretrained.config
+        views = self.views.each(
+            width=vector_width(config, self.decoder, every, collects=collects),
             pooling=every,
             plan="fixed",
             batch_tokens=None,
             seen=Seen(),
+            steps=on_model.every_block(self.pipeline.steps, self.decoder.depth),
         )
-        D, inner = self.pretrained.config.D, self.decoder.depth - 1
-        joined = self._run(pipeline, texts, None, progress)
+        D, inner = config.D, self.decoder.depth - 1
+        joined = self._run(views, texts, None, progress)
         return np.split(joined, [D * n for n in range(1, inner + 1)], axis=1)
 
     def prefix_encoder(self, batch_tokens: int | None = None) -> PrefixEncoder:
@@ -279,36 +294,32 @@ class Embedder:
 
         Args:
             batch_tokens: tokens computed together, over all devices and prompts.
-        Raises: UserError for another pooling than `last`, or for edits.
+        Raises: UserError for another pooling than `last`, for edits, or for a method of more than
+            one prompt.
         """
-        return PrefixEncoder(self._pipeline, batch_tokens)
+        if not self.views.single:
+            raise UserError("prompts are compared one by one: give a method of one prompt")
+        return PrefixEncoder(self.pipeline, batch_tokens)
 
     def _run(
         self,
-        pipeline: Pipeline,
+        views: Views,
         texts: Iterable[str],
         batch_tokens: int | None,
         progress: Progress,
         *,
         check_finite: bool = True,
     ) -> Float[np.ndarray, "n W"]:
-        """Encode with a pipeline, keep the report and log how many texts were cut."""
+        """Encode with views, keep the report and log how many texts were cut."""
         report = self._last.report = Report()
-        vectors = pipeline.encode(
+        vectors = views.encode(
             as_texts(texts),
             report,
             batch_tokens=batch_tokens,
             progress=progress,
             check_finite=check_finite,
         )
-        if report.truncated:
-            of_model = self.max_tokens == self.pretrained.config.P
-            _log.warning(
-                "%d of %d texts were longer than %s %d %s allow and were cut",
-                *(report.truncated, report.distinct),
-                *("the model's" if of_model else "max_tokens", self.max_tokens),
-                "positions" if of_model else "tokens",
-            )
+        report.log_truncated(self.max_tokens, self.pretrained.config.P)
         return vectors
 
     def similarity(
@@ -323,15 +334,7 @@ class Embedder:
         Raises: WrongType or UserError that says what to pass; NotFinite for a vector that has no
             direction.
         """
-        return cosine_matrix(self._vectors(a), self._vectors(b))
-
-    def _vectors(self, side: Any) -> Float[np.ndarray, "n D"]:
-        """Return texts or vectors as float64 vectors."""
-        if isinstance(side, (list, tuple)) and side and not isinstance(side[0], str):
-            side = np.stack(side) if all(isinstance(z, np.ndarray) for z in side) else side
-        if np.issubdtype(getattr(side, "dtype", np.object_), np.number):
-            return as_vectors(np.asarray(side))
-        return as_vectors(self.encode(side))
+        return cosine_matrix(*(vectors_of(side, self.encode) for side in (a, b)))
 
     def search(
         self,
@@ -349,7 +352,7 @@ class Embedder:
         Returns: `order_qk`, the rows' numbers, -1 beyond the last one; their cosines `score_qk`.
         Raises: UserError for k below 1, another width, or a vector without a direction.
         """
-        vectors = self._vectors(queries).astype(np.float32)
+        vectors = vectors_of(queries, self.encode).astype(np.float32)
         return search.search(vectors, search.rows_in_blocks(corpus_vectors), k, self.mesh)
 
     def words(self, text: str, k: int = 10) -> list[tuple[str, float]]:
@@ -380,7 +383,8 @@ class Embedder:
         Raises: UserError as `words`.
         """
         inner = isinstance(self.decoder.final_norm, build.Identity)
-        lm_head.check_reads(inner=inner, pooling=self.pooling)
+        one = self.views.single and self.pipeline.steps.collect is None
+        lm_head.check_reads(inner=inner, pooling=self.pooling, one=one)
         self._head.check(k)
 
     def tokens_after(

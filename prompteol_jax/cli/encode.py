@@ -21,7 +21,7 @@ from prompteol_jax.storage import corpus, merge_shards, paths, shards
 if TYPE_CHECKING:
     from prompteol_jax import distributed
     from prompteol_jax.embedder import Embedder
-    from prompteol_jax.encoding.pipeline import Report
+    from prompteol_jax.encoding.report import Report
 
 JOINS: Final = {".npy": merge_shards.join_npy, ".parquet": merge_shards.join_parquet}
 

@@ -9,8 +9,9 @@ company.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, NamedTuple
 
 import jax
@@ -35,12 +36,19 @@ class Sentence(NamedTuple):
         ids: its ids up to the last position that is read.
         shared: the ids continue the shared prefix, which is left out of them.
         first: first position that a pooling reads, in `ids`.
+        auxiliary: ids of the auxiliary prompt, where a method has one.
     """
 
     member: int
     ids: Int[np.ndarray, "t"]
     shared: bool
     first: int = 0
+    auxiliary: Int[np.ndarray, "a"] | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of a row that hold it."""
+        return max(len(self.ids), 0 if self.auxiliary is None else len(self.auxiliary))
 
 
 @dataclass
@@ -52,6 +60,7 @@ class Batch:
         positions: positions of the members' vectors in the flattened `[B * S]` outputs.
         shared: they continue the shared prefix.
         first_BS: first positions that a pooling reads, for `Rows.last_BS`; zero in packed rows.
+        auxiliary: rows of the auxiliary prompts, each in the place of its sentence.
     """
 
     rows: Rows
@@ -59,6 +68,7 @@ class Batch:
     positions: Int[np.ndarray, "n"]
     shared: bool
     first_BS: Int[np.ndarray, "B S"]
+    auxiliary: Rows | None = None
 
     @property
     def shape(self) -> tuple[int, int, int, bool]:
@@ -76,7 +86,7 @@ class Sorter:
 
     def add(self, sentence: Sentence) -> Iterator[Batch]:
         """Take a sentence; yield a batch if it fills one."""
-        bucket = self.buckets.find(len(sentence.ids), sentence.shared)
+        bucket = self.buckets.find(sentence.length, sentence.shared)
         waiting = self._waiting.setdefault((bucket, sentence.shared), [])
         waiting.append(sentence)
         if len(waiting) == self.buckets.rows[bucket]:
@@ -94,14 +104,29 @@ class Sorter:
 
 def fill_batch(buckets: Buckets, bucket: int, sentences: Sequence[Sentence]) -> Batch:
     """Return a batch of one bucket; rows without a sentence are never read."""
-    B, T = buckets.rows[bucket], buckets.lengths[bucket]
-    ids_BT, last_BS = np.zeros((B, T), np.int32), np.zeros((B, 1), np.int32)
-    first_BS = np.zeros((B, 1), np.int32)
-    for row, sentence in enumerate(sentences):
-        ids_BT[row, : len(sentence.ids)] = sentence.ids
-        first_BS[row], last_BS[row] = sentence.first, len(sentence.ids) - 1
+    shape = buckets.rows[bucket], buckets.lengths[bucket]
+    first_BS = np.zeros((shape[0], 1), np.int32)
+    first_BS[: len(sentences), 0] = [sentence.first for sentence in sentences]
+    rows = _one_each([sentence.ids for sentence in sentences], *shape)
     members, shared = [sentence.member for sentence in sentences], sentences[0].shared
-    return Batch(Rows(ids_BT, last_BS), members, np.arange(len(members)), shared, first_BS)
+    auxiliary = _auxiliary(sentences, lambda ids: _one_each(ids, *shape))
+    return Batch(rows, members, np.arange(len(members)), shared, first_BS, auxiliary)
+
+
+def _one_each(ids: Sequence[np.ndarray], B: int, T: int) -> Rows:
+    """Return rows of one sentence each."""
+    ids_BT, last_BS = np.zeros((B, T), np.int32), np.zeros((B, 1), np.int32)
+    for row, own in enumerate(ids):
+        ids_BT[row, : len(own)], last_BS[row] = own, len(own) - 1
+    return Rows(ids_BT, last_BS)
+
+
+def _auxiliary(
+    sentences: Sequence[Sentence], lay_out: Callable[[list[np.ndarray]], Rows]
+) -> Rows | None:
+    """Return the rows of the auxiliary prompts, where there are any."""
+    ids = [sentence.auxiliary for sentence in sentences if sentence.auxiliary is not None]
+    return lay_out(ids) if ids else None
 
 
 class Packer:
@@ -119,7 +144,7 @@ class Packer:
 
     def add(self, sentence: Sentence) -> Iterator[Batch]:
         """Take a sentence; yield batches if it completes a window or fills a batch."""
-        if len(sentence.ids) > SHORT:
+        if sentence.length > SHORT:
             yield from self.sorter.add(sentence)
             return
         self._waiting[sentence.shared].append(sentence)
@@ -135,7 +160,7 @@ class Packer:
     def _packed(self, shared: bool, *, at_end: bool = False) -> Iterator[Batch]:
         """Pack what waits; yield batches of full rows, and at the end those that are left."""
         waiting, self._waiting[shared] = self._waiting[shared], []
-        dealt = packing.bins([len(s.ids) for s in waiting], self.capacity, self.most)
+        dealt = packing.bins([s.length for s in waiting], self.capacity, self.most)
         rows = self._rows[shared]
         rows += ([waiting[n] for n in row] for row in dealt)
         while len(rows) >= self.rows or (at_end and rows):
@@ -143,11 +168,15 @@ class Packer:
             sentences = [sentence for row in some for sentence in row]
             sizes = itertools.accumulate((len(row) for row in some), initial=0)
             numbered = [list(range(a, b)) for a, b in itertools.pairwise(sizes)]
-            ids = [sentence.ids for sentence in sentences]
-            packed = packing.lay_out(ids, numbered, self.capacity, self.most, self.rows)
+            lay_out = partial(self._lay_out, numbered)
+            packed = lay_out([sentence.ids for sentence in sentences])
+            auxiliary = _auxiliary(sentences, lambda ids, lay_out=lay_out: lay_out(ids).rows)
             members = [sentence.member for sentence in sentences]
             first_BS = np.zeros_like(packed.rows.last_BS)
-            yield Batch(packed.rows, members, packed.position_n, shared, first_BS)
+            yield Batch(packed.rows, members, packed.position_n, shared, first_BS, auxiliary)
+
+    def _lay_out(self, dealt: list[list[int]], ids: list[np.ndarray]) -> packing.Packed:
+        return packing.lay_out(ids, dealt, self.capacity, self.most, self.rows)
 
 
 def to_mesh(array: np.ndarray, dims: str, mesh: Mesh) -> jax.Array:

@@ -8,9 +8,10 @@ and a call costs more than a block.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,14 +19,26 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from prompteol_jax.encoding.runners import Reading, end_as
+from prompteol_jax.encoding.runners import Reading, end_as, heads_of, join, padded
 from prompteol_jax.methods.edits import apply_edits
 from prompteol_jax.methods.pooling import read_states
+from prompteol_jax.methods.steps import Steps, StepTap
 from prompteol_jax.models.decoder import Decoder, Rows
 from prompteol_jax.ops.context import AttentionContext, LayerInfo
 from prompteol_jax.ops.scan import Saved
 
 KeysValues = tuple[Float[Array, "C K H"], Float[Array, "C K H"]]
+
+
+class LayerCaches(NamedTuple):
+    """Keys and values of a prefix in every layer.
+
+    Attributes:
+        tokens: of the prefix, where it is padded to more; None where all are.
+    """
+
+    layers: list[KeysValues]
+    tokens: Any = None
 
 
 class LayerwiseRunner:
@@ -37,35 +50,62 @@ class LayerwiseRunner:
         self._ends = decoder.without_blocks()
         self._infos = [_changing(decoder.layers.info(n)) for n in range(decoder.depth - 1)]
 
-    def prefill(self, ids_C: Int[np.ndarray, "C"]) -> list[KeysValues]:
+    def prefill(self, ids_C: Int[np.ndarray, "C"], length: int | None = None) -> LayerCaches:
         """Return the keys and values of a prompt prefix in every layer."""
+        tokens = None if length is None else np.int32(len(ids_C))
+        ids_C = ids_C if length is None else padded(ids_C, length)
         rows = Rows(ids_C[None], np.zeros((1, 1), np.int32))
         x_BTD, context = _begin(self._ends, rows, 0)
         cache = []
         for block, info in zip(self._blocks, self._infos, strict=True):
             x_BTD, kv = _block_with_keys(block, x_BTD, context, info)
             cache.append(kv)
-        return [*cache, _last_keys(self._ends, x_BTD, context)]
+        return LayerCaches([*cache, _last_keys(self._ends, x_BTD, context)], tokens)
 
     def encode(
-        self, rows: Rows, cache: list[KeysValues] | None, reading: Reading
+        self, rows: Rows, cache: LayerCaches | None, reading: Reading
     ) -> Float[Array, "B S W"]:
         """Return the vectors of the sentences in `rows`, float32."""
-        depth = len(self._blocks) + 1
-        prefixes = [None] * depth if cache is None else cache
-        x_BTD, context = _begin(self._ends, rows, 0 if cache is None else cache[0][0].shape[0])
-        inner = []
+        x_BTD, context, prefixes = self._begun(rows, cache)
+        inner, outputs = [], []
         for layer, block in enumerate(self._blocks):
             x_BTD = self._edited(x_BTD, layer, rows, reading)
-            x_BTD = _block(block, x_BTD, context, self._infos[layer], prefixes[layer])
+            own = x_BTD, context, self._infos[layer], prefixes[layer]
+            if reading.steps.none:
+                x_BTD = _block(block, *own)
+            else:
+                x_BTD, output_BSD = _block_as(block, *own, reading.steps, (layer, rows.last_BS))
+                outputs.append(output_BSD)
             if reading.pooling.layers == "all":
                 inner.append(_read(x_BTD, rows, reading))
-        x_BTD = self._edited(x_BTD, depth - 1, rows, reading)
-        final_BSE = _end(self._ends, rows, x_BTD, context, prefixes[-1], reading)
-        return reading.pooling.join(inner, final_BSE)
+        x_BTD = self._edited(x_BTD, len(self._blocks), rows, reading)
+        final = _end(self._ends, rows, x_BTD, context, prefixes[-1], reading)
+        return _join(reading, inner or None, final, outputs)
+
+    def heads(self, rows: Rows, cache: LayerCaches | None, block: int) -> Float[Array, "B S N H"]:
+        """Return the heads' outputs of the last tokens in one block, and run no later block."""
+        x_BTD, context, prefixes = self._begun(rows, cache)
+        for layer in range(block):
+            x_BTD = _block(self._blocks[layer], x_BTD, context, self._infos[layer], prefixes[layer])
+        if block == len(self._blocks):
+            return _last_heads(self._ends, rows, x_BTD, context, prefixes[-1])
+        own = self._blocks[block], prefixes[block], self._infos[block]
+        return _heads(rows, x_BTD, context, *own)
+
+    def _begun(
+        self, rows: Rows, cache: LayerCaches | None
+    ) -> tuple[jax.Array, AttentionContext, list]:
+        """Return the first block's input and context, and each block's prefix."""
+        if cache is None:
+            return *_begin(self._ends, rows, 0), [None] * (len(self._blocks) + 1)
+        C = cache.layers[0][0].shape[0]
+        if cache.tokens is None:
+            return *_begin(self._ends, rows, C), cache.layers
+        mask_C = np.arange(C) < cache.tokens
+        return *_begin(self._ends, rows, cache.tokens, mask_C), cache.layers
 
     def _edited(self, x_BTD: jax.Array, layer: int, rows: Rows, reading: Reading) -> jax.Array:
-        return _edit(reading.edits, x_BTD, layer, rows.last_BS) if reading.edits else x_BTD
+        return _edit(reading.edits, x_BTD, layer, rows) if reading.edits else x_BTD
 
 
 def _in_turn(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -87,8 +127,10 @@ def _in_turn(call: Callable[..., Any]) -> Callable[..., Any]:
 
 @_in_turn
 @jax.jit
-def _begin(ends: Decoder, rows: Rows, offset: jax.Array) -> tuple[jax.Array, AttentionContext]:
-    return ends.begin(rows, offset)
+def _begin(
+    ends: Decoder, rows: Rows, offset: jax.Array, mask_C: jax.Array | None = None
+) -> tuple[jax.Array, AttentionContext]:
+    return ends.begin(rows, offset, mask_C)
 
 
 @_in_turn
@@ -97,6 +139,44 @@ def _block(
     block: nnx.Module, x_BTD: jax.Array, context: AttentionContext, info: LayerInfo, prefix: Any
 ) -> jax.Array:
     return block(Saved(x_BTD), context.of_layer(info), prefix)[0].value
+
+
+@_in_turn
+@jax.jit
+def _block_as(
+    block: nnx.Module,
+    x_BTD: jax.Array,
+    context: AttentionContext,
+    info: LayerInfo,
+    prefix: Any,
+    steps: Steps,
+    at: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array, Any]:
+    tap = StepTap(steps, *at)
+    context = dataclasses.replace(context.of_layer(info), tap=tap)
+    x_BTD = block(Saved(x_BTD), context, prefix)[0].value
+    return x_BTD, tap.found
+
+
+@_in_turn
+@jax.jit
+def _heads(
+    rows: Rows,
+    x_BTD: jax.Array,
+    context: AttentionContext,
+    block: nnx.Module,
+    prefix: Any,
+    info: LayerInfo,
+) -> jax.Array:
+    return heads_of(rows, x_BTD, context, block, prefix, info)
+
+
+@_in_turn
+@jax.jit
+def _last_heads(
+    ends: Decoder, rows: Rows, x_BTD: jax.Array, context: AttentionContext, prefix: Any
+) -> jax.Array:
+    return heads_of(rows, x_BTD, context, ends.last, prefix, ends.layers.info(ends.depth - 1))
 
 
 @_in_turn
@@ -120,8 +200,8 @@ def _last_keys(ends: Decoder, x_BTD: jax.Array, context: AttentionContext) -> Ke
 
 @_in_turn
 @jax.jit
-def _edit(edits: tuple, x_BTD: jax.Array, layer: jax.Array, last_BS: jax.Array) -> jax.Array:
-    return apply_edits(edits, x_BTD, layer, last_BS)
+def _edit(edits: tuple, x_BTD: jax.Array, layer: jax.Array, rows: Rows) -> jax.Array:
+    return apply_edits(edits, x_BTD, layer, rows.last_BS, rows.start_BT)
 
 
 @_in_turn
@@ -139,8 +219,12 @@ def _end(
     context: AttentionContext,
     prefix: Any,
     reading: Reading,
-) -> jax.Array:
+) -> tuple[jax.Array, Any]:
     return end_as(ends, rows, x_BTD, context, prefix, reading)
+
+
+def _join(reading: Reading, inner: Any, final: tuple[jax.Array, Any], outputs: list) -> jax.Array:
+    return join(reading, inner, final[0], outputs, final[1])
 
 
 def _changing(info: LayerInfo) -> LayerInfo:

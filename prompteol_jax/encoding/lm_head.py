@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from prompteol_jax import distributed
 from prompteol_jax.errors import UserError
 from prompteol_jax.methods.pooling import LAST
 from prompteol_jax.models.decoder import Decoder
@@ -22,11 +23,18 @@ from prompteol_jax.ops.context import soft_cap
 _ROWS: Final = 256  # vectors that are ranked together
 
 
-def check_reads(*, inner: bool, pooling: str) -> None:
+def check_reads(*, inner: bool, pooling: str, one: bool = True) -> None:
     """Refuse states that the head was not trained to read: an inner layer's, a pooled mean.
 
+    Args:
+        one: the state is that after one prompt, as it is.
     Raises: UserError that says which state it reads.
     """
+    if not one:
+        raise UserError(
+            "words need the state after one prompt: give a method without a mean over prompts, "
+            "collected outputs or post stages"
+        )
     if inner or pooling != LAST.name:
         raise UserError("words need the last layer and the last token: --layer -1, --pooling last")
 
@@ -71,6 +79,11 @@ class Head:
             ids.append(np.asarray(ids_Bk))
             p.append(np.asarray(p_Bk))
         return np.concatenate(ids), np.concatenate(p)
+
+    def to_host(self, decoder: Decoder) -> Float[np.ndarray, "V D"]:
+        """Return the head as float32 on the host; the word embedding where they are one."""
+        head_VD = decoder.embedding.tokens[...] if self._own is None else self._own
+        return distributed.to_host(head_VD.astype(jnp.float32))
 
     @cached_property
     def _own(self) -> jax.Array | None:

@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final, TypeVar
 
@@ -34,15 +34,18 @@ from prompteol_jax.encoding.batching import (
 )
 from prompteol_jax.encoding.buckets import Buckets
 from prompteol_jax.encoding.layerwise import LayerwiseRunner
+from prompteol_jax.encoding.report import Report, Watch
 from prompteol_jax.encoding.runners import Reading, Runner, WholeRunner
 from prompteol_jax.encoding.strategy import Plan, default_batch_tokens
 from prompteol_jax.errors import NotFinite, UserError
 from prompteol_jax.methods.edits import Edit
 from prompteol_jax.methods.pooling import LAST, Pooling
+from prompteol_jax.methods.steps import NOTHING, Steps
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.ops import select
 from prompteol_jax.progress import Progress, progress_bar
-from prompteol_jax.text.prompt import Prompt, PromptIds
+from prompteol_jax.text.bodies import SharedBodies
+from prompteol_jax.text.prompt import Prompt, PromptIds, continue_alike
 
 _CHUNK: Final = 1024  # texts tokenized together
 _CHUNKS_AHEAD: Final = 2
@@ -51,39 +54,6 @@ _BATCHES_AHEAD: Final = 2  # in flight beyond the one whose result is awaited
 _SEVERAL_DEVICES: Final = threading.Lock()
 
 Label = TypeVar("Label")
-
-
-@dataclass
-class Report:
-    """What one call did.
-
-    Attributes:
-        texts: number of texts; distinct: number of distinct ones, which are encoded.
-        truncated: texts that were cut to `Embedder.max_tokens`.
-        whole: texts that do not begin with the shared prefix, or are too long to share it, and
-            were computed whole.
-        tokens: ids of the texts themselves; padded_tokens: with padding and empty rows.
-        batches: number of batches.
-        shapes: shapes of batches that were compiled for this model, in this call or before.
-        seconds: duration of the call; waited: seconds of it in which the device had nothing to
-            do. Compilation does not count as waiting.
-    """
-
-    texts: int = 0
-    distinct: int = 0
-    truncated: int = 0
-    whole: int = 0
-    tokens: int = 0
-    padded_tokens: int = 0
-    batches: int = 0
-    shapes: int = 0
-    seconds: float = 0.0
-    waited: float = 0.0
-
-    @property
-    def waiting(self) -> float:
-        """The fraction of the time that the device waited for the host."""
-        return self.waited / self.seconds if self.seconds else 0.0
 
 
 @dataclass
@@ -101,7 +71,12 @@ class Pipeline:
 
     Attributes:
         width: number of features of a vector.
+        steps: what is done inside attention.
+        auxiliary: prompt whose heads' outputs the steps subtract.
         batch_tokens: tokens of a batch over all devices; None for the device's default.
+        prefix_length: tokens that prefixes are padded to, so that several prompts share programs.
+        lender: pipeline of the same decoder, whose runner is used too.
+        bodies: ids of texts that this prompt shares with others.
         seen: what earlier calls decided; shared by pipelines that follow each other.
     """
 
@@ -111,8 +86,13 @@ class Pipeline:
     width: int
     pooling: Pooling = LAST
     edits: tuple[Edit, ...] = ()
+    steps: Steps = NOTHING
+    auxiliary: Prompt | None = None
     plan: Plan = "fixed"
     batch_tokens: int | None = None
+    prefix_length: int | None = None
+    lender: Pipeline | None = None
+    bodies: SharedBodies | None = None
     seen: Seen = field(default_factory=Seen)
 
     def encode(
@@ -149,7 +129,7 @@ class Pipeline:
         self, texts: Sequence[str], report: Report, batch_tokens: int | None = None
     ) -> Iterator[tuple[list[int], Float[np.ndarray, "B W"]]]:
         """Yield vectors as they are done, batch by batch, with their indices in `texts`."""
-        with jax.set_mesh(self.mesh), _Watch(report) as watch:
+        with jax.set_mesh(self.mesh), Watch(report) as watch:
             tokens = batch_tokens or self.tokens
             batches = self._batches(texts, tokens, report)
             launched = ((batch, self._watched(batch, watch)) for batch in batches)
@@ -180,19 +160,33 @@ class Pipeline:
         if not self._shares_prefix:
             reasons = [f"pooling {self.pooling.name}"] if self.pooling.tokens == "all" else []
             reasons += [type(edit).__name__ for edit in self.edits if edit.tokens == "all"]
+            reasons += self.steps.names_of_all
             found.append(f"{', '.join(reasons)}: prefix computed for every text")
         return found
 
     @cached_property
     def runner(self) -> Runner:
         """What computes the batches; made when it is first needed."""
+        if self.lender is not None:
+            return self.lender.runner
         layerwise = select.runs_layer_by_layer(self.mesh)
         return (LayerwiseRunner if layerwise else WholeRunner)(self.decoder)
 
     @cached_property
     def cache(self) -> Any:
         """The keys and values of the shared prefix; made when they are first needed."""
-        return self.runner.prefill(self.prompt.prefix_C)
+        return self.runner.prefill(self.prompt.prefix_C, self.prefix_length)
+
+    @cached_property
+    def auxiliary_cache(self) -> Any:
+        """The keys and values of the auxiliary prompt's prefix."""
+        assert self.auxiliary is not None
+        return self.runner.prefill(self.auxiliary.prefix_C)
+
+    @cached_property
+    def _alike(self) -> bool:
+        """Whether texts have the same ids in the prompt and in the auxiliary one."""
+        return self.auxiliary is not None and continue_alike(self.prompt, self.auxiliary)
 
     @property
     def tokens(self) -> int:
@@ -201,13 +195,14 @@ class Pipeline:
 
     @property
     def _shares_prefix(self) -> bool:
-        return self.pooling.tokens != "all" and all(edit.tokens == "own" for edit in self.edits)
+        own = all(edit.tokens == "own" for edit in self.edits) and not self.steps.reads_all
+        return own and self.pooling.tokens != "all"
 
     def _batches(self, texts: Sequence[str], batch_tokens: int, report: Report) -> Iterator[Batch]:
         sentences = self._sentences(texts, report)
         if self.plan == "fitted" and self.seen.fitted is None:
             sentences = list(sentences)
-            self.buckets(batch_tokens, (len(sentence.ids) for sentence in sentences))
+            self.buckets(batch_tokens, (sentence.length for sentence in sentences))
         buckets = self.buckets(batch_tokens)
         if buckets is None:
             return
@@ -219,13 +214,52 @@ class Pipeline:
         yield from sorter.rest()
 
     def _sentences(self, texts: Sequence[str], report: Report) -> Iterator[Sentence]:
-        for start, prompts in self._tokenized(texts):
+        for start, (prompts, auxiliary) in self._tokenized(texts):
             report.truncated += int(prompts.truncated.sum())
             report.whole += int((~prompts.shared).sum())
-            for offset, (ids, shared) in enumerate(zip(prompts.ids, prompts.shared, strict=True)):
-                sentence = self.sentence(start + offset, ids, bool(shared))
+            for sentence in self.sentences(prompts, auxiliary, start):
                 report.tokens += len(sentence.ids)
                 yield sentence
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[PromptIds, PromptIds | None]:
+        """Return the ids of texts in the prompt, and in the auxiliary one where there is one."""
+        shared = self.bodies
+        prompts = self.prompt(texts) if shared is None else shared.ids(self.prompt, texts)
+        if self.auxiliary is None:
+            return prompts, None
+        usual = bool(prompts.shared.all()) and not prompts.truncated.any()
+        longest = max(map(len, prompts.ids), default=0)
+        if self._alike and usual and longest <= self.auxiliary.most_own:
+            return prompts, prompts
+        return prompts, self.auxiliary(texts)
+
+    def sentences(
+        self, prompts: PromptIds, auxiliary: PromptIds | None = None, start: int = 0
+    ) -> Iterator[Sentence]:
+        """Yield texts in the form that batches are filled with.
+
+        Args:
+            prompts, auxiliary: result of `tokenize`.
+            start: number of the first text in the caller's list.
+        """
+        for offset, (ids, shared) in enumerate(zip(prompts.ids, prompts.shared, strict=True)):
+            sentence = self.sentence(start + offset, ids, bool(shared))
+            if auxiliary is not None:
+                other = auxiliary.ids[offset], bool(auxiliary.shared[offset])
+                sentence = self._paired(sentence, *other)
+            yield sentence
+
+    def _paired(self, sentence: Sentence, other: np.ndarray, shared: bool) -> Sentence:
+        """Return a sentence with its auxiliary prompt; both continue their prefixes, or neither."""
+        assert self.auxiliary is not None
+        if sentence.shared and shared and self._shares_prefix:
+            return sentence._replace(auxiliary=other)
+        whole = np.concatenate([self.auxiliary.prefix_C, other]) if shared else other
+        if not self._shares_prefix or not sentence.shared:
+            return sentence._replace(auxiliary=whole)
+        prefix_C = self.prompt.prefix_C
+        ids, first = np.concatenate([prefix_C, sentence.ids]), sentence.first + len(prefix_C)
+        return Sentence(sentence.member, ids, False, first, whole)
 
     def sentence(self, member: int, ids: np.ndarray, shared: bool) -> Sentence:
         """Return a text's ids up to the last one that is read, with the prefix where it is read.
@@ -255,12 +289,14 @@ class Pipeline:
             return Sentence(member, whole[:end], False, first)
         return Sentence(member, whole[C:end], shared, first - C)
 
-    def _tokenized(self, texts: Sequence[str]) -> Iterator[tuple[int, PromptIds]]:
+    def _tokenized(
+        self, texts: Sequence[str]
+    ) -> Iterator[tuple[int, tuple[PromptIds, PromptIds | None]]]:
         """Yield the prompts of chunk after chunk, made in a thread that stays ahead."""
-        waiting: deque[tuple[int, Future[PromptIds]]] = deque()
+        waiting: deque[tuple[int, Future[tuple[PromptIds, PromptIds | None]]]] = deque()
         with ThreadPoolExecutor(1) as pool:
             for start in range(0, len(texts), _CHUNK):
-                waiting.append((start, pool.submit(self.prompt, texts[start : start + _CHUNK])))
+                waiting.append((start, pool.submit(self.tokenize, texts[start : start + _CHUNK])))
                 if len(waiting) > _CHUNKS_AHEAD:
                     first, prompts = waiting.popleft()
                     yield first, prompts.result()
@@ -277,11 +313,21 @@ class Pipeline:
             rows = rows_to_mesh(batch.rows, self.mesh)
             reads_last = self.pooling.tokens == "last"
             first_BS = None if reads_last else to_mesh(batch.first_BS, "BS", self.mesh)
-            reading = Reading(self.pooling, self.edits, first_BS)
+            steps = self.steps if batch.auxiliary is None else self._subtracting(batch)
+            reading = Reading(self.pooling, self.edits, first_BS, steps)
             cache = self.cache if batch.shared and self._shares_prefix else None
             return self.runner.encode(rows, cache, reading)
 
-    def _watched(self, batch: Batch, watch: _Watch) -> jax.Array:
+    def _subtracting(self, batch: Batch) -> Steps:
+        """Return the steps with the auxiliary prompts' heads, whose computation is started."""
+        assert batch.auxiliary is not None and self.steps.subtract is not None
+        rows = rows_to_mesh(batch.auxiliary, self.mesh)
+        cache = self.auxiliary_cache if batch.shared and self._shares_prefix else None
+        subtract = self.steps.subtract
+        heads = self.runner.heads(rows, cache, int(subtract.block))
+        return replace(self.steps, subtract=replace(subtract, auxiliary_BSNH=heads))
+
+    def _watched(self, batch: Batch, watch: Watch) -> jax.Array:
         """Launch a batch and note when; a compilation does not count as waiting."""
         start = time.perf_counter()
         z_BSW = self.launch(batch)
@@ -328,30 +374,3 @@ def refuse_not_finite(z_nW: np.ndarray, texts: Sequence[str], where: str = "") -
             f"{where}{len(bad)} vectors are not finite, the first that of {texts[bad[0]][:200]!r}; "
             "the weights may be damaged, or try dtype float32"
         )
-
-
-class _Watch:
-    """Notes in a report for how long the device had nothing to do, from start to end."""
-
-    def __init__(self, report: Report):
-        self._report = report
-        self._pool = ThreadPoolExecutor(1)
-
-    def __enter__(self) -> _Watch:
-        self._start = self._free = time.perf_counter()
-        return self
-
-    def launched(self, z: jax.Array, start: float) -> None:
-        """Note that the device could begin with `z` at this time, if it had done all before it."""
-        self._pool.submit(self._wait, z, start)
-
-    def _wait(self, z: jax.Array, start: float) -> None:
-        self._report.waited += max(0.0, start - self._free)
-        z.block_until_ready()
-        self._free = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
-        end = time.perf_counter()
-        self._report.waited += end - self._free
-        self._report.seconds = end - self._start

@@ -24,7 +24,8 @@ from jaxtyping import Float, Int
 
 from prompteol_jax.encoding.batching import Sentence, Sorter, rows_to_mesh
 from prompteol_jax.encoding.buckets import Buckets
-from prompteol_jax.encoding.pipeline import Pipeline, Report, fetch_behind, refuse_not_finite
+from prompteol_jax.encoding.pipeline import Pipeline, fetch_behind, refuse_not_finite
+from prompteol_jax.encoding.report import Report
 from prompteol_jax.encoding.runners import encode_after, prefill_padded
 from prompteol_jax.encoding.strategy import default_batch_tokens
 from prompteol_jax.errors import UserError

@@ -45,8 +45,10 @@ def check_plan(
         problems.append(f"plan {plan} chooses batch_tokens itself; leave one of them out")
     if plan == "packed" and (pooling.tokens, pooling.layers) != ("last", "last"):
         problems.append(f"plan packed gives last tokens only, not pooling {pooling.name}")
-    if plan == "packed" and edits:
-        problems.append("plan packed takes no edits, which see one prompt a row; use plan fixed")
+    single = [type(edit).__name__ for edit in edits if not edit.packs]
+    if plan == "packed" and single:
+        names = ", ".join(single)
+        problems.append(f"plan packed takes no edits that see one prompt a row: {names}")
     if problems:
         raise UserError("; ".join(problems))
 
@@ -56,11 +58,15 @@ def default_batch_tokens(mesh: Mesh, decoder: Decoder) -> int:
     return select.batch_tokens(mesh, decoder.width, quantized=decoder.quantized)
 
 
-def vector_width(config: Config, decoder: Decoder, pooling: Pooling) -> int:
+def vector_width(
+    config: Config, decoder: Decoder, pooling: Pooling, *, collects: bool = False
+) -> int:
     """Return the number of features of a pooling's vectors.
 
     Args:
         decoder: one that may end at an inner layer.
+        collects: the vectors are made of attention outputs.
     """
-    final = config.D if isinstance(decoder.final_norm, build.Identity) else config.width
+    is_inner = collects or isinstance(decoder.final_norm, build.Identity)
+    final = config.D if is_inner else config.width
     return pooling.width(inner=config.D, final=final, depth=decoder.depth)

@@ -6,12 +6,14 @@ import functools
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from prompteol_jax.errors import NotFound, UserError, nearest
-from prompteol_jax.methods.record import Method
+from prompteol_jax.methods.record import Method, PromptView
 from prompteol_jax.storage import paths
+from prompteol_jax.storage.fingerprint import files_sha256
 from prompteol_jax.storage.json_files import read_object, write_object
+from prompteol_jax.text.template import Template
 
 RECORDS: Final = Path(__file__).parent / "records"
 FILE: Final = "method.json"  # name of the record in a folder of fitted numbers, or an adapter's
@@ -51,9 +53,22 @@ def find_method(name_or_path: str | Path | Method) -> Method:
     return read_method(path)
 
 
+def plain_method(template: Template, pooling: str, layer: int | None) -> Method:
+    """Return the method of a template alone."""
+    return Method(template.name, (PromptView(template),), pooling=pooling, layer=layer)
+
+
 def read_method(file: Path) -> Method:
     """Read a record's file."""
     return Method.from_json(read_object(file), str(file), file.parent)
+
+
+def describe(method: Method) -> dict[str, Any]:
+    """Return a record, and the SHA-256 of the files that it names, for a result file."""
+    names = [stage.file for stage in method.post]
+    names += [view.transform.file for view in method.prompts if view.transform]
+    files = [method.folder / name for name in names if name and method.folder]
+    return method.to_json() | ({"files": files_sha256(files)} if files else {})
 
 
 def write_method(file: Path, method: Method) -> None:

@@ -310,6 +310,18 @@ class Method:
         return found
 
 
+def with_template(method: Method, template: Template) -> Method:
+    """Return a method of one prompt with another template.
+
+    Raises: UserError where it has several prompts, or marks a place in its own.
+    """
+    if len(method.prompts) > 1 or method.copy is not None:
+        why = "marks a place in its prompt" if method.copy else "has several prompts"
+        raise UserError(f"the method {method.name} {why}, so no template can take its place")
+    prompts = tuple(dataclasses.replace(view, template=template) for view in method.prompts)
+    return dataclasses.replace(method, prompts=prompts)
+
+
 def _placeholder_problems(method: Method) -> list[str]:
     found = []
     for number, view in enumerate(method.prompts, 1):

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from prompteol_jax.errors import nearest
 
@@ -34,7 +34,8 @@ def read(kind: type[Record], fields: Any, where: str, problems: list[str]) -> Re
     if not isinstance(fields, Mapping):
         problems.append(f"{where or 'the record'} must be an object, found {_shown(fields)}")
         return None
-    known = {field.name: field for field in dataclasses.fields(kind) if "parse" in field.metadata}
+    declared = dataclasses.fields(cast(Any, kind))
+    known = {field.name: field for field in declared if "parse" in field.metadata}
     dot = f"{where}." if where else ""
     found = [
         f"{dot}{_shown(name)} is unknown{nearest(str(name), known)}"

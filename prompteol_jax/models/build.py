@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping
@@ -95,6 +96,19 @@ def abstract_decoder(
         final_norm=Identity() if layers is not None else family.make_final_norm(config, make),
         layers=config.layers(depth),
         dtype=dtype,
+    )
+
+
+def truncate(model: Decoder, depth: int) -> Decoder:
+    """Return the decoder that ends, raw, after the first `depth` blocks; they are copied."""
+    assert model.blocks is not None and depth < model.depth  # a whole decoder
+    return Decoder(
+        embedding=model.embedding,
+        blocks=jax.tree.map(lambda stack: stack[: depth - 1], model.blocks),
+        last=jax.tree.map(lambda stack: stack[depth - 1], model.blocks),
+        final_norm=Identity(),
+        layers=dataclasses.replace(model.layers, depth=depth),
+        dtype=model.dtype,
     )
 
 

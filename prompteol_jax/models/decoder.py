@@ -8,6 +8,7 @@ are computed for every token, queries and all that follows for one. No language-
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -24,10 +25,12 @@ from prompteol_jax.ops import dropout
 from prompteol_jax.ops.attention import KeysValues
 from prompteol_jax.ops.context import AttentionContext
 from prompteol_jax.ops.scan import Remat, Saved, Tape, scan_layers
+from prompteol_jax.ops.tap import NO_TAP, Tap
 from prompteol_jax.quant import formats as quant
 
 Edit = Callable[[jax.Array, jax.Array], jax.Array]  # (x_BTD, layer) -> x_BTD
 Read = Callable[[jax.Array], jax.Array]
+MakeTap = Callable[[jax.Array | int], Tap]  # layer -> its tap
 
 
 class Decoder(nnx.Module):
@@ -93,19 +96,24 @@ class Decoder(nnx.Module):
         *,
         edit: Edit | None = None,
         read: Read | None = None,
-    ) -> tuple[Float[Array, "B T D"], Any, AttentionContext]:
+        tap: MakeTap | None = None,
+    ) -> tuple[Float[Array, "B T D"], tuple[Any, Any], AttentionContext]:
         """Run all blocks but the last, for a caller who ends them itself, without dropout.
 
         Args:
             edit: `edit(x_BTD, layer)` returns what the block `layer` gets in place of x_BTD; it is
                 called before every block, the last one included.
             read: `read(x_BTD)` is collected after each of these blocks.
-        Returns: the last block's input, what was read, stacked over layers, and the context.
+            tap: `tap(layer)` returns what changes and reads the attention of a block.
+        Returns: the last block's input; what `read` and the taps found, stacked over layers; and
+            the context.
         """
-        x_BTD, (_, found), context = self._trunk(rows, cache, None, "none", edit=edit, read=read)
+        x_BTD, (_, *found), context = self._trunk(
+            rows, cache, None, "none", edit=edit, read=read, tap=tap
+        )
         if edit is not None:
             x_BTD = edit(x_BTD, jnp.int32(self._scanned))
-        return x_BTD, found, context
+        return x_BTD, (found[0], found[1]), context
 
     @jax.named_scope("prefix")
     def prefill(
@@ -120,7 +128,7 @@ class Decoder(nnx.Module):
         Its dropout masks are drawn once and shared likewise.
         """
         rows = Rows(ids_C[None], jnp.zeros((1, 1), jnp.int32))
-        x_BTD, (kv, _), context = self._trunk(rows, None, keys, remat)
+        x_BTD, (kv, *_), context = self._trunk(rows, None, keys, remat)
         context = context.of_layer(self.layers.info(self._scanned), keys)
         k_BTKH, v_BTKH = self.last.keys_values(x_BTD, context)
         return KVCache((kv[0][:, 0], kv[1][:, 0]), (k_BTKH[0], v_BTKH[0]))
@@ -181,17 +189,23 @@ class Decoder(nnx.Module):
         context: AttentionContext,
         prefix: KeysValues | None,
         keys: dropout.Keys | None = None,
+        tap: Tap = NO_TAP,
     ) -> Float[Array, "B S E"]:
         """Run the last block, for last tokens alone, and what follows it."""
-        context = context.of_queries(rows.last_BS)
+        context = dataclasses.replace(context.of_queries(rows.last_BS), tap=tap)
         x_BSD, _ = self._last(x_BTD, context, prefix, keys)
         with jax.named_scope("pool"):
             return self.final_norm(x_BSD).astype(jnp.float32)
 
     def end_everywhere(
-        self, x_BTD: Float[Array, "B T D"], context: AttentionContext, prefix: KeysValues | None
+        self,
+        x_BTD: Float[Array, "B T D"],
+        context: AttentionContext,
+        prefix: KeysValues | None,
+        tap: Tap = NO_TAP,
     ) -> Float[Array, "B T E"]:
         """Run the last block for every token, and what follows it."""
+        context = dataclasses.replace(context, tap=tap)
         x_BTD, _ = self._last(x_BTD, context, prefix, None)
         with jax.named_scope("pool"):
             return self.final_norm(x_BTD).astype(jnp.float32)
@@ -217,21 +231,24 @@ class Decoder(nnx.Module):
         prefix_tokens: int = 0,
         edit: Edit | None = None,
         read: Read | None = None,
+        tap: MakeTap | None = None,
     ) -> tuple[jax.Array, tuple, AttentionContext]:
         """Run all blocks but the last over every token.
 
-        Also return, stacked over these blocks, their keys and values, and what `read` takes of the
-        states after them; and the context of every token. `edit` and `read` get no gradient.
+        Also return, stacked over these blocks, their keys and values, what `read` takes of the
+        states after them, and what the taps found; and the context of every token. `edit`, `read`
+        and `tap` get no gradient.
         """
         offset, mask_C = (prefix_tokens, None) if cache is None else (cache.length, cache.mask)
         x_BTD, context = self.begin(rows, offset, mask_C, prefix_tokens)
 
         def layer(x: Saved, xs: Any, consts: tuple, tape: Tape) -> tuple[jax.Array, tuple]:
             (block, prefix, info), (context, keys) = nn.from_scan(xs), consts
-            context = context.of_layer(info, keys, tape)
+            own = NO_TAP if tap is None else tap(info.index)
+            context = dataclasses.replace(context.of_layer(info, keys, tape), tap=own)
             x = x if edit is None else Saved(edit(x.value, info.index))
             x, kv = block(x, context, prefix)
-            return x.value, (kv, None if read is None else read(x.value))
+            return x.value, (kv, None if read is None else read(x.value), own.found)
 
         prefixes = None if cache is None else cache.blocks
         xs = nn.to_scan((self.blocks, prefixes, self.layers.scanned()))

@@ -58,10 +58,13 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """Return the output of the context's queries, and the keys and values of every token."""
         q, k, v = self._project(y_BTD, context)
-        y_BQNH = select.attend(q, k, v, context, self.spec, prefix)
+        seen = context.tap.keys_values(k, v, context)
+        y_BQNH = select.attend(q, *seen, self.spec, prefix)
+        y_BQNH = context.tap.heads(y_BQNH, context)
         B, Q, N, H = y_BQNH.shape  # Q is 0 in the prefix of a template without one: no -1 here
         y_BQI = constrain(y_BQNH.reshape(B, Q, N * H), "BQI")
         y_BQD = self.o(y_BQI, context.query_key(dropout.OUT), context.tape)
+        context.tap.output(y_BQD, context)
         return y_BQD, _rotated(k, v, context)
 
     def keys_values(

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Int
 from prompteol_jax.ops import dropout
 from prompteol_jax.ops.rope import Rope
 from prompteol_jax.ops.scan import NONE, Tape
+from prompteol_jax.ops.tap import NO_TAP, Tap
 
 LONG: Final = 1024  # tokens of a row up to which one mask of all queries is made
 HIDDEN: Final = -1e30  # finite: a softmax over a row of it is uniform, not NaN
@@ -104,6 +105,7 @@ class AttentionContext:
         window: of this layer.
         token_keys, query_keys: dropout keys of every token, and of the queries, in this layer.
         tape: what the layer saves for its backward pass.
+        tap: what a caller changes and reads inside the layer's attention.
     """
 
     # A pytree's leaves may be anything while JAX traces it.
@@ -118,6 +120,7 @@ class AttentionContext:
     query_keys: Any = None
     prefix_tokens: int = dataclasses.field(default=0, metadata={"static": True})
     tape: Tape = dataclasses.field(default=NONE, metadata={"static": True})
+    tap: Tap = dataclasses.field(default=NO_TAP, metadata={"static": True})
 
     def of_queries(self, query_BQ: Int[Array, "B Q"]) -> AttentionContext:
         """Return the same rows with these queries instead of every token."""

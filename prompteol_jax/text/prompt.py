@@ -99,6 +99,11 @@ class Prompt:
         self.prefix_C = self._ids.prefix()
         self.suffix_tokens = max(1, len(alone) - len(self.prefix_C))
 
+    @property
+    def most_own(self) -> int:
+        """Largest number of ids after the stable prefix."""
+        return min(self.max_tokens, self.most_shared or self.max_tokens) - len(self.prefix_C)
+
     def __call__(self, texts: Sequence[str]) -> PromptIds:
         """Return the ids of each sentence's prompt.
 
@@ -273,6 +278,29 @@ def continue_alike(a: Prompt, b: Prompt) -> bool:
     ours, theirs = a(_PROBES), b(_PROBES)
     same = (np.array_equal(x, y) for x, y in zip(ours.ids, theirs.ids, strict=True))
     return bool(np.array_equal(ours.shared, theirs.shared)) and all(same)
+
+
+def stable_tail(prompt: Prompt) -> Int32[np.ndarray, " E"]:
+    """Return the longest ids that all prompts end in, always shorter than a text's own ids."""
+    own = [ids.tolist()[::-1] for ids, shared in zip(*prompt(_PROBES)[:2], strict=True) if shared]
+    shortest = min((len(ids) for ids in own), default=1)
+    tail = commonprefix(own)[: shortest - 1]  # noqa: RUF071
+    return np.array(tail[::-1], np.int32)
+
+
+def differ_at_ends(a: Prompt, b: Prompt) -> bool:
+    """Return whether sentences have the same ids in both prompts, but for prefix and stable tail.
+
+    Checked with sentences that begin and end in every awkward way.
+    """
+    ours, theirs = a(_PROBES), b(_PROBES)
+    cuts = len(stable_tail(a)), len(stable_tail(b))
+    if not (ours.shared.all() and theirs.shared.all()):
+        return False
+    return all(
+        np.array_equal(x[: len(x) - cuts[0]], y[: len(y) - cuts[1]])
+        for x, y in zip(ours.ids, theirs.ids, strict=True)
+    )
 
 
 def show(template: Template, tokenizer: Tokenizer, text: str) -> str:

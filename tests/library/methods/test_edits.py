@@ -26,7 +26,7 @@ class Steer(Edit):
     by_D: Any
     before: Any
 
-    def __call__(self, x_BTD, layer, last_B):
+    def __call__(self, x_BTD, layer, first_BS, last_BS):
         return x_BTD + self.by_D * (layer == self.before)
 
 
@@ -38,8 +38,8 @@ class CopyLast(Edit):
     begin: Any
     tokens: ClassVar[str] = "own"
 
-    def __call__(self, x_BTD, layer, last_B):
-        last_BD = jnp.take_along_axis(x_BTD, last_B[:, None, None], axis=1)[:, 0]
+    def __call__(self, x_BTD, layer, first_BS, last_BS):
+        last_BD = jnp.take_along_axis(x_BTD, last_BS[..., None], axis=1)[:, 0]
         return jnp.where(layer >= self.begin, x_BTD.at[:, 0].set(last_BD), x_BTD)
 
 
@@ -133,5 +133,5 @@ def test_a_result_names_its_edits_and_their_numbers(embedders):
 
 def test_packed_rows_take_no_edits(embedders):
     tiny = embedders("tiny")
-    with pytest.raises(ValueError, match="plan packed takes no edits"):
+    with pytest.raises(ValueError, match="no edits that see one prompt a row: CopyLast"):
         Embedder(tiny.pretrained, "eol", edits=[CopyLast(1)], plan="packed")
