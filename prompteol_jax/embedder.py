@@ -126,10 +126,9 @@ class Embedder:
             mesh: DATAxMODEL, devices along each axis; or what `make_mesh` gives.
             dtype: `float32` or `bfloat16`, for activations and weights.
             quantize: `nf4` or `int8`: keep the matrices of linear layers in 4 or 8 bits.
-            layer: number of the `hidden_states` entry to take; by default the method's, or the
-                last one.
-            template, method and others: as for the class. Only the plan `fixed` gives the same
-                bits in any company of texts.
+            layer: number of the `hidden_states` entry to take; the method's or last by default.
+            template and others: as for the class. Only the plan `fixed` gives a text the same bits
+                in any company.
         Raises: UserError, NotFound or OSError that says what to do, before any work.
         """
         load.check_precision(dtype, quantize)
@@ -137,18 +136,12 @@ class Embedder:
         pooled = find_pooling(chosen.pooling if chosen else pooling)
         check_plan(plan, batch_tokens, pooled, edits)
         check_length(max_tokens, truncate)
-        if chosen is None:
-            template = as_template(template or PROMPTEOL)
-        else:
+        if chosen is not None:
             layer = on_model.layer_to_load(chosen, source.resolve_config(str(model)).L)
-        pretrained = load.load_pretrained(
-            str(model),
-            as_mesh(mesh),
-            dtype=jnp.dtype(dtype),
-            quantize=quantize,
-            adapter=None if adapter is None else str(adapter),
-            layer=layer,
-        )
+        template = as_template(template or PROMPTEOL) if chosen is None else None
+        weights: dict[str, Any] = {"dtype": jnp.dtype(dtype), "quantize": quantize, "layer": layer}
+        weights["adapter"] = None if adapter is None else str(adapter)
+        pretrained = load.load_pretrained(str(model), as_mesh(mesh), **weights)
         how: dict[str, Any] = {"plan": plan, "batch_tokens": batch_tokens, "truncate": truncate}
         how |= {"method": chosen, "pooling": pooling, "edits": edits, "max_tokens": max_tokens}
         return cls(pretrained, template, **how)
@@ -200,8 +193,8 @@ class Embedder:
     def describe_method(self) -> dict[str, Any]:
         """Return the pooling, the edits and the method's record, for a result file."""
         method = {} if self.method is None else {"method": describe(self.method)}
-        pooling = self.pipeline.pooling.describe()
-        return {"pooling": pooling, "edits": describe_edits(self._edits), **method}
+        method["edits"] = describe_edits(self._edits)
+        return {"pooling": self.pipeline.pooling.describe(), **method}
 
     @property
     def plan(self) -> str:
@@ -285,9 +278,8 @@ class Embedder:
             seen=Seen(),
             steps=on_model.every_block(self.pipeline.steps, self.decoder.depth),
         )
-        D, inner = config.D, self.decoder.depth - 1
         joined = self._run(views, texts, None, progress)
-        return np.split(joined, [D * n for n in range(1, inner + 1)], axis=1)
+        return np.split(joined, [config.D * n for n in range(1, self.decoder.depth)], axis=1)
 
     def prefix_encoder(self, batch_tokens: int | None = None) -> PrefixEncoder:
         """Return an encoder of one list of texts with many prompts, with the current weights.

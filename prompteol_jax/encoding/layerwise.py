@@ -74,7 +74,7 @@ class LayerwiseRunner:
             if reading.steps.none:
                 x_BTD = _block(block, *own)
             else:
-                x_BTD, output_BSD = _block_as(block, *own, reading.steps, (layer, rows.last_BS))
+                x_BTD, output_BSD = _block_as(block, *own, (reading.steps, layer, rows.last_BS))
                 outputs.append(output_BSD)
             if reading.pooling.layers == "all":
                 inner.append(_read(x_BTD, rows, reading))
@@ -149,10 +149,9 @@ def _block_as(
     context: AttentionContext,
     info: LayerInfo,
     prefix: Any,
-    steps: Steps,
-    at: tuple[jax.Array, jax.Array],
+    steps: tuple[Steps, jax.Array, jax.Array],
 ) -> tuple[jax.Array, Any]:
-    tap = StepTap(steps, *at)
+    tap = StepTap(*steps)
     context = dataclasses.replace(context.of_layer(info), tap=tap)
     x_BTD = block(Saved(x_BTD), context, prefix)[0].value
     return x_BTD, tap.found

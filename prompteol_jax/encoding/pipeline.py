@@ -34,7 +34,7 @@ from prompteol_jax.encoding.batching import (
 )
 from prompteol_jax.encoding.buckets import Buckets
 from prompteol_jax.encoding.layerwise import LayerwiseRunner
-from prompteol_jax.encoding.report import Report, Watch
+from prompteol_jax.encoding.report import DeviceWatch, Report
 from prompteol_jax.encoding.runners import Reading, Runner, WholeRunner
 from prompteol_jax.encoding.strategy import Plan, default_batch_tokens
 from prompteol_jax.errors import NotFinite, UserError
@@ -129,7 +129,7 @@ class Pipeline:
         self, texts: Sequence[str], report: Report, batch_tokens: int | None = None
     ) -> Iterator[tuple[list[int], Float[np.ndarray, "B W"]]]:
         """Yield vectors as they are done, batch by batch, with their indices in `texts`."""
-        with jax.set_mesh(self.mesh), Watch(report) as watch:
+        with jax.set_mesh(self.mesh), DeviceWatch(report) as watch:
             tokens = batch_tokens or self.tokens
             batches = self._batches(texts, tokens, report)
             launched = ((batch, self._watched(batch, watch)) for batch in batches)
@@ -327,7 +327,7 @@ class Pipeline:
         heads = self.runner.heads(rows, cache, int(subtract.block))
         return replace(self.steps, subtract=replace(subtract, auxiliary_BSNH=heads))
 
-    def _watched(self, batch: Batch, watch: Watch) -> jax.Array:
+    def _watched(self, batch: Batch, watch: DeviceWatch) -> jax.Array:
         """Launch a batch and note when; a compilation does not count as waiting."""
         start = time.perf_counter()
         z_BSW = self.launch(batch)

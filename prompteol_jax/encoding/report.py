@@ -68,14 +68,14 @@ class Report:
         return self.waited / self.seconds if self.seconds else 0.0
 
 
-class Watch:
+class DeviceWatch:
     """Notes in a report for how long the device had nothing to do, from start to end."""
 
     def __init__(self, report: Report):
         self._report = report
         self._pool = ThreadPoolExecutor(1)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> DeviceWatch:
         self._start = self._free = time.perf_counter()
         return self
 

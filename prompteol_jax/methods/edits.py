@@ -46,7 +46,7 @@ class Edit:
                 row, the shared prefix left out where it is computed once.
             layer: number of the block, from 0.
             first_BS, last_BS: positions of the prompts' first and last tokens; S is 1 unless rows
-                are packed, where 0 in both stands for no prompt.
+                are packed, where a later slot with 0 in both holds no prompt.
         """
         raise NotImplementedError
 

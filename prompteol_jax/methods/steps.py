@@ -29,7 +29,7 @@ class SubtractHeads:
     """Contrastive prompting; `methods.record.Subtract` has the formulas.
 
     Attributes:
-        kind: one of `record.SUBTRACTIONS`; another one compiles anew.
+        kind: one of `record.SUBTRACTIONS`; another one compiles another program.
         block, scale: numbers.
         auxiliary_BSNH: heads' outputs of the auxiliary prompts' last tokens in that block; None
             until they are computed, and for `self_scaled`.

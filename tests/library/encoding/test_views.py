@@ -10,11 +10,10 @@ import pytest
 from prompteol_jax import Embedder
 from prompteol_jax.errors import UserError
 from prompteol_jax.methods.library import find_method
-from prompteol_jax.methods.record import Collect, Copy, Method, Subtract
+from prompteol_jax.methods.record import Collect, Copy, ExtraSlot, Method, Subtract
 from prompteol_jax.text.template import TEMPLATES
 
 TEXTS = ["A dog runs.", "Two women are playing guitar together", "x", "(a) man, eating bread."]
-EOL = find_method("eol")
 
 
 def on_tiny(name, **fields):
@@ -31,7 +30,7 @@ METHODS = {
     ),
     "sum": find_method("attention-sum"),
     "meta": find_method("metaeol"),
-    "kv": on_tiny("kv-embedding/context", slot=find_method("kv-embedding/context").slot),
+    "kv": on_tiny("kv-embedding/context", slot=ExtraSlot(0, 1)),
 }
 
 
