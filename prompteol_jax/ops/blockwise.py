@@ -291,3 +291,22 @@ def _add(x: jax.Array, at: Any, more: jax.Array) -> jax.Array:
 
 
 _mix.defvjp(_forward, _backward)
+
+
+def beyond_causal(q_BQNH: jax.Array, context: AttentionContext, spec: AttentionSpec) -> str | None:
+    """Return what these rows need beyond causal attention in half precision; None for nothing.
+
+    Kernels of others for long rows take neither packed rows nor a window that changes by layer.
+    """
+    if context.query_BQ is not None:
+        return "queries are not all tokens"
+    if q_BQNH.dtype == jnp.float32:
+        return "not supported: float32"
+    absent = {
+        "packed rows": context.segment_start_BT,
+        "padded prefix": context.prefix_mask_C,
+        "window": context.window,
+        "softcap": spec.softcap,
+    }
+    given = [name for name, value in absent.items() if value is not None]
+    return f"not supported: {', '.join(given)}" if given else None

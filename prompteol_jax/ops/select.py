@@ -20,13 +20,15 @@ from prompteol_jax.ops import (
     attention,
     attention_tpu,
     dropout,
+    long_attention_gpu,
+    long_attention_tpu,
     lora,
     lora_tpu,
     norm,
     norm_tpu,
     platform,
 )
-from prompteol_jax.ops.context import AttentionContext, AttentionSpec
+from prompteol_jax.ops.context import LONG, AttentionContext, AttentionSpec
 from prompteol_jax.ops.scan import NONE, Saved, Tape
 
 _LOG: Final = logging.getLogger(__name__)
@@ -40,11 +42,18 @@ class Kernel(NamedTuple):
 
 
 REFERENCES: Final[Mapping[str, Callable[..., Any]]] = MappingProxyType(
-    {"attention": attention.attend, "norm": norm.fork, "low-rank update": lora.updates}
+    {
+        "attention": attention.attend,
+        "long attention": attention.attend,
+        "norm": norm.fork,
+        "low-rank update": lora.updates,
+    }
 )
 KERNELS: Final[Mapping[tuple[str, str], Kernel]] = MappingProxyType(
     {
         ("attention", "tpu"): Kernel(attention_tpu.supports, attention_tpu.attend),
+        ("long attention", "tpu"): Kernel(long_attention_tpu.supports, long_attention_tpu.attend),
+        ("long attention", "gpu"): Kernel(long_attention_gpu.supports, long_attention_gpu.attend),
         ("norm", "tpu"): Kernel(norm_tpu.supports, norm_tpu.fork),
         ("low-rank update", "tpu"): Kernel(lora_tpu.supports, lora_tpu.updates),
     }
@@ -81,7 +90,8 @@ def attend(
     prefix: attention.KeysValues | None,
 ) -> jax.Array:
     """Attend to the own row and the prefix; see `attention.attend`."""
-    return _run("attention", q, k, v, context, spec, prefix)
+    op = "attention" if q.value.shape[1] <= LONG else "long attention"
+    return _run(op, q, k, v, context, spec, prefix)
 
 
 def fork_norm(
