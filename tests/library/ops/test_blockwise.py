@@ -14,6 +14,7 @@ from prompteol_jax.mesh import make_mesh
 from prompteol_jax.models import context as model_context
 from prompteol_jax.models import initial
 from prompteol_jax.models.decoder import Rows
+from prompteol_jax.models.gemma2 import Gemma2Config
 from prompteol_jax.models.llama import LlamaConfig
 from prompteol_jax.models.opt import OptConfig
 from prompteol_jax.ops import attention, blockwise
@@ -129,6 +130,10 @@ LONG = 4096
 MODELS = {
     "opt": OptConfig(L=3, D=32, N=4, F=64, V=60, P=LONG, E=32),
     "llama-gqa": LlamaConfig(L=3, D=32, N=4, F=64, V=60, P=LONG, K=2, H=8),
+    "gemma2": Gemma2Config(
+        **dict(L=3, D=32, N=4, F=64, V=60, P=LONG, K=2, H=8, query_scalar=8),
+        window_L=(700, None, 700),
+    ),
 }
 
 
