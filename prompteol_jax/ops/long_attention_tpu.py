@@ -88,7 +88,7 @@ def _heads_first(x: jax.Array) -> jax.Array:
 
 def _kernel(N: int, queries: int, keys: int, C: int, interpret: bool) -> Any:
     causal = splash_attention_mask.CausalMask((queries, keys), offset=C)
-    sizes = {
+    sizes: dict[str, Any] = {
         f"block_{name}": BLOCK
         for name in ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
     }
