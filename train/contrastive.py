@@ -6,10 +6,16 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from train.callbacks import NO_CALLBACKS, Callbacks
 from train.config import STOPPED, TrainConfig
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
+
+    from train.data.read import TrainingData
+    from train.flags import RunConfig
+    from train.loop import Run
+    from train.resolve import ResolvedConfig
 
 PROGRAM: Final = "python -m train.contrastive"
 
@@ -21,29 +27,40 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_main(PROGRAM, TrainConfig, run, argv)
 
 
-def run(config: TrainConfig) -> dict[str, Any]:
+def run(config: TrainConfig, callbacks: Callbacks = NO_CALLBACKS) -> dict[str, Any]:
     """Train as the flags say and return what `--json` gets.
 
     Flags and data are checked, the model is loaded and scored, steps are taken with scores and
     checkpoints between them; the best weights are in RUN/adapter, the page is RUN/report.html.
+
+    Args:
+        callbacks: functions that are told of steps and scores.
+    Raises: UserError for flags or data that cannot work; SystemExit of status 75 after SIGTERM.
     """
     config.check()
-    from prompteol_jax import distributed
     from train.data.read import read_data
-    from train.final_eval import final_scores
     from train.loop import Run
-    from train.preemption import Stopped
     from train.resolve import resolve
+
+    mesh = start_devices(config)
+    data = read_data(config)
+    return take(Run, resolve(config, mesh, data.rows), data, callbacks)
+
+
+def take(
+    kind: type[Run], settings: ResolvedConfig, data: TrainingData, callbacks: Callbacks
+) -> dict[str, Any]:
+    """Take a run of a kind from its first step to its last; see `run`."""
+    from prompteol_jax import distributed
+    from train.final_eval import final_scores
+    from train.preemption import Stopped
     from train.run.folder import RunFolder
     from train.run.say import say
     from train.run.summary import finish
 
-    mesh = start_devices(config)
-    data = read_data(config)
-    settings = resolve(config, mesh, data.rows)
     flags, start = settings.flags, time.perf_counter()
     with RunFolder.claim(flags, data.work) as folder:
-        training = Run(settings, folder, data)
+        training = kind(settings, folder, data, callbacks)
         folder.begin()
         try:
             result = training.run()
@@ -58,7 +75,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
         return result
 
 
-def start_devices(config: TrainConfig) -> Mesh:
+def start_devices(config: RunConfig) -> Mesh:
     """Join the other processes, if any, and return the mesh of all devices."""
     from prompteol_jax import runtime
     from prompteol_jax.mesh import make_mesh, parse_mesh

@@ -10,12 +10,12 @@ from eval.sts import report
 from eval.sts.tasks import Task
 from prompteol_jax import distributed
 from prompteol_jax.embedder import Embedder
-from train.config import TrainConfig
+from train.flags import RunConfig
 from train.run.folder import RunFolder
 
 
 def final_scores(
-    flags: TrainConfig, embedder: Embedder, tasks: Sequence[Task], folder: RunFolder
+    flags: RunConfig, embedder: Embedder, tasks: Sequence[Task], folder: RunFolder
 ) -> dict[str, float]:
     """Score an embedder on the tasks, write RUN/sts.json, and return the scores and the average."""
     file = folder.path / "sts.json"

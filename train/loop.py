@@ -20,14 +20,18 @@ from prompteol_jax import distributed
 from prompteol_jax.distributed import Share
 from prompteol_jax.embedder import Embedder
 from prompteol_jax.ops.scan import Remat
+from train.callbacks import NO_CALLBACKS, Callbacks
+from train.config import TrainConfig
 from train.data.batch_shape import choose_batch_shape
 from train.data.collate import CollatedBatch, Collator
+from train.data.needs import placeholders
 from train.data.read import TrainingData
-from train.data.sentences import Sentences
+from train.data.sentences import Sentences, offsets_of
 from train.optimizer import make_optimizer
 from train.preemption import StopAgreement, Stopped
-from train.remat_choice import choose_remat, compiled, device_memory
+from train.remat_choice import ORDER, choose_remat, compiled, device_memory
 from train.resolve import ResolvedConfig
+from train.run.card import write_card
 from train.run.folder import DEV, RunFolder
 from train.run.metrics import MetricsLog, StepTimes, step_record
 from train.run.not_finite import not_finite
@@ -75,29 +79,76 @@ class Taken(NamedTuple):
 class Run:
     """One run, its model loaded; `run` takes it to its end, `steps` is the bare training."""
 
-    def __init__(self, settings: ResolvedConfig, folder: RunFolder, data: TrainingData):
+    def __init__(
+        self,
+        settings: ResolvedConfig,
+        folder: RunFolder,
+        data: TrainingData,
+        callbacks: Callbacks = NO_CALLBACKS,
+    ):
         self.settings, self.folder, self.dev = settings, folder, data.dev
+        self.callbacks = callbacks
         flags, mesh = settings.flags, settings.mesh
         self.trainable = make_trainable(settings.model, mesh)
         self.embedder = Embedder(self.trainable.pretrained, settings.template)
-        sentences = Sentences(self.embedder.prompt, flags.cut, settings.columns)
-        share, batches = Share.of(mesh), settings.batches
-        shape = choose_batch_shape(batches, sentences, share, flags.chunks)
-        self.collate = Collator(sentences, share, shape)
-        optimizer = make_optimizer(settings.schedule)
-        self.train_step = TrainStep(
-            graph=self.trainable.graph,
-            optimizer=optimizer,
-            shardings=state_shardings(optimizer, self.trainable.start, mesh),
-            loss_function=settings.loss_function,
-            shards=mesh.shape["data"],
-            chunks=flags.chunks,
-            stochastic=self.trainable.stochastic,
-        )
+        self.collate = self._collator()
+        self.train_step = self._step()
+        self.frozen = self._frozen()
         self.key = jax.random.key(flags.seed)
         self.agreement = StopAgreement(flags.save_minutes)
         self.checkpoints = folder.checkpoints(flags.keep)
         self.status, self.times = RunStatus(), StepTimes()
+
+    def _collator(self) -> Any:
+        """Return what makes batches of rows, always of one shape."""
+        settings, flags = self.settings, self.settings.flags
+        assert isinstance(flags, TrainConfig)
+        share, loss = Share.of(settings.mesh), settings.loss
+        sentences = Sentences(self.embedder.prompt, flags.cut, settings.columns)
+        shape = choose_batch_shape(settings.batches, sentences, share, flags.chunks)
+        offsets = offsets_of(loss.positions, self.embedder.prompt)
+        return Collator(sentences, share, shape, loss.needs, offsets)
+
+    def _step(self) -> TrainStep:
+        settings, flags, trainable = self.settings, self.settings.flags, self.trainable
+        optimizer = make_optimizer(settings.schedule, flags.optimizer, flags.weight_decay)
+        return TrainStep(
+            graph=trainable.graph,
+            optimizer=optimizer,
+            shardings=state_shardings(optimizer, trainable.start, settings.mesh),
+            loss_function=settings.loss.function,
+            shards=settings.mesh.shape["data"],
+            chunks=flags.chunks,
+            stochastic=trainable.stochastic,
+        )
+
+    def _frozen(self) -> Any:
+        """Return what a step takes beside its state and its batch."""
+        return self.trainable.frozen
+
+    def _abstract(self) -> tuple[Any, jax.ShapeDtypeStruct]:
+        """Return placeholders of a batch and of its prefix."""
+        shape, settings, watched = self.collate.shape, self.settings, len(self.collate.offsets)
+        batch = abstract_batch(
+            settings.mesh,
+            shape.rows * self.train_step.shards,
+            (shape.tokens, watched * shape.sentences),
+            settings.flags.batch,
+            watched * len(settings.columns),
+            needs=placeholders(self.collate.needs, settings.batches.rows[0], settings.columns),
+        )
+        C = len(self.embedder.prompt.prefix_C) if shape.shared else 0
+        return batch, jax.ShapeDtypeStruct((C,), np.int32)
+
+    def _described(self) -> str:
+        """Return the shape of a batch in words."""
+        batch, prefix_C = self._abstract()
+        rows, tokens = batch.rows.ids_BT.shape
+        return f"{rows} rows of {tokens} tokens after a prefix of {len(prefix_C)}"
+
+    def _method(self) -> str:
+        """Return what the weights are trained by."""
+        return f"contrastive, loss {getattr(self.settings.flags, 'loss', '')}"
 
     def run(self) -> dict[str, Any]:
         """Take the remaining steps and return the result of the run, without its time.
@@ -134,9 +185,7 @@ class Run:
         self.times.restart()
         for step, batch in batches:
             with jax.set_mesh(self.settings.mesh):
-                state, metrics = program(
-                    state, self.trainable.frozen, batch.batch, batch.prefix_C, self.key
-                )
+                state, metrics = program(state, self.frozen, batch.batch, batch.prefix_C, self.key)
             yield Taken(step + 1, state, metrics, batch)
 
     @cached_property
@@ -212,23 +261,21 @@ class Run:
 
     def _compiled(self) -> Any:
         """Compile the step for the shape of the run's batches."""
-        shape, known, mesh = self.collate.shape, self.status.remat, self.settings.mesh
-        rows, row = shape.rows * self.train_step.shards, (shape.tokens, shape.sentences)
-        C = len(self.embedder.prompt.prefix_C) if shape.shared else 0
-        flags, columns = self.settings.flags, len(self.settings.columns)
-        say(f"compiling the step: {rows} rows of {shape.tokens} tokens after a prefix of {C}")
+        known, mesh, flags = self.status.remat, self.settings.mesh, self.settings.flags
+        say(f"compiling the step: {self._described()}")
         start = time.perf_counter()
         arguments = (
             self.train_step.abstract_state(self.trainable.start),
-            self.trainable.frozen,
-            abstract_batch(mesh, rows, row, flags.batch, columns),
-            jax.ShapeDtypeStruct((C,), np.int32),
+            self.frozen,
+            *self._abstract(),
             self.key,
         )
         with jax.set_mesh(mesh):
             remat = self.settings.remat or known.get(flags.mesh)
             if remat is None:
-                fit = choose_remat(self.train_step, arguments, device_memory())
+                # Without recomputation, the layers that --fsdp gathers would all be kept.
+                order = ORDER[1:] if flags.fsdp else ORDER
+                fit = choose_remat(self.train_step, arguments, device_memory(), order)
                 program, known[flags.mesh] = fit.program, fit.remat
                 say(str(fit))
             else:
@@ -245,11 +292,12 @@ class Run:
         seconds = self.times.step_done()
         if not all(map(math.isfinite, values.values())):
             settings = self.settings
-            raise not_finite(
-                self.folder, settings.batches, settings.flags.data, taken.step, taken.metrics
-            )
+            data = " ".join(settings.flags.sources)
+            raise not_finite(self.folder, settings.batches, data, taken.step, taken.metrics)
         lr = float(self.settings.schedule(taken.step - 1))
-        log.write(step_record(taken.step, values, lr, seconds, taken.batch))
+        record = step_record(taken.step, values, lr, seconds, taken.batch)
+        log.write(record)
+        self.callbacks.on_step(record)
         self.times.padding.append(taken.batch.padding)
         self.status.loss = values["loss"]
 
@@ -268,7 +316,15 @@ class Run:
             return
         status.best, status.best_step, status.worse = score, taken.step, 0
         self.folder.begin_export(taken.step)
-        self.trainable.export(taken.state.trainable, self.folder.path)
+        folder = self.trainable.export(taken.state.trainable, self.folder.path)
+        if distributed.is_primary():
+            facts = {
+                "method": self._method(),
+                "step": f"{taken.step} of {self.settings.policy.steps}",
+                "Spearman before": status.dev_before,
+                "Spearman on the development pairs": score,
+            }
+            write_card(folder, self.settings.flags, self.settings.template, facts)
 
     def _score(self, weights: PyTree, step: int) -> float | None:
         if self.dev is None:
@@ -277,6 +333,7 @@ class Run:
         score = development_score(self.embedder, self.dev, progress=False)
         self.folder.append(DEV, {"step": step, "dev": score})
         say(f"step {step}: development Spearman {score:.2f}")
+        self.callbacks.on_score(step, score)
         return score
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import jax
@@ -41,16 +42,19 @@ class Fit(NamedTuple):
         return line
 
 
-def choose_remat(train_step: TrainStep, arguments: tuple, memory: int) -> Fit:
+def choose_remat(
+    train_step: TrainStep, arguments: tuple, memory: int, order: Sequence[Remat] = ORDER
+) -> Fit:
     """Compile a step with each rematerialization until one fits.
 
     Args:
         arguments: arguments of `train_step.step`, or placeholders of them.
         memory: bytes of a device that may be filled.
+        order: choices to try, from the fastest to the smallest.
     """
     needs: dict[str, int] = {}
     programs: dict[str, Any] = {}
-    for remat in ORDER:
+    for remat in order:
         programs[remat] = compiled(train_step, remat, arguments)
         needs[remat] = program_bytes(programs[remat], arguments)
         if needs[remat] <= memory:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ from prompteol_jax.models.decoder import Decoder, Rows
 from prompteol_jax.ops import dropout, select
 from prompteol_jax.ops.scan import Remat
 from train.gradcache import in_chunks
-from train.losses import LossFunction, check_metrics
+from train.losses.loss import LossFunction, check_metrics
 from train.optimizer import optimizer_shardings
 
 
@@ -33,34 +34,49 @@ class TrainBatch(NamedTuple):
     Attributes:
         sentence_BT: number of each token's sentence in the global batch, from which its dropout
             keys are made; undefined on padding.
-        slot_B3: index of each column's vector in the flattened `[rows * S]` outputs of the shard.
+        slot_B3: index of each column's vector in the flattened `[rows * S]` outputs of the shard;
+            with two positions a column has two, one after the other.
         number_B: number of each triplet in the batch as it was read.
+        needs: what the loss takes of every row beside vectors, by name, in the order of `slot_B3`.
     """
 
     rows: Rows
     sentence_BT: Int[Any, "rows T"]
     slot_B3: Int[Any, "B 3"] | Int[Any, "B 2"]
     number_B: Int[Any, "B"]
+    needs: dict[str, Any] = {}  # noqa: RUF012
 
 
 def abstract_batch(
-    mesh: Mesh, rows: int, row_shape: tuple[int, int], triplets: int, columns: int = 3
+    mesh: Mesh,
+    rows: int,
+    row_shape: tuple[int, int],
+    triplets: int,
+    columns: int = 3,
+    *,
+    needs: Mapping[str, jax.ShapeDtypeStruct] = MappingProxyType({}),
 ) -> TrainBatch:
     """Return placeholders of a batch, from which a step is compiled without data.
 
     Args:
         rows: number of rows of the whole batch.
         row_shape: tokens of a row, and the most sentences in it.
-        triplets: number of triplets of the global batch; columns: texts of each.
+        triplets: number of triplets of the global batch; columns: vectors of each.
+        needs: what the loss takes of one row, by name.
     """
 
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+
     def ids(*shape: int) -> jax.ShapeDtypeStruct:
-        sharding = NamedSharding(mesh, PartitionSpec("data"))
         return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
 
     T, S = row_shape
     packed = Rows(ids(rows, T), ids(rows, S), ids(rows, T))
-    return TrainBatch(packed, ids(rows, T), ids(triplets, columns), ids(triplets))
+    every = {
+        name: jax.ShapeDtypeStruct((triplets, *one.shape), one.dtype, sharding=sharding)
+        for name, one in needs.items()
+    }
+    return TrainBatch(packed, ids(rows, T), ids(triplets, columns), ids(triplets), every)
 
 
 class TrainState(NamedTuple):
@@ -131,7 +147,7 @@ class TrainStep:
         self,
         state: TrainState,
         frozen: PyTree,
-        batch: TrainBatch,
+        batch: Any,  # what `loss` takes
         prefix_C: Int[Array, "C"],
         key: Key[Array, ""],
     ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -155,10 +171,11 @@ class TrainStep:
         model = nnx.merge(self.graph, trainable, frozen)
         # The gradients of several chunks are summed in float32.
         dtype = model.dtype if self.chunks == 1 else jnp.float32
-        model = nnx.merge(self.graph, _gathered(trainable, dtype), frozen)
+        model = nnx.merge(self.graph, gathered_factors(trainable, dtype), frozen)
         z_B3D = self.embed(model, batch, prefix_C, key)
         with jax.named_scope("loss"):
-            loss, others = self.loss_function(*(z_B3D[:, n] for n in range(z_B3D.shape[1])))
+            columns = (z_B3D[:, n] for n in range(z_B3D.shape[1]))
+            loss, others = self.loss_function(*columns, **batch.needs)
         check_metrics(others)
         finite_B = jnp.isfinite(z_B3D).all(axis=(1, 2))
         finite_B = jnp.empty_like(finite_B).at[batch.number_B].set(finite_B)
@@ -191,7 +208,7 @@ def _from_own_shard(z_BSD: jax.Array, slot_B3: jax.Array, shards: int) -> jax.Ar
     return jnp.take_along_axis(z_BSD.reshape(shards, -1, D), slot_shards, axis=1).reshape(B, -1, D)
 
 
-def _gathered(trainable: PyTree, dtype: Any) -> PyTree:
+def gathered_factors(trainable: PyTree, dtype: Any) -> PyTree:
     """Return low-rank factors in the layout and dtype they are used in, for all layers.
 
     The barrier keeps XLA from moving the gathering into the loop over layers, where it would gather

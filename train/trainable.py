@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from prompteol_jax import distributed, nn
+from prompteol_jax.errors import UserError
 from prompteol_jax.lora import lora as adapters
 from prompteol_jax.lora import peft
 from prompteol_jax.models.decoder import Decoder
@@ -31,6 +33,7 @@ class ModelSettings:
         dtype: dtype of activations and frozen weights; what trains is always float32.
         base_dropout: dropout of the model itself, instead of its config's.
         seed: seed of a fresh adapter.
+        fsdp: shard the linear layers' matrices over data too.
     """
 
     model: str
@@ -41,6 +44,7 @@ class ModelSettings:
     quantize: quant.Kind | None
     base_dropout: float | None
     seed: int
+    fsdp: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +103,27 @@ def make_trainable(settings: ModelSettings, mesh: Mesh) -> Trainable:
         weight_dtype=jnp.float32 if full else dtype,
         quantize=settings.quantize,
         base_dropout=settings.base_dropout,
+        fsdp=settings.fsdp,
     )
     decoder, lora = pretrained.decoder, settings.lora
     if adapter is not None:
         decoder = peft.load_adapter(decoder, pretrained.config, adapter, mesh, dropout=lora.dropout)
     elif not full:
+        _check_targets(pretrained, lora.targets)
         key = jax.random.key(settings.seed)
         decoder = adapters.add_lora(decoder, pretrained.config, lora, mesh, key)
     graph, start, frozen = nnx.split(decoder, nn.Weight if full else nn.Lora, ...)
     stochastic = pretrained.config.dropout > 0 or (not full and lora.dropout > 0)
     return Trainable(pretrained, graph, start, frozen, full, stochastic)
+
+
+def _check_targets(pretrained: Pretrained, targets: Sequence[str] | None) -> None:
+    """Refuse names of layers that the model does not have."""
+    rows = adapters.factor_table(pretrained.decoder, pretrained.config, None)
+    known = {row.source.split(".lora_")[0].rsplit(".", 1)[-1] for row in rows}
+    strange = [name for name in targets or () if name not in known]
+    if strange:
+        raise UserError(
+            f"--lora-targets {' '.join(strange)}: a {pretrained.config.family} model has the "
+            f"linear layers {', '.join(sorted(known))}"
+        )

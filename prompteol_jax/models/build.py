@@ -78,6 +78,7 @@ def abstract_decoder(
     weight_dtype: Any = None,
     quantize: quant.Kind | None = None,
     layers: int | None = None,
+    fsdp: bool = False,
 ) -> Decoder:
     """Describe a decoder: placeholders with shape, dtype and sharding in the place of arrays.
 
@@ -85,8 +86,10 @@ def abstract_decoder(
         dtype: of activations; weight_dtype: of matrices, `dtype` by default.
         quantize: of the linear layers' matrices; embeddings, norms and biases stay as they are.
         layers: blocks to keep, for the raw hidden state behind them; None for the whole model.
+        fsdp: shard the linear layers' matrices over data too; each layer gathers its own on use.
     """
-    make = nn.Placeholders(config.sizes, weight_dtype or dtype, mesh, quantize=quantize)
+    matrix_dtype = weight_dtype or dtype
+    make = nn.Placeholders(config.sizes, matrix_dtype, mesh, quantize=quantize, fsdp=fsdp)
     _, family = FAMILIES[config.family]
     depth = config.L if layers is None else layers
     return Decoder(
@@ -137,6 +140,7 @@ def load_decoder(
     weight_dtype: Any = None,
     quantize: quant.Kind | None = None,
     layers: int | None = None,
+    fsdp: bool = False,
 ) -> Decoder:
     """Load a Hugging Face folder onto a mesh, each process reading what it holds.
 
@@ -149,6 +153,7 @@ def load_decoder(
         weight_dtype=weight_dtype,
         quantize=quantize,
         layers=layers,
+        fsdp=fsdp,
     )
     wanted, unread = table_for_layers(config, mesh, layers)
     _, family = FAMILIES[config.family]

@@ -42,6 +42,7 @@ def random_decoder(
     weight_dtype: Any = None,
     quantize: quant.Kind | None = None,
     layers: int | None = None,
+    fsdp: bool = False,
 ) -> Decoder:
     """Draw a decoder at random, so small that a few adapter steps can teach it something.
 
@@ -49,7 +50,13 @@ def random_decoder(
     lets attention begin almost uniform; embeddings 0.01, positions 0.001, norms one, biases zero.
     """
     model = build.abstract_decoder(
-        config, mesh, dtype=dtype, weight_dtype=weight_dtype, quantize=quantize, layers=layers
+        config,
+        mesh,
+        dtype=dtype,
+        weight_dtype=weight_dtype,
+        quantize=quantize,
+        layers=layers,
+        fsdp=fsdp,
     )
     whole = build.leaves(build.abstract_decoder(config, mesh, dtype=dtype))
     drawn = {path: _draw(path, generator(key, path), leaf.shape) for path, leaf in whole.items()}

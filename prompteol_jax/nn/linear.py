@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from prompteol_jax.mesh import constrain
+from prompteol_jax.mesh import constrain, gathered
 from prompteol_jax.nn.parameters import Placeholders
 from prompteol_jax.ops import dropout
 from prompteol_jax.ops.einsum import dot, split_equation, summed_dtype
@@ -29,6 +29,7 @@ class Linear(nnx.Module):
         self.equation = equation
         self.w = make.linear(w_dims, "".join(c for c in w_dims if c in x_dims))
         self.b = make.vector("".join(c for c in y_dims if c not in x_dims)) if bias else None
+        self.fsdp = make.fsdp
         self.lora: Any = nnx.data(None)  # an update of `lora`, which this module does not import
 
     def __call__(
@@ -45,7 +46,7 @@ class Linear(nnx.Module):
 
     def apply_with_update(self, x: jax.Array, update: jax.Array | None) -> jax.Array:
         """Apply the map with a given update of its result."""
-        w = self.w.get_value()
+        w = self._gathered() if self.fsdp else self.w.get_value()
         if isinstance(w, quant.Quantized):
             y = frozen_dot(self.equation, x, w)
         else:
@@ -55,6 +56,14 @@ class Linear(nnx.Module):
         if update is not None:
             y = y + update
         return y.astype(x.dtype)
+
+    def _gathered(self) -> Any:
+        """Return the weight of one layer, gathered over data: in few bits where it is quantized."""
+        x_dims, w_dims, _ = split_equation(self.equation)
+        w = self.w.get_value()
+        if not isinstance(w, quant.Quantized):
+            return gathered(w, w_dims)
+        return w.gathered(w_dims, "".join(c for c in w_dims if c in x_dims))
 
 
 def fused_linears(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -44,6 +45,7 @@ class Placeholders:
         dtype: of matrices.
         layers: length of a leading axis L, for blocks that are scanned; None without one.
         quantize: kind of the matrices of linear layers; None leaves them in the model's dtype.
+        fsdp: shard the matrices of linear layers over data too; they are gathered on use.
     """
 
     sizes: Mapping[str, int]
@@ -51,6 +53,7 @@ class Placeholders:
     mesh: Mesh
     layers: int | None = None
     quantize: quant.Kind | None = None
+    fsdp: bool = False
 
     def stacked(self, layers: int) -> Placeholders:
         """Return a maker of the parameters of `layers` layers in one stack."""
@@ -63,8 +66,11 @@ class Placeholders:
     def linear(self, dims: str, inputs: str) -> Weight:
         """Return the matrix of a linear layer; `inputs` are its contracted axes."""
         if self.quantize is None:
-            return self.matrix(dims)
-        value = quant.placeholder(self.quantize, dims, inputs, self.sizes, self.mesh, self.layers)
+            lay_out = partial(axes.fsdp_sharding, over=("data",)) if self.fsdp else axes.sharding
+            return self._parameter(Weight, dims, self.dtype, lay_out)
+        value = quant.placeholder(
+            self.quantize, dims, inputs, self.sizes, self.mesh, layers=self.layers, fsdp=self.fsdp
+        )
         return Weight(value, dims=dims if self.layers is None else "L" + dims)
 
     def vector(self, dims: str) -> Weight:

@@ -76,6 +76,7 @@ def load_pretrained(
     adapter: str | None = None,
     layer: int | None = None,
     base_dropout: float | None = None,
+    fsdp: bool = False,
 ) -> Pretrained:
     """Load `tiny`, a Hugging Face folder or a hub name onto a mesh.
 
@@ -85,6 +86,7 @@ def load_pretrained(
         adapter: a PEFT folder or hub name, or the folder of a training run.
         layer: run up to `hidden_states[layer]` only, which is then returned raw.
         base_dropout: the model's own dropout of training, instead of its config's.
+        fsdp: shard the linear layers' matrices over data too.
     Raises: UserError, NotFound or OSError, before any weight is read, where an argument
         does not fit; WeightMismatch where the weights do not.
     """
@@ -98,13 +100,8 @@ def load_pretrained(
     check_mesh(config.sizes, (mesh.shape["data"], mesh.shape["model"]))
     layers = build.resolve_layer(layer, config.L)
     tokenizer = found.tokenizer()
-    decoder = found.decoder(
-        mesh,
-        dtype=dtype,
-        weight_dtype=weight_dtype,
-        quantize=quantize,
-        layers=layers,
-    )
+    how: dict[str, Any] = {"weight_dtype": weight_dtype, "quantize": quantize, "fsdp": fsdp}
+    decoder = found.decoder(mesh, dtype=dtype, layers=layers, **how)
     if adapter_folder is not None:
         decoder = peft.load_adapter(decoder, config, adapter_folder, mesh)
     return Pretrained(

@@ -46,12 +46,14 @@ class Source:
         weight_dtype: Any = None,
         quantize: quant.Kind | None = None,
         layers: int | None = None,
+        fsdp: bool = False,
     ) -> Decoder:
         """Load the weights onto a mesh; arguments are those of `build.load_decoder`.
 
         Raises: WeightMismatch that lists every missing, unexpected and misshapen tensor.
         """
-        kept = {"weight_dtype": weight_dtype, "quantize": quantize, "layers": layers}
+        kept: dict[str, Any] = {"weight_dtype": weight_dtype, "quantize": quantize}
+        kept |= {"layers": layers, "fsdp": fsdp}
         if self.folder is None:
             key = jax.random.key(tiny.SEED)
             return initial.random_decoder(self.config, mesh, key, dtype=dtype, **kept)

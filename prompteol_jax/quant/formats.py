@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Final, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from prompteol_jax import axes
 from prompteol_jax.ops.bits import unpack
@@ -96,6 +96,21 @@ class Quantized:
     def dequantize(self, dtype: Any) -> jax.Array:
         """The weight, computed in float32; of one layer, that is without L."""
         raise NotImplementedError
+
+    def gathered(self, dims: str, inputs: str) -> Quantized:
+        """The weight of one layer, gathered over data under the mesh in context, still in few bits.
+
+        Args:
+            dims: axes of the weight, outputs first; inputs: those that are contracted.
+        """
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty or mesh.size == 1:
+            return self
+        sizes = dict(zip(dims, self.item, strict=True))
+        like = placeholder(self.kind, dims, inputs, sizes, mesh)
+        return jax.tree.map(
+            lambda x, part: jax.lax.with_sharding_constraint(x, part.sharding.spec), self, like
+        )
 
     def dequantize_layers(self) -> jax.Array:
         """The weights with L, where there is one, float32."""
@@ -174,8 +189,10 @@ def placeholder(
     dims: str,
     inputs: str,
     sizes: Mapping[str, int],
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
+    *,
     layers: int | None = None,
+    fsdp: bool = False,
 ) -> Quantized:
     """Describe a quantized weight by placeholders: shapes, dtypes and shardings.
 
@@ -186,15 +203,21 @@ def placeholder(
         dims: axes of the weight, outputs first.
         inputs: those of `dims` that are contracted.
         layers: length of a leading axis L; None for a weight without one.
+        fsdp: shard rows over data too, where it divides them.
     """
     shape = tuple(sizes[letter] for letter in dims)
     outputs = dims.removesuffix(inputs)
     spec = dict(zip(dims, axes.spec(dims, shape, mesh), strict=True))
+    rows = math.prod(sizes[letter] for letter in outputs)
+    row_axis: Any = spec[outputs[0]]
+    if fsdp:
+        both = ("data",) if row_axis is None else (row_axis, "data")
+        row_axis = both if rows % math.prod(mesh.shape[axis] for axis in both) == 0 else row_axis
     grid = Grid(
         item=shape,
-        rows=math.prod(sizes[letter] for letter in outputs),
+        rows=rows,
         columns=math.prod(sizes[letter] for letter in inputs),
-        row_axis=spec[outputs[0]],
+        row_axis=row_axis,
         column_axis=spec[inputs[0]],
         mesh=mesh,
         layers=layers,
@@ -216,12 +239,14 @@ class Grid:
     item: tuple[int, ...]
     rows: int
     columns: int
-    row_axis: str | None
+    row_axis: str | tuple[str, ...] | None
     column_axis: str | None
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     layers: int | None
 
-    def part(self, dtype: Any, shape: tuple[int, ...], *spec: str | None) -> jax.ShapeDtypeStruct:
+    def part(
+        self, dtype: Any, shape: tuple[int, ...], *spec: str | tuple[str, ...] | None
+    ) -> jax.ShapeDtypeStruct:
         """A placeholder of one array, with L in front where there is one."""
         lead = () if self.layers is None else (self.layers,)
         sharding = NamedSharding(self.mesh, PartitionSpec(*[None] * len(lead), *spec))

@@ -11,9 +11,9 @@ import codecs
 import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
-from io import BufferedIOBase
+from io import BufferedIOBase, IOBase
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
 from prompteol_jax.errors import UserError
 
@@ -33,7 +33,11 @@ class Bad(NamedTuple):
     ends_file: bool = False
 
 
-Binary = BinaryIO | BufferedIOBase
+if TYPE_CHECKING:
+    Binary = BinaryIO | BufferedIOBase
+else:
+    # Types that are checked at run time ask a BinaryIO for its mode; that of gzip is a number.
+    Binary = IOBase
 Row = tuple[int, dict[str, Any] | Bad]
 CheckHeader = Callable[[Sequence[str]], Sequence[str]]
 

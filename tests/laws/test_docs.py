@@ -33,7 +33,10 @@ from tpu.bench import command as bench
 from tpu.launch import command as launch
 from tpu.plan import command as plan
 from train import contrastive, prepare
+from train.align import command as align
+from train.align.config import AlignConfig
 from train.config import TrainConfig
+from train.mine import command as mine
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
@@ -42,6 +45,8 @@ PAGES = {
 }
 OPTIONS = (
     TrainConfig,
+    AlignConfig,
+    mine.MineOptions,
     StsOptions,
     layers.LayersOptions,
     transfer.TransferOptions,
@@ -59,6 +64,7 @@ OPTIONS += tuple(kind for module in MANY for kind, _ in module.COMMANDS.values()
 # Commands without --layer, and why.
 WITHOUT_LAYER = {
     TrainConfig: "the loss is over the last layer, whose adapter peft loads",
+    AlignConfig: "the LM head reads the last layer",
     reproduce.ReproduceOptions: "the paper's tables are of the last layer",
     launch.LaunchOptions: "it passes a command on, with its flags",
     plan.PlanOptions: "it plans the whole model",
@@ -174,7 +180,8 @@ def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> object:
     for module in MANY:
         stand_in = {name: (kind, called.append) for name, (kind, _) in module.COMMANDS.items()}
         monkeypatch.setattr(module, "COMMANDS", stand_in)
-    monkeypatch.setattr(contrastive, "run", called.append)
+    for command in (contrastive, align, mine):
+        monkeypatch.setattr(command, "run", called.append)
     monkeypatch.setattr(sts, "run", called.append)
     monkeypatch.setattr(random_checkpoint, "write_random_checkpoint", noted)
     monkeypatch.setattr(mteb, "run", called.append)
@@ -201,6 +208,8 @@ def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> object:
         ("python", "-m", "eval.demos"): demos.main,
         ("python", "-m", "eval.layers"): layers.main,
         ("python", "-m", "train.contrastive"): contrastive.main,
+        ("python", "-m", "train.align"): align.main,
+        ("python", "-m", "train.mine"): mine.main,
         ("python", "-m", "train.prepare"): prepare.main,
         ("python", "-m", "tpu.launch"): launch.main,
         ("python", "-m", "tpu.lengths"): lengths.main,
@@ -254,7 +263,7 @@ def test_every_path_and_every_name_exists(page):
 def test_a_path_or_a_name_that_is_gone_is_found():
     assert missing_paths("`train/gone.py` and `train/loop.py`, `docs/`") == ["train/gone.py"]
     assert missing_paths('```\n--8<-- "examples/gone.py"\n```') == ["examples/gone.py"]
-    assert unknown_names("`train.gone`, `train.losses` and `eval.X`") == ["train.gone"]
+    assert unknown_names("`train.gone`, `train.losses.infonce` and `eval.X`") == ["train.gone"]
 
 
 def test_every_module_is_in_the_api():
@@ -426,7 +435,14 @@ def sandbox(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=str)
+TRAINING = "train.contrastive import"  # compiles a step
+RUN = [
+    pytest.param(block, id=str(block), marks=[pytest.mark.slow] if TRAINING in block.text else [])
+    for block in PYTHON
+]
+
+
+@pytest.mark.parametrize("block", RUN)
 def test_the_python_runs(block, sandbox, monkeypatch, capsys):
     monkeypatch.chdir(sandbox)
     code = block.text.replace('"facebook/opt-1.3b"', '"base"')

@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-TRAINING = "finetune_own_pairs.py"  # compiles a step
+TRAINING = ("finetune_own_pairs.py", "finetune.ipynb")  # compile a step
 SCRIPTS = [
-    pytest.param(path.name, marks=[pytest.mark.slow] if path.name == TRAINING else [])
+    pytest.param(path.name, marks=[pytest.mark.slow] if path.name in TRAINING else [])
     for path in sorted(EXAMPLES.glob("*.py"))
 ]
 NOTEBOOKS = sorted(path.name for path in EXAMPLES.glob("*.ipynb"))
+RUN = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in TRAINING else []) for name in NOTEBOOKS
+]
 
 
 def cells(name: str) -> list[str]:
@@ -32,7 +35,7 @@ def test_an_example_runs(name, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", RUN)
 def test_a_notebook_runs_cell_by_cell(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}

@@ -38,7 +38,32 @@ WRONG = [
     ({"alpha": float("inf")}, "--alpha inf must be above 0"),
     (
         {"loss": "infonse"},
-        "--loss infonse is unknown (did you mean infonce?): choose one of infonce",
+        "--loss infonse is unknown (did you mean infonce?): choose one of infonce, infonce-",
+    ),
+    ({"fsdp": True, "remat": "none"}, "--remat none would keep what --fsdp gathers"),
+    ({"optimizer": "adamm"}, "--optimizer adamm is unknown (did you mean adam?): choose one of a"),
+    ({"schedule": "step"}, "--schedule step is unknown: choose one of linear, cosine, constant"),
+    (
+        {"optimizer": "sgd", "weight_decay": 0.1},
+        "--weight-decay has no effect with --optimizer sgd: leave it out",
+    ),
+    ({"adapter": "a", "rslora": True}, "--rslora has no effect with --adapter: leave it out"),
+    ({"loss_options": ("temp=1",)}, "--loss-options temp=1: infonce has the options temperature"),
+    ({"matryoshka": (0,)}, "--matryoshka 0: sizes differ, from 1 up"),
+    ({"data": ("pyproject.toml",) * 2}, "--data pyproject.toml pyproject.toml: give sources, each"),
+    ({"weights": (1.0,)}, "--weights has no effect with one source of --data: leave it out"),
+    (
+        {"weights": (1.0, 0.0), "data": ("pyproject.toml", "README.md")},
+        "--weights must be numbers above 0",
+    ),
+    (
+        {"columns": ("sent0",)},
+        "--columns sent0: give NAME=FILE'S NAME, each NAME one time, of sent0,",
+    ),
+    ({"columns": ("x=y",)}, "--columns x=y: give NAME=FILE'S NAME"),
+    (
+        {"teacher": Path("t.npy"), "data": ("pyproject.toml", "README.md")},
+        "--teacher has the vectors of one source of --data: give one",
     ),
     ({"patience": 0}, "--patience 0 must be at least 1"),
     ({"save_minutes": 0.0}, "--save-minutes 0.0 must be above 0"),
@@ -116,6 +141,9 @@ def test_every_flag_reaches_its_field():
         "--quantize nf4 --loss other "
         "--lr 1e-4 --warmup-steps 10 --seed 1 --eval-every 5 --save-every 6 --keep 3 "
         "--patience 4 --final-eval --save-minutes 9.5 "
+        "--fsdp --license mit --lora-targets q_proj --rslora --optimizer lion --schedule cosine "
+        "--weight-decay 0.1 "
+        "--weights 1 2 --columns sent0=a --teacher t.npy --loss-options a=1 --matryoshka 8 "
         "--coordinator h:1 --processes 2 --process 1 --wait-minutes 9"
     ).split()
     config = tyro.cli(TrainConfig, args=flags)

@@ -26,7 +26,8 @@ from train import trainable as learning
 from train.config import STOPPED, TrainConfig
 from train.data.read import read_data
 from train.data.triplets import COLUMNS, Triplet
-from train.losses import LOSSES, Loss
+from train.losses import LOSSES
+from train.losses.loss import Loss
 from train.resolve import resolve
 from train.run.checkpoints import Checkpoints
 from train.run.folder import RunFolder

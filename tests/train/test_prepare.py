@@ -76,3 +76,17 @@ def test_a_second_writing_is_refused(tmp_path, capsys):
 def test_a_folder_without_triplets_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"one prepared dataset triplets; found: none"):
         read_prepared(tmp_path)
+
+
+def test_prepared_graded_pairs_are_the_training_pairs_with_their_scores(tmp_path, data):
+    run("graded", "--data", data / "senteval", "--output", tmp_path)
+    (task,) = read_tasks(data / "senteval", split="train")
+    (pairs,) = task.subsets
+    rows = read_prepared(tmp_path)
+    assert len(rows) == len(pairs)
+    for n in (0, 1, len(rows) - 1):
+        assert rows[n]._asdict() == {
+            "sent0": pairs.texts_a[n],
+            "sent1": pairs.texts_b[n],
+            "score": pairs.gold[n],
+        }

@@ -12,7 +12,7 @@ from prompteol_jax.mesh import make_mesh
 from prompteol_jax.models import build
 from prompteol_jax.models.opt import OptConfig
 from train import remat_choice
-from train.losses import infonce
+from train.losses.infonce import infonce
 from train.remat_choice import ORDER, choose_remat, compiled, device_memory, program_bytes
 from train.step import TrainStep, abstract_batch, state_shardings
 

@@ -24,7 +24,7 @@ from train.data.batch_shape import choose_batch_shape
 from train.data.batches import Batches
 from train.data.collate import Collator
 from train.data.sentences import Sentences
-from train.losses import infonce
+from train.losses.infonce import infonce
 from train.optimizer import Schedule, make_optimizer
 from train.step import TrainStep, state_shardings
 

@@ -11,7 +11,7 @@ from prompteol_jax.models import build
 from prompteol_jax.quant import formats as quant
 from train.config import TrainConfig
 from train.data.triplets import Triplet
-from train.losses import infonce
+from train.losses.infonce import infonce
 from train.resolve import resolve
 from train.run.checkpoints import Checkpoints
 from train.step import TrainStep, state_shardings

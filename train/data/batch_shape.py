@@ -20,6 +20,7 @@ from prompteol_jax.encoding import packing
 from prompteol_jax.ops import select
 from prompteol_jax.progress import progress_bar
 from train.data.batches import Batches
+from train.data.mixture import MixedBatches
 from train.data.sentences import Sentences
 from train.run.say import say
 
@@ -49,7 +50,7 @@ class BatchShape(NamedTuple):
 
 
 def choose_batch_shape(
-    batches: Batches, sentences: Sentences, share: Share, chunks: int
+    batches: Batches | MixedBatches, sentences: Sentences, share: Share, chunks: int
 ) -> BatchShape:
     """Return the shape that holds every batch of the run; all processes get the same one.
 
@@ -121,7 +122,7 @@ def balanced(tokens: Sequence[int], shards: int) -> Int[np.ndarray, "shards trip
 
 
 def _lengths(
-    batches: Batches, numbers: np.ndarray, sentences: Sentences
+    batches: Batches | MixedBatches, numbers: np.ndarray, sentences: Sentences
 ) -> tuple[Int[np.ndarray, "n columns"], Bool[np.ndarray, "n columns"]]:
     """Return the ids of each sentence of these rows after the prefix, and if it began with it.
 

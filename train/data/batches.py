@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from prompteol_jax.errors import UserError
-from train.data.triplets import Triplet
 
 
 class Batches:
@@ -28,7 +27,7 @@ class Batches:
 
     def __init__(
         self,
-        rows: Sequence[Triplet],
+        rows: Sequence[Any],
         *,
         batch: int,
         epochs: float,
@@ -48,7 +47,7 @@ class Batches:
         """Return the number of steps of all epochs."""
         return self._steps
 
-    def __getitem__(self, step: int) -> list[Triplet]:
+    def __getitem__(self, step: int) -> list[Any]:
         """Return this process's rows of the step's global batch; steps count from 0."""
         return [self.rows[row] for row in self.numbers(step)]
 
@@ -56,9 +55,13 @@ class Batches:
         """Return the numbers of this process's rows of the step's global batch."""
         return self._numbers(step)[self._slice]
 
-    def whole(self, step: int) -> list[Triplet]:
+    def whole(self, step: int) -> list[Any]:
         """Return all rows of the step's global batch."""
         return [self.rows[row] for row in self._numbers(step)]
+
+    def source(self, step: int) -> str:
+        """Return the name of the source of the step's rows; nothing where there is one source."""
+        return ""
 
     def origin(self, step: int) -> tuple[str, list[int]]:
         """Return where the step's global batch comes from: `line` of a file, from 1, or `row`, from

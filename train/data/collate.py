@@ -14,8 +14,8 @@ from prompteol_jax.encoding import packing
 from prompteol_jax.encoding.packing import Packed
 from prompteol_jax.models.decoder import Rows
 from train.data.batch_shape import BatchShape, balanced
+from train.data.needs import needs_of
 from train.data.sentences import Sentences
-from train.data.triplets import Triplet
 from train.step import TrainBatch
 
 
@@ -44,13 +44,17 @@ class Collator:
     Attributes:
         share: the shards along data that this process feeds.
         shape: the shape of every batch, see `choose_batch_shape`.
+        needs: names of what the loss takes beside vectors.
+        offsets: tokens before a sentence's last one at which the loss takes a vector.
     """
 
     sentences: Sentences
     share: Share
     shape: BatchShape
+    needs: tuple[str, ...] = ()
+    offsets: tuple[int, ...] = (0,)
 
-    def __call__(self, triplets: Sequence[Triplet]) -> CollatedBatch:
+    def __call__(self, triplets: Sequence[Any]) -> CollatedBatch:
         """Return the global batch, of which `triplets` are the rows that this process reads."""
         columns = len(self.sentences.columns)
         prefix_C, ids = self._ids(triplets)
@@ -61,13 +65,15 @@ class Collator:
         for own, number_b in zip(shards, numbers, strict=True):
             sentences = [ids[columns * b + n] for b in own for n in range(columns)]
             packed = packing.pack(sentences, self.shape.tokens, self.shape.sentences, 1)
-            parts.append(_shard(packed, number_b, self.shape.rows, columns))
+            needs = needs_of(self.needs, [triplets[b] for b in own], self.sentences.columns)
+            shard = _shard(packed, number_b, self.shape.rows, columns)
+            parts.append(_watching(shard, self.offsets)._replace(needs=needs))
         batch = TrainBatch(*map(self._on_mesh, zip(*parts, strict=True)))
         size = len(shards) * self.shape.rows * self.shape.tokens
         sentences = columns * len(triplets) * self.share.count
         return CollatedBatch(batch, prefix_C, sentences, 1 - float(lengths_b3.sum()) / size)
 
-    def _ids(self, triplets: Sequence[Triplet]) -> tuple[np.ndarray, list[np.ndarray]]:
+    def _ids(self, triplets: Sequence[Any]) -> tuple[np.ndarray, list[np.ndarray]]:
         """Return the shared prefix, and what every prompt has after it."""
         ids, shared = self.sentences(triplets)
         prefix_C = self.sentences.prompt.prefix_C
@@ -96,3 +102,12 @@ def _shard(packed: Packed, number_b: np.ndarray, rows: int, columns: int) -> Tra
         sentence_BT[row, start_BT[row, last] : last + 1] = number
     slot_b3 = packed.position_n.reshape(-1, columns)
     return TrainBatch(Rows(ids_BT, last_BS, start_BT), sentence_BT, slot_b3, number_b)
+
+
+def _watching(shard: TrainBatch, offsets: tuple[int, ...]) -> TrainBatch:
+    """Return the shard with a vector at each offset from the end of every sentence."""
+    P, last_BS = len(offsets), shard.rows.last_BS
+    watched_BSP = np.maximum(last_BS[:, :, None] - np.array(offsets, last_BS.dtype), 0)
+    slot_bP = P * shard.slot_B3[:, :, None] + np.arange(P, dtype=shard.slot_B3.dtype)
+    rows = shard.rows._replace(last_BS=watched_BSP.reshape(len(last_BS), -1))
+    return shard._replace(rows=rows, slot_B3=slot_bP.reshape(len(shard.slot_B3), -1))

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from eval.sts.tasks import Pairs, Task, read_tasks
+from prompteol_jax.errors import UserError
 from prompteol_jax.storage import paths
 from prompteol_jax.storage.fingerprint import files_sha256
-from train.config import SYNTHETIC, TrainConfig
-from train.data.triplets import Triplet
+from train.data.mixture import Mixture
+from train.data.teacher import with_teacher
+from train.data.triplets import count_duplicates, read_triplets, renamed
+from train.flags import SYNTHETIC, RunConfig
 from train.run.say import say
 
 
@@ -24,19 +27,22 @@ class TrainingData(NamedTuple):
         work: description of rows and pairs by their content, for `same_work`.
     """
 
-    rows: Sequence[Triplet]
+    rows: Sequence[Any]
     dev: Pairs | None
     tasks: Sequence[Task]
     work: dict[str, Any]
 
 
-def read_data(config: TrainConfig) -> TrainingData:
+def read_data(config: RunConfig) -> TrainingData:
     """Read rows, development pairs and tasks.
 
     Raises: UserError, NotFound for data that is malformed or not there.
     """
     rows, dev, files = _read_rows(config)
     work: dict[str, Any] = {"data": files_sha256(files)}
+    if config.teacher is not None:
+        rows = with_teacher(rows, config.teacher)
+        work["teacher"] = files_sha256([paths.local_copy(config.teacher)])
     if config.dev is not None:
         dev = read_tasks(config.dev, ("STSBenchmark",), "dev")[0].subsets[0]
         text = json.dumps([*map(list, zip(dev.texts_a, dev.texts_b, dev.gold, strict=True))])
@@ -45,21 +51,41 @@ def read_data(config: TrainConfig) -> TrainingData:
     return TrainingData(rows, dev, tasks, work)
 
 
-def _read_rows(config: TrainConfig) -> tuple[Sequence[Triplet], Pairs | None, list[Path]]:
+def _read_rows(config: RunConfig) -> tuple[Sequence[Any], Pairs | None, list[Path]]:
     """Read the rows and name their files; synthetic rows come with development pairs."""
     if config.data == SYNTHETIC:
         from train.data import synthetic
 
         rows = synthetic.synthetic_triplets(config.seed, synthetic.TRIPLETS)
         return rows, synthetic.synthetic_dev(config.seed, synthetic.DEV_PAIRS), []
-    path = paths.local_copy(config.data)
-    if path.is_dir():
+    sources = {name: _read_source(name, config) for name in config.sources}
+    files = [file for _, own in sources.values() for file in own]
+    if len(sources) == 1:
+        ((rows, _),) = sources.values()
+        return rows, None, files
+    return Mixture({name: rows for name, (rows, _) in sources.items()}, config.weights), None, files
+
+
+def _read_source(name: str, config: RunConfig) -> tuple[Sequence[Any], list[Path]]:
+    """Read the rows of one source, and name its files."""
+    path = paths.local_copy(name)
+    files = [path / file for file in paths.files(path)] if path.is_dir() else [path]
+    if path.is_dir() and is_prepared(path):
         from train.data.prepared import read_prepared
 
-        return read_prepared(path), None, [path / name for name in paths.files(path)]
-    from train.data.triplets import read_triplets
-
-    read = read_triplets(path, skip_bad=config.skip_bad)
+        if config.columns:
+            raise UserError(f"--columns is for files; {name} is prepared, under our names")
+        return read_prepared(path), files
+    read = read_triplets(path, skip_bad=config.skip_bad, columns=renamed(config.columns))
     if read.skipped:
-        say(f"dropped {read.skipped} malformed rows of {config.data}")
-    return read.triplets, None, [path]
+        say(f"dropped {read.skipped} malformed rows of {name}")
+    if doubled := count_duplicates(read.triplets):
+        say(f"{doubled} rows of {name} repeat an earlier one")
+    return read.triplets, files
+
+
+def is_prepared(folder: Path) -> bool:
+    """Say whether `train.prepare` wrote a folder, or it holds nothing that others write."""
+    from train.data import files
+
+    return not files.is_tables(folder)

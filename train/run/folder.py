@@ -21,7 +21,7 @@ from prompteol_jax import distributed
 from prompteol_jax.cli import options
 from prompteol_jax.errors import AlreadyExists, NotFound, UserError
 from prompteol_jax.storage import json_files, lease, paths, same_work
-from train.config import FREE_ON_RESUME, TrainConfig
+from train.flags import FREE_ON_RESUME, RunConfig
 from train.run.checkpoints import Checkpoints
 
 CONFIG: Final = "config.json"
@@ -63,7 +63,7 @@ class RunFolder:
 
     @classmethod
     @contextlib.contextmanager
-    def claim(cls, flags: TrainConfig, data: Mapping[str, Any]) -> Iterator[RunFolder]:
+    def claim(cls, flags: RunConfig, data: Mapping[str, Any]) -> Iterator[RunFolder]:
         """Hold the folder of a new run, or that of one to be resumed; `begin` writes into it.
 
         A run that is to be resumed but never began is a new one, so that one command is enough for
@@ -157,9 +157,7 @@ class RunFolder:
 
 
 @contextlib.contextmanager
-def _held(
-    kind: type[RunFolder], flags: TrainConfig, data: Mapping[str, Any]
-) -> Iterator[RunFolder]:
+def _held(kind: type[RunFolder], flags: RunConfig, data: Mapping[str, Any]) -> Iterator[RunFolder]:
     """Make a run's folder, hold it and check that the run may write there."""
     folder = kind.at(paths.as_path(flags.output) if flags.output else _fresh(flags))
     paths.check_bucket(folder.home)
@@ -169,7 +167,7 @@ def _held(
         with lease.held(folder.home, "a training run") as held:
             record = _record(flags, data)
             if flags.resume:
-                _check_same(folder.home, record)
+                _check_same(folder.home, record, _defaults(flags))
             elif (folder.home / CONFIG).exists():
                 raise AlreadyExists(
                     f"{folder.home} holds a run already: continue it with --resume, or choose "
@@ -182,7 +180,7 @@ def _held(
                 folder.path.rmdir()
 
 
-def _check_same(home: Any, record: dict[str, Any]) -> None:
+def _check_same(home: Any, record: dict[str, Any], defaults: dict[str, Any]) -> None:
     if not (home / CONFIG).exists():
         strange = [name for name in (METRICS, "checkpoints") if (home / name).exists()]
         if strange:
@@ -191,7 +189,8 @@ def _check_same(home: Any, record: dict[str, Any]) -> None:
                 "put that file back, or choose another --output"
             )
         return
-    before = json_files.read_object(home / CONFIG)
+    # A flag that did not exist when the run was begun had its default's effect.
+    before = defaults | json_files.read_object(home / CONFIG)
     same_work.check_same(
         home,
         before,
@@ -203,7 +202,11 @@ def _check_same(home: Any, record: dict[str, Any]) -> None:
     )
 
 
-def _record(flags: TrainConfig, data: Mapping[str, Any]) -> dict[str, Any]:
+def _defaults(flags: RunConfig) -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(flags)}
+
+
+def _record(flags: RunConfig, data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the flags, and under `work` the content behind those that name a file."""
     fields = dataclasses.asdict(flags)
     fields = {k: str(paths.as_path(v)) if isinstance(v, Path) else v for k, v in fields.items()}
@@ -213,9 +216,10 @@ def _record(flags: TrainConfig, data: Mapping[str, Any]) -> dict[str, Any]:
     return {**fields, WORK: {**{name: model[name] for name in _CONTENT}, **data}}
 
 
-def _fresh(flags: TrainConfig) -> Path:
+def _fresh(flags: RunConfig) -> Path:
     """Make runs/MODEL-DATA, with the first number that is free where that exists."""
-    name = f"{Path(flags.model).name}-{Path(flags.data).stem}"
+    data = "+".join(Path(name).stem for name in flags.sources)
+    name = f"{Path(flags.model).name}-{data}"
     for folder in itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2))):
         path = Path("runs") / folder
         path.parent.mkdir(exist_ok=True)

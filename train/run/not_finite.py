@@ -9,11 +9,16 @@ import numpy as np
 from prompteol_jax import distributed
 from prompteol_jax.errors import NotFinite, listed
 from train.data.batches import Batches
+from train.data.mixture import MixedBatches
 from train.run.folder import NOT_FINITE, RunFolder
 
 
 def not_finite(
-    folder: RunFolder, batches: Batches, data: str, step: int, metrics: dict[str, Any]
+    folder: RunFolder,
+    batches: Batches | MixedBatches,
+    data: str,
+    step: int,
+    metrics: dict[str, Any],
 ) -> NotFinite:
     """Return the error that ends a run; the texts of the step's rows go into RUN/not_finite.jsonl.
 
@@ -26,7 +31,8 @@ def not_finite(
     if distributed.is_primary():
         for number, triplet, finite in zip(numbers, batches.whole(step - 1), finite_B, strict=True):
             row = {"step": step, unit: number, "finite": bool(finite)}
-            folder.append(NOT_FINITE, {**row, **triplet._asdict()})
+            texts = {k: v for k, v in triplet._asdict().items() if k != "teacher"}
+            folder.append(NOT_FINITE, {**row, **texts})
     folder.publish()
     bad = [number for number, finite in zip(numbers, finite_B, strict=True) if not finite]
     if bad:
@@ -36,6 +42,6 @@ def not_finite(
     loss, grad_norm = (float(np.asarray(metrics[name])) for name in ("loss", "grad_norm"))
     return NotFinite(
         f"step {step}: loss {loss}, gradient norm {grad_norm}. {what}: {unit} {listed(bad)} of "
-        f"{data}. All its rows and their texts are in {folder.home / NOT_FINITE}. "
-        "A lower --lr or --dtype float32 may help."
+        f"{batches.source(step - 1) or data}. All its rows and their texts are in "
+        f"{folder.home / NOT_FINITE}. A lower --lr or --dtype float32 may help."
     )

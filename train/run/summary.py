@@ -6,14 +6,14 @@ import json
 from typing import Any
 
 from prompteol_jax.storage import paths
-from train.config import TrainConfig
+from train.flags import RunConfig
 from train.run.folder import RunFolder
 from train.run.metrics import StepTimes
 from train.run.report import write_run_report
 from train.trainable import exported_folder
 
 
-def finish(flags: TrainConfig, folder: RunFolder, result: dict[str, Any], times: StepTimes) -> None:
+def finish(flags: RunConfig, folder: RunFolder, result: dict[str, Any], times: StepTimes) -> None:
     """Write the result and the page of a run, and print the table."""
     weights = exported_folder(folder.home, full=flags.full)
     page = folder.home / write_run_report(folder.path).name
@@ -26,7 +26,7 @@ def finish(flags: TrainConfig, folder: RunFolder, result: dict[str, Any], times:
 
     console = Console()
     if result["dev_before"] is not None:
-        console.print(_scores(f"{flags.model} on {flags.data}", result))
+        console.print(_scores(f"{flags.model} on {' '.join(flags.sources)}", result))
     console.print(
         f"{result['steps']} steps in {result['seconds']:.0f} s, loss {result['loss']:.4f}\n"
         f"{times}best weights (step {result['best_step']}): {weights}\nreport: {page}",

@@ -8,12 +8,12 @@ from prompteol_jax.distributed import Share
 from prompteol_jax.mesh import make_mesh, parse_mesh
 from prompteol_jax.models.tiny import tiny_tokenizer
 from prompteol_jax.text.prompt import Prompt
-from prompteol_jax.text.template import PROMPTEOL
+from prompteol_jax.text.template import PROMPTEOL, Template
 from prompteol_jax.text.tokenizer import load_tokenizer
 from train.data.batch_shape import choose_batch_shape
 from train.data.batches import Batches
 from train.data.collate import Collator
-from train.data.sentences import Sentences
+from train.data.sentences import Sentences, offsets_of
 from train.data.synthetic import synthetic_triplets
 from train.data.triplets import Triplet, read_triplets
 
@@ -155,3 +155,34 @@ def test_a_sentence_longer_than_a_row_makes_rows_longer(prompt):
     longest = max(map(len, expected_ids(prompt, ODD, 200))) - len(prefix_C)
     assert longest > 128
     assert longest <= batch.rows.ids_BT.shape[1] < longest + 16
+
+
+SFP = Template("sfp", 'This sentence : "', '" means something, it can be summarized as')
+
+
+def test_a_middle_position_is_that_of_the_suffixs_first_part(data):
+    tokenizer = load_tokenizer(data / "weights" / "opt-tokenizer", vocab_size=50272)
+    prompt = Prompt(SFP, tokenizer, max_tokens=2048)
+    offsets = offsets_of(("middle", "last"), prompt)
+    triplets = BATCHES["pairs"][:8]
+    share = Share.of(make_mesh((1, 1)))
+    sentences = Sentences(prompt, 32, ("sent0",))
+    shape = choose_batch_shape(Batches(triplets, batch=8, epochs=1.0, seed=0), sentences, share, 1)
+    batch, *_ = Collator(sentences, share, shape, ("text",), offsets)(triplets)
+    ids_BT, last_BW, start_BT = map(np.asarray, batch.rows)
+    W = last_BW.shape[1]
+    assert np.asarray(batch.needs["text"]).shape == (8, 1, 2)
+    for number, slots in zip(np.asarray(batch.number_B), np.asarray(batch.slot_B3), strict=True):
+        read = []
+        for slot in slots:
+            row, at = slot // W, last_BW[slot // W, slot % W]
+            read.append(tokenizer.decode(ids_BT[row, start_BT[row, at] : at + 1]))
+        (text,) = tokenizer.cut([triplets[number].sent0], 32)
+        middle, last = (part in SFP.fill(text) and part for part in read)
+        assert SFP.fill(text).endswith(last)
+        assert middle + ", it can be summarized as" == last
+
+
+def test_refuses_a_template_without_a_middle(prompt):
+    with pytest.raises(ValueError, match="template eol has no middle"):
+        offsets_of(("middle", "last"), prompt)

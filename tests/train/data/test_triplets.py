@@ -98,7 +98,7 @@ def test_reads_the_real_triplets(data):
         ("", "x.csv", r"x\.csv is empty\. It needs rows with sent0, sent1, hard_neg"),
         (HEADER, "x.csv", r"holds no triplet\. It needs at least one row"),
         ("\n\n", "x.jsonl", "holds no triplet"),
-        (LINE, "x.txt", r"unknown kind of file '\.txt'.*\.csv, \.jsonl, \.json; rename"),
+        (LINE, "x.tsv", r"unknown kind of file '\.tsv'.*\.csv, \.jsonl, \.json, \.txt, \.parquet;"),
         (LINE, "triplets", "unknown kind of file ''"),
     ],
 )
@@ -111,7 +111,7 @@ def test_refuses_a_file_of_another_kind(write, content, name, message, skip_bad)
 def test_refuses_a_path_that_is_no_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No file .*none\.csv\. Give a \.csv, \.jsonl"):
         read_triplets(tmp_path / "none.csv")
-    with pytest.raises(ValueError, match=r"is a folder\. Give one \.csv, \.jsonl, \.json file"):
+    with pytest.raises(ValueError, match=r"is a folder without tables\. Give one \.csv, \.jsonl, "):
         read_triplets(tmp_path)
 
 

@@ -11,8 +11,9 @@ import pytest
 
 from prompteol_jax import axes
 from prompteol_jax.mesh import make_mesh
-from train import losses as loss
-from train.losses import RESERVED, check_metrics, infonce
+from train.losses import blockwise as loss
+from train.losses.infonce import infonce
+from train.losses.loss import RESERVED, check_metrics
 from train.run.metrics import step_record
 
 B, D = 24, 16
@@ -51,7 +52,7 @@ def reference(roles, temperature=0.05):
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
 @pytest.mark.parametrize("roles", [2, 3], ids=["pairs", "triplets"])
 def test_loss_and_gradients_are_those_of_the_formula(roles, block, monkeypatch):
-    monkeypatch.setattr(loss, "_BLOCK", block)
+    monkeypatch.setattr(loss, "BLOCK", block)
     z = vectors(roles)
     (value, metrics), gradients = (PAIR_GRADIENTS if roles == 2 else GRADIENTS)(*z)
     expected, share, expected_gradients = reference(z)
@@ -103,7 +104,7 @@ def test_a_zero_vector_has_a_finite_gradient():
 
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
 def test_a_sharded_batch_has_the_same_loss_and_gradients(block, monkeypatch):
-    monkeypatch.setattr(loss, "_BLOCK", block)
+    monkeypatch.setattr(loss, "BLOCK", block)
     z = vectors(3)
     alone = GRADIENTS(*z)
     mesh = make_mesh((4, 2))
@@ -132,19 +133,19 @@ def check_reference(B, D, mesh):
 
 @pytest.mark.parametrize("mesh", [(1, 1), (4, 2)])
 def test_a_batch_of_1024_is_that_of_float64(mesh, monkeypatch):
-    monkeypatch.setattr(loss, "_BLOCK", 2**17)
+    monkeypatch.setattr(loss, "BLOCK", 2**17)
     check_reference(1024, 64, mesh)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", [(1, 1), (8, 1), (4, 2), (2, 4)])
 def test_a_batch_of_4096_is_that_of_float64(mesh, monkeypatch):
-    monkeypatch.setattr(loss, "_BLOCK", 2**22)
+    monkeypatch.setattr(loss, "BLOCK", 2**22)
     check_reference(4096, 256, mesh)
 
 
 def test_equal_scores_count_for_the_first(monkeypatch):
-    monkeypatch.setattr(loss, "_BLOCK", 6 * B)
+    monkeypatch.setattr(loss, "BLOCK", 6 * B)
     same = jnp.ones((B, D))
     assert infonce(same, same, same)[1]["accuracy"] == np.float32(1 / B)
 
@@ -162,7 +163,7 @@ def largest_score_matrix(B, mesh):
 
 @pytest.mark.parametrize("mesh", [(1, 1), (8, 1), (4, 2)])
 def test_the_matrix_of_scores_is_never_whole_and_is_shared_by_all_devices(mesh, monkeypatch):
-    monkeypatch.setattr(loss, "_BLOCK", 2**16)
+    monkeypatch.setattr(loss, "BLOCK", 2**16)
     B, devices = 2048, mesh[0] * mesh[1]
     assert 2 * B * B // devices > 2**16
     assert largest_score_matrix(B, mesh) == 2**16
@@ -177,4 +178,4 @@ def test_memory_of_a_batch_of_65536_stays_bounded():
     with jax.set_mesh(mesh):
         memory = jax.jit(GRADIENTS).lower(*z).compile().memory_analysis()
     vectors = 3 * B * width * 4 // devices
-    assert memory.temp_size_in_bytes < 4 * vectors + 6 * 4 * loss._BLOCK
+    assert memory.temp_size_in_bytes < 4 * vectors + 6 * 4 * loss.BLOCK

@@ -1,0 +1,1 @@
+"""Preference alignment: `python -m train.align`."""

@@ -1,0 +1,38 @@
+"""Preference alignment (DPO) on triplets: `python -m train.align --model M --data nli.csv`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from train.align.config import AlignConfig
+from train.callbacks import NO_CALLBACKS, Callbacks
+
+PROGRAM: Final = "python -m train.align"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    import tyro
+
+    from prompteol_jax.cli.commands import run_command
+
+    options = tyro.cli(AlignConfig, args=argv, prog=PROGRAM)
+    run_command(PROGRAM, run, options)
+
+
+def run(config: AlignConfig, callbacks: Callbacks = NO_CALLBACKS) -> dict[str, Any]:
+    """Align as the flags say and return what `--json` gets; see `train.contrastive.run`.
+
+    Raises: UserError for flags or data that cannot work.
+    """
+    config.check()
+    from train.align.resolve import resolve
+    from train.align.run import AlignRun
+    from train.contrastive import start_devices, take
+    from train.data.read import read_data
+
+    mesh = start_devices(config)
+    data = read_data(config)
+    settings = resolve(config, mesh, data.rows)
+    return take(AlignRun, settings, data, callbacks)

@@ -1,0 +1,1 @@
+"""Hard-negative mining: `python -m train.mine`."""
