@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from prompteol_jax import Embedder
+from prompteol_jax.mesh import make_mesh
 from train.data.triplets import Triplet, read_triplets
 from train.mine.command import MineOptions, run
 from train.mine.negatives import Candidates, MiningLimits, candidates_of, choose
@@ -38,8 +39,6 @@ LIMITS = {
 
 @pytest.fixture(scope="module")
 def found():
-    from prompteol_jax.mesh import make_mesh
-
     embedder = Fixed([*TEXTS, *(pair.sent0 for pair in PAIRS)])
     return embedder, candidates_of(PAIRS, TEXTS, embedder.encode, make_mesh((1, 1)), len(TEXTS))
 
@@ -51,8 +50,10 @@ def test_negatives_are_those_of_sentence_transformers(name, found, monkeypatch):
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.util import mine_hard_negatives
 
-    embedder, candidates = found
+    embedder, _ = found
     how = dict(range_min=0, range_max=24) | LIMITS[name]
+    mesh = make_mesh((1, 1))
+    candidates = candidates_of(PAIRS, TEXTS, embedder.encode, mesh, how["range_max"])
     chosen, _ = choose(candidates, MiningLimits(**how), 2, None)
     ours = {
         (pair.sent0, pair.sent1, *(TEXTS[n] for n in documents))
