@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
-from eval.retrieval.search import Block, search
+from prompteol_jax.search import Block, search
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 
