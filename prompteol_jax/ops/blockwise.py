@@ -21,7 +21,7 @@ from prompteol_jax.ops import einsum
 from prompteol_jax.ops.context import HIDDEN, AttentionContext, AttentionSpec
 
 QUERIES: Final = 256  # of a block
-KEYS: Final = 512  # of a block
+KEYS: Final = 256  # of a block
 
 
 class Sight(NamedTuple):
