@@ -1,4 +1,4 @@
-"""What a caller from Python is told of a run while it goes on."""
+"""What a run reports to a caller from Python while it goes on."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def run(config: TrainConfig, callbacks: Callbacks = NO_CALLBACKS) -> dict[str, A
     checkpoints between them; the best weights are in RUN/adapter, the page is RUN/report.html.
 
     Args:
-        callbacks: functions that are told of steps and scores.
+        callbacks: functions that get the record of every step and score.
     Raises: UserError for flags or data that cannot work; SystemExit of status 75 after SIGTERM.
     """
     config.check()

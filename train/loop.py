@@ -123,7 +123,7 @@ class Run:
         )
 
     def _frozen(self) -> Any:
-        """Return what a step takes beside its state and its batch."""
+        """Return what a step takes with its state and its batch."""
         return self.trainable.frozen
 
     def _abstract(self) -> tuple[Any, jax.ShapeDtypeStruct]:

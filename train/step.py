@@ -37,7 +37,8 @@ class TrainBatch(NamedTuple):
         slot_B3: index of each column's vector in the flattened `[rows * S]` outputs of the shard;
             with two positions a column has two, one after the other.
         number_B: number of each triplet in the batch as it was read.
-        needs: what the loss takes of every row beside vectors, by name, in the order of `slot_B3`.
+        needs: what the loss takes of every row with its vectors, by name, in the order of
+            `slot_B3`.
     """
 
     rows: Rows

@@ -17,7 +17,7 @@ ANSWERS = ("sent1", "hard_neg")  # chosen and rejected
 
 
 class Dialog(NamedTuple):
-    """The ids of a request and of an answer to it; the two are tokenized apart."""
+    """The ids of a request and of an answer to it; the two are tokenized separately."""
 
     request: np.ndarray
     answer: np.ndarray

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from prompteol_jax.mesh import constrain
+from prompteol_jax.ops.context import soft_cap
 from prompteol_jax.ops.einsum import dot
 from train.align.collate import IGNORED
 
@@ -18,12 +19,18 @@ BLOCK: Final = 2**24  # logits that a device holds at one time
 
 
 def answer_log_probs(
-    z_BSD: Float[Array, "B S D"], head_VD: Float[Array, "V D"], target_BS: Int[Array, "B S"]
+    z_BSD: Float[Array, "B S D"],
+    head_VD: Float[Array, "V D"],
+    target_BS: Int[Array, "B S"],
+    softcap: float | None = None,
 ) -> Float[Array, "B"]:
     """Return the sum of the log-probabilities of each row's targets, in float32.
 
     Logits are made for some positions at a time, and again in the backward pass: `[B, S, V]` is
     never there, nor is `[B, T, V]`.
+
+    Args:
+        softcap: bound of the logits, as in Gemma 2; None for none.
     """
     B, S, _ = z_BSD.shape
     size = _positions(B, S, len(head_VD))
@@ -35,8 +42,9 @@ def answer_log_probs(
     def some(block: tuple[jax.Array, jax.Array]) -> Float[Array, "B"]:
         z_BSD, target_BS = block
         logits_BSV = constrain(dot("BSD,VD->BSV", z_BSD.astype(head_VD.dtype), head_VD), "BSV")
-        own_BS = jnp.take_along_axis(logits_BSV, jnp.maximum(target_BS, 0)[..., None], axis=2)
-        log_p_BS = own_BS[..., 0] - jax.nn.logsumexp(logits_BSV, axis=2)
+        bounded_BSV = soft_cap(logits_BSV, softcap)
+        own_BS = jnp.take_along_axis(bounded_BSV, jnp.maximum(target_BS, 0)[..., None], axis=2)
+        log_p_BS = own_BS[..., 0] - jax.nn.logsumexp(bounded_BSV, axis=2)
         return jnp.where(target_BS == IGNORED, 0, log_p_BS).sum(1)
 
     def cut(x_BS: jax.Array) -> jax.Array:

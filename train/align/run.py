@@ -39,7 +39,7 @@ class AlignRun(Run):
     def _step(self) -> TrainStep:
         step = super()._step()
         fields = {f.name: getattr(step, f.name) for f in dataclasses.fields(step)}
-        return AlignStep(**fields)
+        return AlignStep(**fields, softcap=self.trainable.pretrained.config.logit_cap)
 
     def _frozen(self) -> Any:
         return self.trainable.frozen, read_lm_head(self._base())

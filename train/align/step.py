@@ -25,7 +25,12 @@ class AlignStep(TrainStep):
 
     What is frozen is a pair: the frozen weights, and the LM head or None where it is the word
     embedding.
+
+    Attributes:
+        softcap: bound of the LM head's logits; None for none.
     """
+
+    softcap: float | None = None
 
     def loss(
         self,
@@ -62,6 +67,6 @@ class AlignStep(TrainStep):
 
         def answers(rows: Any, cache: Any, keys: Any) -> Float[Array, "B"]:
             rows, target_BS = rows
-            return answer_log_probs(run(rows, cache, keys), head_VD, target_BS)
+            return answer_log_probs(run(rows, cache, keys), head_VD, target_BS, self.softcap)
 
         return in_chunks(answers, self.chunks)((batch.rows, batch.target_BS), None, keys)

@@ -44,7 +44,7 @@ class Collator:
     Attributes:
         share: the shards along data that this process feeds.
         shape: the shape of every batch, see `choose_batch_shape`.
-        needs: names of what the loss takes beside vectors.
+        needs: names of what the loss takes with the vectors.
         offsets: tokens before a sentence's last one at which the loss takes a vector.
     """
 

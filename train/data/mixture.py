@@ -52,7 +52,7 @@ class MixedBatches:
     """The rows of every step, each step's from one source; as `Batches`, a pure function.
 
     Sources take turns by their weights, spread evenly over the run; each goes through its rows as
-    it would alone, with an order of its own, and begins again where they end.
+    it would alone, in its own order, and begins again where they end.
 
     Args:
         steps: number of steps; None for as many as the sources' whole batches in these epochs.

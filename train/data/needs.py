@@ -1,4 +1,4 @@
-"""What a loss takes of rows beside the vectors of their texts, as arrays of one row each."""
+"""What a loss takes of rows with the vectors of their texts, as arrays of one row each."""
 
 from __future__ import annotations
 

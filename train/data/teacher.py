@@ -1,4 +1,4 @@
-"""Vectors of a teacher beside the rows: `--teacher vectors.npy`, one entry a row."""
+"""Vectors of a teacher for the rows: `--teacher vectors.npy`, one entry a row."""
 
 from __future__ import annotations
 

@@ -26,10 +26,10 @@ class Loss(NamedTuple):
 
     Attributes:
         columns: texts that every row must hold.
-        optional: texts that are used where the rows hold them; `hard_neg` stands for all hard
+        optional: texts that are used where the rows hold them; `hard_neg` means all hard
             negatives of a row: hard_neg, hard_neg_2 and so on.
         function: `(vectors of the columns, in this order, **needs) -> (loss, other metrics)`.
-        needs: what the function takes by name beside vectors, a row each over the global batch:
+        needs: what the function takes by name with the vectors, a row each over the global batch:
             `score`, the column of that name; `teacher`, the row's given vector; `text`, hashes
             [B, columns, 2] of the texts, equal where these are.
         positions: positions of the prompt whose states are the vectors. With two, the function

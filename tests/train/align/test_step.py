@@ -162,3 +162,19 @@ def test_logits_are_made_for_a_block_of_positions_at_a_time(monkeypatch):
     with_vocabulary = [shape for shape in shapes if 1000 in shape and 16 not in shape]
     assert with_vocabulary
     assert max(np.prod(shape) for shape in with_vocabulary) == 4 * 3 * 1000
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0], ids=str)
+def test_log_probs_are_the_sums_over_targets_in_float64(softcap):
+    rng = np.random.default_rng(0)
+    z, head = rng.standard_normal((2, 5, 8)), rng.standard_normal((11, 8))
+    target = np.array([[3, 1, log_probs.IGNORED, 0, 10], [log_probs.IGNORED] * 5])
+    logits = z @ head.T
+    if softcap:
+        logits = softcap * np.tanh(logits / softcap)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = [sum(log_p[0, n, t] for n, t in enumerate(target[0]) if t >= 0), 0.0]
+    found = log_probs.answer_log_probs(
+        jnp.float32(z), jnp.float32(head), jnp.int32(target), softcap
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
