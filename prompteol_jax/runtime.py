@@ -82,6 +82,11 @@ def share_gpu_memory() -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 
+def keep_ray_quiet() -> None:
+    """Let Ray send no usage statistics, unless the user wants that; call it before ray's import."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
 def list_buckets_afresh() -> None:
     """Let fsspec ask a bucket for its listing each time: other machines write there too."""
     import fsspec.config

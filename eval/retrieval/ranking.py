@@ -22,7 +22,7 @@ from prompteol_jax.distributed import Part
 from prompteol_jax.errors import UserError
 from prompteol_jax.progress import progress_bar
 from prompteol_jax.search import Block, Found
-from prompteol_jax.storage import corpus, paths, shards
+from prompteol_jax.storage import paths, shards
 from prompteol_jax.text.template import clean_sentence
 
 
@@ -118,7 +118,7 @@ def _vectors(task: Retrieval, options: RankingOptions, sides: Sides) -> Iterator
             paths.refuse_buckets(options.vectors)
             options.vectors.mkdir(parents=True, exist_ok=True)
             folder = options.vectors / task.name
-        chunks = corpus.survey(texts, options.shard_rows)
+        chunks = texts.survey(options.shard_rows)
         settings = options.work_on_documents()
         vectors = stack.enter_context(
             shards.opened(folder, settings, chunks, overwrite=options.overwrite)
@@ -129,7 +129,6 @@ def _vectors(task: Retrieval, options: RankingOptions, sides: Sides) -> Iterator
             said = [f"{there} of {len(chunks)} shards were there"] if there else []
             said += encode_share(
                 *(sides.documents, texts, vectors, Part()),
-                shard_rows=options.shard_rows,
                 clean=options.clean,
             )
             sys.stderr.write(f"{task.name}: {', '.join(said)}\n")

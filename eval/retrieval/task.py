@@ -59,7 +59,8 @@ class Documents:
         for name, text in rows:
             ids.append(name)
             characters.append(len(text))
-        corpus = Corpus(str(path), partial(lines.opened, path), reader)
+        file = TextFile(str(path), partial(lines.opened, path), reader)
+        corpus = Corpus(str(path), {"": file})
         return cls(ids, np.array(characters, np.int64), corpus)
 
     def __len__(self) -> int:

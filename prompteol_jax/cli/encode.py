@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from prompteol_jax.cli.options import DistributedOptions, ModelOptions, flag
 from prompteol_jax.errors import UserError
 from prompteol_jax.progress import progress_bar
+from prompteol_jax.scale.options import EngineOptions
 from prompteol_jax.storage import corpus, merge_shards, paths, shards
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from prompteol_jax import distributed
     from prompteol_jax.embedder import Embedder
     from prompteol_jax.encoding.report import Report
@@ -27,7 +30,7 @@ JOINS: Final = {".npy": merge_shards.join_npy, ".parquet": merge_shards.join_par
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EncodeOptions(DistributedOptions, ModelOptions):
+class EncodeOptions(EngineOptions, DistributedOptions, ModelOptions):
     """Encodes every text of a file to a float32 vector, in bfloat16 by default.
 
     Repeat a command that was interrupted and it goes on where it stopped, also on another mesh.
@@ -36,14 +39,18 @@ class EncodeOptions(DistributedOptions, ModelOptions):
 
     input: Path
     """.txt, one text a line (a line ends at \\n, one \\r before it is dropped); .jsonl, .csv or
-    .parquet with a column `text`; `-` for lines from standard input. gs:// as well."""
+    .parquet with a column `text`; a folder of such files, in the order of their names; `-` for
+    lines from standard input. gs:// as well."""
     output: Path
-    """.npy: float32 [n, D]; .parquet: column `embedding`; or a folder: shards and manifest.json.
+    """.npy: an array [n, D]; .parquet: column `embedding`; or a folder: shards and manifest.json.
     gs:// as well."""
     clean: bool = False
     """Rewrite each text with the punctuation rules of the original's evaluation."""
     normalize: bool = False
     """Scale every vector to length one."""
+    output_dtype: Literal["float32", "float16"] = "float32"
+    """Of the numbers in the output; float16 takes half the bytes, and refuses numbers beyond
+    65504."""
     overwrite: bool = False
     """Replace an output that exists, and parts of a run with other settings."""
     shard_rows: int = flag(16384, at_least=1)
@@ -52,10 +59,18 @@ class EncodeOptions(DistributedOptions, ModelOptions):
     def problems(self) -> list[str]:
         """List what does not fit: processes, and an output that cannot be written or would lose
         something."""
-        found = super().problems()
+        found = EngineOptions.problems(self) + DistributedOptions.problems(self)
         if paths.is_bucket(self.output):  # asked for when the command runs
             return found
         return found + _output_problems(self, Output.parse(self.output))
+
+    def encode(self, embedder: Embedder, texts: Sequence[str], progress: Any = None) -> np.ndarray:
+        """Return the vectors of texts, with what these flags do to texts and vectors."""
+        from prompteol_jax.text.template import clean_sentence
+
+        if self.clean:
+            texts = [clean_sentence(text) for text in texts]
+        return embedder.encode(texts, normalize=self.normalize, progress=progress)
 
 
 def encode_corpus(options: EncodeOptions) -> None:
@@ -66,7 +81,7 @@ def encode_corpus(options: EncodeOptions) -> None:
         raise UserError("; ".join(problems))
     with corpus.opened(options.input, spool=output.spool) as texts:
         settings = _settings(options)
-        chunks = corpus.survey(texts, options.shard_rows)
+        chunks = texts.survey(options.shard_rows)
         closing = [f"{texts.invalid} with invalid UTF-8"] if texts.invalid else []
         part = _part(options)
         with shards.opened(
@@ -76,6 +91,7 @@ def encode_corpus(options: EncodeOptions) -> None:
             overwrite=options.overwrite,
             process=part.process,
             processes=part.processes,
+            computed={name: getattr(options, name) for name in ("mesh", "batch_tokens", "plan")},
         ) as vectors:
             closing += _finish(options, texts, vectors, part)
             if output.kind == "file" and part.process == 0:
@@ -84,7 +100,7 @@ def encode_corpus(options: EncodeOptions) -> None:
         if part.process > 0:
             vectors.wait_for_first(removed=output.kind == "file")
     if part.process == 0:
-        shape = f"float32 [{vectors.rows}, {vectors.width}]"
+        shape = f"{vectors.dtype} [{vectors.rows}, {vectors.width}]"
         sys.stderr.write(f"{output.path}: {shape}; {', '.join(closing)}\n")
 
 
@@ -163,6 +179,10 @@ def _output_problems(options: EncodeOptions, output: Output) -> list[str]:
             f"--output {path} exists; --overwrite replaces it",
         ),
         (
+            output.kind == "file" and options.engine == "ray",
+            f"--engine ray writes a folder of shards, and --output {path} is one file",
+        ),
+        (
             options.coordinator is not None and options.input == corpus.STDIN,
             "--input - reaches one process only; give a file that all of them can read",
         ),
@@ -182,6 +202,8 @@ def _settings(options: EncodeOptions) -> Mapping[str, Any]:
 
     mesh.parse_mesh(options.mesh)
     own = {name: getattr(options, name) for name in ("clean", "normalize", "shard_rows")}
+    if options.output_dtype != "float32":  # which manifests do not mention
+        own["output_dtype"] = options.output_dtype
     return options.work("bfloat16") | own
 
 
@@ -203,13 +225,16 @@ def _finish(
     if vectors.width is not None and not vectors.missing:
         vectors.begin(vectors.width)
         return [*said, "nothing left to encode"]
+    if options.engine == "ray":
+        from prompteol_jax.scale import engine
+
+        return said + engine.encode_missing(options, vectors)
     embedder = options.load("bfloat16", part.mesh)
     vectors.begin(embedder.width)
     part.wait("the run has begun")
     try:
         said += encode_share(
             *(embedder, texts, vectors, part),
-            shard_rows=options.shard_rows,
             clean=options.clean,
             normalize=options.normalize,
         )
@@ -228,19 +253,16 @@ def encode_share(
     vectors: shards.Shards,
     part: distributed.Part,
     *,
-    shard_rows: int,
     clean: bool = False,
     normalize: bool = False,
 ) -> list[str]:
     """Encode this process's share of what a run lacks; return what to say about it.
 
-    A shard of `shard_rows` texts is written while the next one is encoded.
+    A shard is written while the next one is encoded.
 
     Args:
         clean: rewrite each text with the punctuation rules of the original's evaluation.
     """
-    from prompteol_jax.text.template import clean_sentence
-
     rows = sum(vectors.chunks[number].rows for number in vectors.share)
     reports = []
     start = time.perf_counter()
@@ -250,7 +272,8 @@ def encode_share(
         ThreadPoolExecutor(1) as writer,
     ):
         writing: Future[None] | None = None
-        for number, sentences in _shares(texts, shard_rows, vectors):
+        for number in vectors.share:
+            sentences = texts.read(vectors.chunks[number])
             if clean:
                 sentences = [clean_sentence(text) for text in sentences]
             z_nD = embedder.encode(sentences, normalize=normalize, progress=advance)
@@ -277,25 +300,6 @@ def _counted(reports: Sequence[Report], embedder: Embedder, rate: float) -> list
         f"the device waited {100 * waited / max(running, 1e-9):.1f} % of the time",
         f"plan {embedder.plan}, {embedder.report.shapes} compiled shapes",
     ]
-
-
-def _shares(
-    texts: corpus.Corpus, rows: int, vectors: shards.Shards
-) -> Iterator[tuple[int, list[str]]]:
-    """The texts of the shards of a share, read again and compared with what was read before.
-
-    Raises: UserError where the corpus is no longer what it was.
-    """
-    left = set(vectors.share)
-    for number, chunk in enumerate(texts.chunks(rows)):
-        if number not in left:
-            continue
-        if corpus.Chunk(len(chunk), corpus.digest(chunk)) != vectors.chunks[number]:
-            raise UserError(f"{texts.name} has changed while it was encoded; start again")
-        left.remove(number)
-        yield number, chunk
-    if left:
-        raise UserError(f"{texts.name} has become shorter while it was encoded; start again")
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 XLA's CPU compiler copies every weight that a scan slices out of its stack, once a batch. Here each
 block has its own arrays, views of the stacked ones, and one compiled block is called for every
-layer. On an accelerator the program of `runners.encode` is faster: there a slice is read in place,
-and a call costs more than a block.
+layer. It is compiled so that a row has the same bits among few rows and among many. On an
+accelerator the program of `runners.encode` is faster: there a slice is read in place, and a call
+costs more than a block.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from prompteol_jax.methods.edits import apply_edits
 from prompteol_jax.methods.pooling import read_states
 from prompteol_jax.methods.steps import Steps, StepTap
 from prompteol_jax.models.decoder import Decoder, Rows
+from prompteol_jax.ops import select
 from prompteol_jax.ops.context import AttentionContext, LayerInfo
 from prompteol_jax.ops.scan import Saved
 
@@ -108,6 +110,20 @@ class LayerwiseRunner:
         return _edit(reading.edits, x_BTD, layer, rows) if reading.edits else x_BTD
 
 
+def _compiled(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a call for a CPU; the options are asked for at the first call."""
+
+    @functools.cache
+    def jitted() -> Callable[..., Any]:
+        return jax.jit(call, compiler_options=select.row_stable())
+
+    @functools.wraps(call)
+    def run(*arguments: Any) -> Any:
+        return jitted()(*arguments)
+
+    return run
+
+
 def _in_turn(call: Callable[..., Any]) -> Callable[..., Any]:
     """Return a call whose result waits until all of several devices have finished.
 
@@ -126,7 +142,7 @@ def _in_turn(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @_in_turn
-@jax.jit
+@_compiled
 def _begin(
     ends: Decoder, rows: Rows, offset: jax.Array, mask_C: jax.Array | None = None
 ) -> tuple[jax.Array, AttentionContext]:
@@ -134,7 +150,7 @@ def _begin(
 
 
 @_in_turn
-@jax.jit
+@_compiled
 def _block(
     block: nnx.Module, x_BTD: jax.Array, context: AttentionContext, info: LayerInfo, prefix: Any
 ) -> jax.Array:
@@ -142,7 +158,7 @@ def _block(
 
 
 @_in_turn
-@jax.jit
+@_compiled
 def _block_as(
     block: nnx.Module,
     x_BTD: jax.Array,
@@ -158,7 +174,7 @@ def _block_as(
 
 
 @_in_turn
-@jax.jit
+@_compiled
 def _heads(
     rows: Rows,
     x_BTD: jax.Array,
@@ -171,7 +187,7 @@ def _heads(
 
 
 @_in_turn
-@jax.jit
+@_compiled
 def _last_heads(
     ends: Decoder, rows: Rows, x_BTD: jax.Array, context: AttentionContext, prefix: Any
 ) -> jax.Array:
@@ -179,7 +195,7 @@ def _last_heads(
 
 
 @_in_turn
-@jax.jit
+@_compiled
 @jax.named_scope("prefix")
 def _block_with_keys(
     block: nnx.Module, x_BTD: jax.Array, context: AttentionContext, info: LayerInfo
@@ -189,7 +205,7 @@ def _block_with_keys(
 
 
 @_in_turn
-@jax.jit
+@_compiled
 @jax.named_scope("prefix")
 def _last_keys(ends: Decoder, x_BTD: jax.Array, context: AttentionContext) -> KeysValues:
     context = context.of_layer(ends.layers.info(ends.depth - 1))
@@ -198,19 +214,19 @@ def _last_keys(ends: Decoder, x_BTD: jax.Array, context: AttentionContext) -> Ke
 
 
 @_in_turn
-@jax.jit
+@_compiled
 def _edit(edits: tuple, x_BTD: jax.Array, layer: jax.Array, rows: Rows) -> jax.Array:
     return apply_edits(edits, x_BTD, layer, rows.last_BS, rows.start_BT)
 
 
 @_in_turn
-@jax.jit
+@_compiled
 def _read(x_BTD: jax.Array, rows: Rows, reading: Reading) -> jax.Array:
     return read_states(reading.pooling, x_BTD, reading.first_BS, rows.last_BS)
 
 
 @_in_turn
-@jax.jit
+@_compiled
 def _end(
     ends: Decoder,
     rows: Rows,

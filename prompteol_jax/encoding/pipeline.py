@@ -36,6 +36,7 @@ from prompteol_jax.encoding.buckets import Buckets
 from prompteol_jax.encoding.layerwise import LayerwiseRunner
 from prompteol_jax.encoding.report import DeviceWatch, Report
 from prompteol_jax.encoding.runners import Reading, Runner, WholeRunner
+from prompteol_jax.encoding.small_batches import PATIENCE, SmallBatches
 from prompteol_jax.encoding.strategy import Plan, default_batch_tokens
 from prompteol_jax.errors import NotFinite, UserError
 from prompteol_jax.methods.edits import Edit
@@ -58,9 +59,10 @@ Label = TypeVar("Label")
 
 @dataclass
 class Seen:
-    """What earlier calls leave to later ones: compiled shapes, and fitted buckets."""
+    """What earlier calls leave to later ones: compiled shapes, small ones, and fitted buckets."""
 
     shapes: set[tuple] = field(default_factory=set)
+    small: SmallBatches = field(default_factory=SmallBatches)
     fitted: Buckets | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -132,7 +134,7 @@ class Pipeline:
         with jax.set_mesh(self.mesh), DeviceWatch(report) as watch:
             tokens = batch_tokens or self.tokens
             batches = self._batches(texts, tokens, report)
-            launched = ((batch, self._watched(batch, watch)) for batch in batches)
+            launched = (self._watched(self.shrink(batch), watch) for batch in batches)
             for batch, z_BSW in fetch_behind(self._counted(launched, report)):
                 yield batch.members, z_BSW.reshape(-1, z_BSW.shape[-1])[batch.positions]
 
@@ -327,14 +329,27 @@ class Pipeline:
         heads = self.runner.heads(rows, cache, int(subtract.block))
         return replace(self.steps, subtract=replace(subtract, auxiliary_BSNH=heads))
 
-    def _watched(self, batch: Batch, watch: DeviceWatch) -> jax.Array:
+    def shrink(self, batch: Batch, *, patience: int = PATIENCE) -> Batch:
+        """Return a smaller batch for few sentences, where its bits are shown to be the same.
+
+        The mesh must be set. See `small_batches`.
+        """
+        return self.seen.small.shrink(
+            batch, self.launch, self.mesh.shape["data"], patience=patience
+        )
+
+    def prove(self, batch: Batch) -> int:
+        """Try the smaller shapes of a batch now; return their number. The mesh must be set."""
+        return self.seen.small.prove_all(batch, self.launch, self.mesh.shape["data"])
+
+    def _watched(self, batch: Batch, watch: DeviceWatch) -> tuple[Batch, jax.Array]:
         """Launch a batch and note when; a compilation does not count as waiting."""
         start = time.perf_counter()
         z_BSW = self.launch(batch)
         is_new = batch.shape not in self.seen.shapes
         self.seen.shapes.add(batch.shape)
         watch.launched(z_BSW, start if is_new else time.perf_counter())
-        return z_BSW
+        return batch, z_BSW
 
     def _counted(
         self, launched: Iterable[tuple[Batch, jax.Array]], report: Report

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from prompteol_jax.ops import (
@@ -127,6 +128,32 @@ def runs_layer_by_layer(mesh: Mesh) -> bool:
     XLA's CPU compiler copies what a scan slices out of stacked weights.
     """
     return platform.of(mesh) == "cpu"
+
+
+# One kernel for each product, however few its rows are, and no approximation of exp that differs
+# between the vector and the scalar code of a loop.
+_ROW_STABLE: Final[Mapping[str, Any]] = MappingProxyType(
+    {
+        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
+        "xla_cpu_enable_platform_dependent_math": False,
+    }
+)
+
+
+@functools.cache
+def row_stable() -> dict[str, Any]:
+    """Return options of a CPU's compiler with which a row's bits do not depend on other rows.
+
+    By default XLA fuses a softmax into another kernel where the batch is large. A version of XLA
+    without these options gets none; then no small batch is shown to be equal, and none is used.
+    """
+    options = dict(_ROW_STABLE)
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=options)(np.float32(0))
+    except Exception as error:
+        _log(f"rows are not stable: {error}")
+        return {}
+    return options
 
 
 def batch_tokens(mesh: Mesh, D: int, *, quantized: bool) -> int:

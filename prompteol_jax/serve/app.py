@@ -1,7 +1,7 @@
 """The HTTP application: routes, admission, answers.
 
 POST /v1/embeddings   OpenAI's API                 GET /v1/models
-POST /words           what the model would say     GET /health, /health/live, /metrics, /
+POST /words           what the model would say     GET /health, /metrics, /openapi.json, /
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from prompteol_jax.errors import NotFinite, UserError
-from prompteol_jax.serve import api
+from prompteol_jax.serve import api, openapi
 from prompteol_jax.serve.api import ApiError
 from prompteol_jax.serve.batcher import Batcher, DeviceFailed, Job
 from prompteol_jax.serve.engine import Engine
+from prompteol_jax.serve.engines import Engines
 from prompteol_jax.serve.metrics import Metrics
 
 JSON: Final = "application/json"
@@ -71,18 +72,19 @@ class Server:
     settings: Settings
     metrics: Metrics = field(default_factory=Metrics)
     state: Literal["starting", "ready", "draining"] = "starting"
-    engine: Engine | None = None
+    engines: Engines | None = None
     batcher: Batcher | None = None
     in_flight: int = 0  # texts that are admitted and not answered
     rate: float = 0.0  # answered texts a second, smoothed
 
-    def open(self, engine: Engine) -> None:
-        """Answer requests from now on; the engine is warm."""
-        self.engine = engine
-        self.batcher = Batcher(engine, self._observe)
+    def open(self, engines: Engines) -> None:
+        """Answer requests from now on; the engines are warm."""
+        self.engines = engines
+        self.batcher = Batcher(engines, self._observe)
         self.batcher.start()
-        self.metrics.shapes.set(len(engine.shapes))
-        self.metrics.info.info({"model": self.settings.models[0], "bits": engine.bits})
+        self.metrics.shapes.set(engines.shapes)
+        name, engine = next(iter(engines.named.items()))
+        self.metrics.info.info({"model": name, "bits": engine.bits})
         self.metrics.ready.set(1)
         self.state = "ready"
 
@@ -132,11 +134,11 @@ class Server:
         self.rate = now if not self.rate else 0.9 * self.rate + 0.1 * now
 
     def _observe(self, event: str, bucket: Any, value: int | float) -> None:
-        assert self.engine is not None  # batches are its own
-        label = f"{self.engine.buckets.lengths[bucket[0]]}{'' if bucket[1] else ' whole'}"
+        assert self.engines is not None  # batches are theirs
+        label = self.engines.label(bucket)
         if event == "launched":
             self.metrics.rows.labels(label).inc(value)
-            self.metrics.slots.labels(label).inc(self.engine.rows(bucket))
+            self.metrics.slots.labels(label).inc(self.engines.rows(bucket))
         elif event == "computed":
             self.metrics.batch_s.labels(label).observe(value)
         else:
@@ -161,6 +163,7 @@ def make_app(server: Server) -> Starlette:
             route("/embeddings", _embeddings, "POST"),
             route("/words", _words, "POST"),
             route("/v1/models", _models, "GET"),
+            Route("/openapi.json", lambda request: _openapi(server), methods=["GET"]),
             Route("/health", lambda request: _health(server), methods=["GET"]),
             Route("/health/live", lambda request: Response("ok"), methods=["GET"]),
             Route("/metrics", lambda request: _metrics(server), methods=["GET"]),
@@ -238,17 +241,18 @@ async def _asked(server: Server, request: Request) -> tuple[api.Request, Engine]
     """
     settings = server.settings
     body = await _body(request, settings.body_bytes)
-    if server.engine is None:
+    if server.engines is None:
         server.admit(1)
-    assert server.engine is not None  # or `admit` had refused
-    limits = api.Limits(settings.models, server.engine.width, settings.texts)
-    asked = api.read_request(body, limits)
-    return asked, server.engine
+    assert server.engines is not None  # or `admit` had refused
+    named = server.engines.named
+    width = next(iter(named.values())).width  # of every template of the model
+    asked = api.read_request(body, api.Limits(tuple(named), width, settings.texts))
+    return asked, named[asked.model]
 
 
 async def _embeddings(server: Server, request: Request) -> Response:
-    asked, _ = await _asked(server, request)
-    z_nD, tokens, headers = await _vectors(server, request, asked.texts)
+    asked, engine = await _asked(server, request)
+    z_nD, tokens, headers = await _vectors(server, request, engine, asked.texts)
     z_nd = await run_in_threadpool(
         api.shape_vectors, z_nD, asked.dimensions, normalize=server.settings.normalize
     )
@@ -257,25 +261,24 @@ async def _embeddings(server: Server, request: Request) -> Response:
 
 
 async def _vectors(
-    server: Server, request: Request, texts: list[str]
+    server: Server, request: Request, engine: Engine, texts: list[str]
 ) -> tuple[np.ndarray, int, dict[str, str]]:
     """Return vectors of texts, the ids of their prompts, and the headers that say how it went.
 
     Raises: ApiError; NotFinite; ClientDisconnect once the client has left.
     """
     server.admit(len(texts))
-    assert server.engine is not None  # or `admit` had refused
     start = time.perf_counter()
     try:
-        prompts = await run_in_threadpool(server.engine.prompts, texts)
+        prompts = await run_in_threadpool(engine.prompts, texts)
         server.metrics.tokenize_s.observe(time.perf_counter() - start)
         if not server.settings.truncate:
-            server.engine.refuse_long(prompts)
+            engine.refuse_long(prompts)
         server.metrics.texts.inc(len(texts))
         server.metrics.tokens.inc(prompts.tokens)
         server.metrics.truncated.inc(int(prompts.truncated.sum()))
-        z_nD, job = await _computed(server, request, prompts)
-        server.engine.refuse_not_finite(z_nD)
+        z_nD, job = await _computed(server, request, engine, prompts)
+        engine.refuse_not_finite(z_nD)
     finally:
         server.release(len(texts), time.perf_counter() - start)
     queued = (job.launched or job.started) - job.started
@@ -283,12 +286,14 @@ async def _vectors(
     headers = {
         "x-queue-ms": f"{1e3 * queued:.1f}",
         "x-device-ms": f"{1e3 * (time.perf_counter() - job.started - queued):.1f}",
-        "x-prompteol-bits": server.engine.bits,
+        "x-prompteol-bits": engine.bits,
     }
     return z_nD, prompts.tokens, headers
 
 
-async def _computed(server: Server, request: Request, prompts: Any) -> tuple[np.ndarray, Job]:
+async def _computed(
+    server: Server, request: Request, engine: Engine, prompts: Any
+) -> tuple[np.ndarray, Job]:
     """Wait for the device, or for the client to leave, whichever comes first."""
     loop = asyncio.get_running_loop()
     result: asyncio.Future = loop.create_future()
@@ -306,8 +311,8 @@ async def _computed(server: Server, request: Request, prompts: Any) -> tuple[np.
             loop.call_soon_threadsafe(settle)
 
     job = Job(len(prompts.sentences), done)
-    assert server.batcher is not None  # or `admit` had refused
-    server.batcher.submit(job, prompts.sentences)
+    assert server.batcher is not None and server.engines is not None  # or `admit` had refused
+    server.batcher.submit(job, server.engines.items(engine, prompts.sentences))
     gone = asyncio.ensure_future(_gone(request))
     try:
         await asyncio.wait({result, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -328,15 +333,16 @@ async def _gone(request: Request) -> None:
 async def _words(server: Server, request: Request) -> Response:
     """Answer {"input": [...]} with the words that the model would say of each text."""
     asked, engine = await _asked(server, request)
-    z_nD, _, headers = await _vectors(server, request, asked.texts)
+    z_nD, _, headers = await _vectors(server, request, engine, asked.texts)
     words = await run_in_threadpool(engine.words, z_nD, WORDS)
     return Response(orjson.dumps({"data": words}), 200, headers, JSON)
 
 
 async def _models(server: Server, request: Request) -> Response:
-    bits = None if server.engine is None else server.engine.bits
+    named = {} if server.engines is None else server.engines.named
     data = [
-        {"id": name, "object": "model", "owned_by": "prompteol-jax", "prompteol_bits": bits}
+        {"id": name, "object": "model", "owned_by": "prompteol-jax"}
+        | {"prompteol_bits": named[name].bits if name in named else None}
         for name in server.settings.models
     ]
     return Response(orjson.dumps({"object": "list", "data": data}), 200, media_type=JSON)
@@ -350,6 +356,10 @@ def _health(server: Server) -> Response:
 
 def _metrics(server: Server) -> Response:
     return Response(server.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def _openapi(server: Server) -> Response:
+    return Response(orjson.dumps(openapi.document(server.settings.texts)), media_type=JSON)
 
 
 def _page() -> str:

@@ -24,7 +24,7 @@ IN_FLIGHT: Final = 2  # batches that the device has at a time
 PATIENCE: Final = 4  # batches after which a waiting text goes first
 GRACE_S: Final = 30.0  # beyond ten times its usual duration, a batch is overdue
 
-Bucket = tuple[int, bool]
+Bucket = Any  # what the device names a bucket by; it can be a key
 
 
 @runtime_checkable

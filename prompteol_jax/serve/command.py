@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import os
 import signal
@@ -21,18 +20,22 @@ from typing import Final
 import uvicorn
 
 from prompteol_jax import runtime
+from prompteol_jax.embedder import Embedder
+from prompteol_jax.serve import like
 from prompteol_jax.serve.app import Server, Settings, make_app
 from prompteol_jax.serve.engine import Engine
+from prompteol_jax.serve.engines import Engines
 from prompteol_jax.serve.options import ServeOptions, read_keys
 
-CPU_BATCH_TOKENS: Final = 64  # small batches answer one text fast
+CPU_BATCH_TOKENS: Final = 64  # answers one text fast where a full batch must be computed
 _log = logging.getLogger("prompteol_jax.serve")
 
 
 def serve(options: ServeOptions) -> None:
     """Serve until a signal ends it."""
+    options = like.filled(options)
     settings = Settings(
-        models=options.served_name or (options.model,),
+        models=(*options.names, *options.others),
         texts=options.max_texts,
         body_bytes=int(options.max_body_mb * 2**20),
         waiting=options.max_waiting,
@@ -44,15 +47,25 @@ def serve(options: ServeOptions) -> None:
     asyncio.run(_serve(options, Server(settings)))
 
 
-def load(options: ServeOptions) -> Engine:
-    """Load the model and run every shape once."""
-    tokens = options.batch_tokens
-    if tokens is None and runtime.on_cpu():
-        tokens = CPU_BATCH_TOKENS
+def load(options: ServeOptions) -> Engines:
+    """Load the model and run every shape of every template once."""
     # A request whose text is too long gets its own error, not one of the tokenizer's thread.
     cut = "end" if options.truncate == "error" else options.truncate
-    changed = dataclasses.replace(options, batch_tokens=tokens, truncate=cut)
-    engine = Engine(changed.load("float32"))
+    first = dataclasses.replace(options, truncate=cut).load("float32")
+    templates = {name: first.with_template(text) for name, text in options.others.items()}
+    engines = {}
+    for name, embedder in {**dict.fromkeys(options.names, first), **templates}.items():
+        known = [engine for engine in engines.values() if engine.embedder is embedder]
+        engines[name] = known[0] if known else _warm_engine(options, embedder)
+    return Engines(engines)
+
+
+def _warm_engine(options: ServeOptions, embedder: Embedder) -> Engine:
+    """Return an engine of encode's batches, or of small ones on a CPU that must fill a batch."""
+    engine = Engine(embedder, clean=options.clean)
+    chosen = options.batch_tokens is not None or options.like is not None
+    if not chosen and runtime.on_cpu() and not engine.answers_fast():
+        engine = Engine(embedder, batch_tokens=CPU_BATCH_TOKENS, clean=options.clean)
     engine.warm()
     return engine
 
@@ -88,8 +101,8 @@ async def _serve(options: ServeOptions, server: Server) -> None:
 
     def prepare() -> None:
         try:
-            engine = load(options)
-            loop.call_soon_threadsafe(_open, server, engine, options, http)
+            engines = load(options)
+            loop.call_soon_threadsafe(_open, server, engines, options, http)
         except BaseException as error:
             failures.append(error)
             http.should_exit = True
@@ -104,10 +117,11 @@ async def _serve(options: ServeOptions, server: Server) -> None:
         await asyncio.to_thread(server.batcher.close)
 
 
-def _open(server: Server, engine: Engine, options: ServeOptions, http: uvicorn.Server) -> None:
+def _open(server: Server, engines: Engines, options: ServeOptions, http: uvicorn.Server) -> None:
     if server.state == "draining":
         return
-    server.open(engine)
+    server.open(engines)
     sockets = [s for each in http.servers for s in each.sockets]
     where = sockets[0].getsockname()[:2] if sockets else (options.host, options.port)
-    _log.info("ready on http://%s:%s, bits %s", *where, engine.bits)
+    bits = ", ".join(f"{engine.bits} ({name})" for name, engine in engines.named.items())
+    _log.info("ready on http://%s:%s, bits %s", *where, bits)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import jax
 import numpy as np
@@ -17,7 +19,10 @@ from prompteol_jax.embedder import Embedder
 from prompteol_jax.encoding.batching import Batch, Sentence, fill_batch
 from prompteol_jax.encoding.pipeline import refuse_not_finite
 from prompteol_jax.serve.api import ApiError
-from prompteol_jax.serve.batcher import Bucket
+from prompteol_jax.text.template import clean_sentence
+
+Bucket = tuple[int, bool]  # its number, and whether its prompts continue the shared prefix
+NEVER: Final = sys.maxsize  # batches to wait before a shape is compiled while requests wait
 
 
 @dataclass(frozen=True)
@@ -37,19 +42,24 @@ class Prompts:
 class Engine:
     """An embedder as the batcher's device. One thread launches, another fetches; any tokenizes."""
 
-    def __init__(self, embedder: Embedder):
+    def __init__(self, embedder: Embedder, *, batch_tokens: int | None = None, clean: bool = False):
         self.embedder = embedder
         self.pipeline = embedder.pipeline
+        if batch_tokens is not None:
+            self.pipeline = dataclasses.replace(embedder.pipeline, batch_tokens=batch_tokens)
+        self.clean = clean
         buckets = self.pipeline.buckets(self.pipeline.tokens)
         assert buckets is not None  # only the plan `fitted` waits for texts; serve takes `fixed`
         self.buckets = buckets
         self.shapes: list[Bucket] = []
         self.width = embedder.width
-        self.bits = _bits(embedder, str(self.buckets))
+        self.bits = _bits(embedder, str(self.buckets), clean=clean)
 
     def prompts(self, texts: Sequence[str]) -> Prompts:
         """Put texts into the template and tokenize them."""
         prompt = self.embedder.prompt
+        if self.clean:
+            texts = [clean_sentence(text) for text in texts]
         found = prompt(texts)
         pairs = enumerate(zip(found.ids, found.shared, strict=True))
         sentences = [self.pipeline.sentence(n, ids, bool(shared)) for n, (ids, shared) in pairs]
@@ -83,9 +93,13 @@ class Engine:
         return self.buckets.rows[bucket[0]]
 
     def launch(self, bucket: Bucket, items: Sequence[Sentence]) -> tuple[Batch, jax.Array]:
-        """Start computing prompts of one bucket; their vectors come in this order."""
+        """Start computing prompts of one bucket; their vectors come in this order.
+
+        Few prompts take a smaller batch, where `warm` has shown that it has the same bits.
+        """
         batch = fill_batch(self.buckets, bucket[0], items)
         with jax.set_mesh(self.embedder.mesh):
+            batch = self.pipeline.shrink(batch, patience=NEVER)
             return batch, self.pipeline.launch(batch)
 
     def fetch(self, launched: tuple[Batch, jax.Array]) -> Float[np.ndarray, "n D"]:
@@ -101,8 +115,18 @@ class Engine:
         kinds = [(n, True) for n in range(len(lengths))]
         for number, shared in [*kinds, *((n, False) for n in sorted(whole))]:
             dummy = Sentence(0, np.zeros(lengths[number], np.int32), shared)
-            self.fetch(self.launch((number, shared), [dummy]))
-            self.shapes.append((number, shared))
+            batch = fill_batch(self.buckets, number, [dummy])
+            with jax.set_mesh(self.embedder.mesh):
+                self.fetch((batch, self.pipeline.launch(batch)))
+                self.shapes += [(number, shared)] * (1 + self.pipeline.prove(batch))
+
+    def answers_fast(self) -> bool:
+        """Say whether a text alone takes a small batch, shown for the shortest prompts."""
+        dummy = Sentence(0, np.zeros(self.buckets.lengths[0], np.int32), True)
+        batch = fill_batch(self.buckets, 0, [dummy])
+        with jax.set_mesh(self.embedder.mesh):
+            self.pipeline.prove(batch)
+            return self.pipeline.shrink(batch, patience=NEVER) is not batch
 
     def words(self, z_nD: Float[np.ndarray, "n D"], k: int) -> list[list[dict[str, Any]]]:
         """Return the k most likely next tokens after each text's prompt."""
@@ -115,11 +139,12 @@ class Engine:
         ]
 
 
-def _bits(embedder: Embedder, buckets: str) -> str:
+def _bits(embedder: Embedder, buckets: str, *, clean: bool) -> str:
     """Return 16 hex digits over everything that decides the bits of a vector."""
     device = jax.devices()[0]
     made = {
         **embedder.describe(),
+        **({"clean": True} if clean else {}),
         "mesh": dict(embedder.mesh.shape),
         "buckets": buckets,
         "device": device.device_kind,

@@ -19,12 +19,22 @@ KEYS: Final = "PROMPTEOL_API_KEYS"
 class ServeOptions(ModelOptions):
     """Serves vectors over HTTP in the form of OpenAI's embeddings API."""
 
+    model: str = ""
+    """A Hugging Face folder, a hub name such as facebook/opt-2.7b, or `tiny` (random weights)."""
+    like: Path | None = None
+    """Folder that `prompteol encode` wrote, or its manifest.json: serve the model, template and
+    settings of those vectors; other flags may name the same files elsewhere."""
+    also: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """NAME=TEMPLATE: another template of the same model, for requests that give NAME as `model`.
+    Repeat it for several."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all."""
     port: int = flag(8000, at_least=0, at_most=65535)
     """Port to listen on; 0 for a free one, which is printed."""
     served_name: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Name that requests may give as `model`; --model by default. Repeat it for several."""
+    clean: bool = False
+    """Rewrite each text as `prompteol encode --clean` does."""
     truncate: Literal["end", "middle", "error"] = "error"
     """What happens to a text that is too long: it is refused, or cut as `encode` does."""
     raw: bool = False
@@ -43,9 +53,26 @@ class ServeOptions(ModelOptions):
 
     def problems(self) -> list[str]:
         """List what does not fit between these flags."""
-        if self.plan == "fixed":
-            return []
-        return [f"--plan {self.plan} lets vectors depend on other texts; serve takes fixed"]
+        found = []
+        if not self.model and self.like is None:
+            found.append("--model is needed, or --like with what a corpus was encoded with")
+        if self.plan != "fixed":
+            found.append(f"--plan {self.plan} lets vectors depend on others; serve takes fixed")
+        names = [text.partition("=")[0] for text in self.also]
+        wrong = [text for text in self.also if not all(text.partition("=")[::2])]
+        found += [f"--also {text} is not NAME=TEMPLATE" for text in wrong]
+        twice = {name for name in names if names.count(name) > 1 or name in self.names}
+        return found + [f"--also {name} is served under that name already" for name in twice]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the first template."""
+        return self.served_name or (self.model,)
+
+    @property
+    def others(self) -> dict[str, str]:
+        """The other templates by name."""
+        return {name: template for name, _, template in (text.partition("=") for text in self.also)}
 
 
 def read_keys(file: Path | None) -> tuple[str, ...]:

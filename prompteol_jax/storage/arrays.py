@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import tokenize
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from prompteol_jax.errors import UserError
+from prompteol_jax.errors import NotFinite, UserError
+from prompteol_jax.storage import atomic
+
+DTYPES: Final = {"float32": "<f4", "float16": "<f2"}  # by name, in their order of bytes
 
 
-def read_array(path: Any, shape: tuple[int, int]) -> np.ndarray:
-    """Read a float32 array of a known shape.
+def write_array(path: Any, vectors: np.ndarray, dtype: str = "float32") -> None:
+    """Write float32 vectors as an array of another dtype, whole or not at all.
+
+    Raises: CannotWrite if the disk refuses; NotFinite where a number is too large for the dtype.
+    """
+    with np.errstate(over="ignore"):
+        kept = vectors.astype(DTYPES[dtype], copy=False)
+    if dtype != "float32" and not np.isfinite(kept).all():
+        row = int(np.flatnonzero(~np.isfinite(kept).all(axis=1))[0])
+        raise NotFinite(
+            f"{path}: vector {row} has a number beyond {np.finfo(DTYPES[dtype]).max}, the largest "
+            f"of {dtype}; use --normalize, or --output-dtype float32"
+        )
+    atomic.write_whole(path, lambda file: np.save(file, kept))
+
+
+def read_array(path: Any, shape: tuple[int, int], dtype: str = "float32") -> np.ndarray:
+    """Read an array of a known shape and dtype.
 
     Raises: OSError where the file cannot be read; UserError where it holds anything else.
     """
@@ -20,14 +39,16 @@ def read_array(path: Any, shape: tuple[int, int]) -> np.ndarray:
             version = np.lib.format.read_magic(file)
             readers = {(1, 0): np.lib.format.read_array_header_1_0}
             readers[(2, 0)] = np.lib.format.read_array_header_2_0
-            found, is_fortran, dtype = readers[version](file)
+            found, is_fortran, held = readers[version](file)
         except (ValueError, LookupError, TypeError, SyntaxError, tokenize.TokenError) as error:
             raise UserError(f"{path} is no array of vectors: {error!s:.200}") from error
-        if found != shape or is_fortran or dtype != np.dtype("<f4"):
+        kind = np.dtype(DTYPES[dtype])
+        if found != shape or is_fortran or held != kind:
             raise UserError(
-                f"{path} holds {dtype} {found!s:.80}, not the float32 {shape} of its manifest"
+                f"{path} holds {held} {found!s:.80}, not the {dtype} {shape} of its manifest"
             )
-        content = file.read(4 * shape[0] * shape[1] + 1)
-    if len(content) != 4 * shape[0] * shape[1]:
+        size = kind.itemsize * shape[0] * shape[1]
+        content = file.read(size + 1)
+    if len(content) != size:
         raise UserError(f"{path} has not as many bytes as its header says: it is damaged")
-    return np.frombuffer(content, "<f4").reshape(shape)
+    return np.frombuffer(content, kind).reshape(shape)

@@ -1,28 +1,31 @@
-"""Texts of a file larger than memory: .txt, .jsonl, .csv, .parquet, or standard input.
+"""Texts of a corpus larger than memory: .txt, .jsonl, .csv, .parquet, a folder of them, or `-`.
 
 A corpus is read twice: once before the model is loaded, to count its texts, to name every row that
-cannot be read and to know its content again after a kill, and once to encode it.
+cannot be read and to know its content again after a kill, and once to encode it. The first reading
+notes where each chunk begins, so that the second one reads no other chunk.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple, cast
 
-from prompteol_jax.errors import IsAFolder, NotFound, UserError, listed, listed_problems
+from prompteol_jax.errors import NotFound, UserError, listed, listed_problems
 from prompteol_jax.storage import paths, tables
 
 COLUMN: Final = "text"
 STDIN: Final = Path("-")
 _LISTED: Final = 5  # malformed rows that an error shows
 _BUFFER: Final = 1 << 20  # bytes of a parquet column read together
+_HIDDEN: Final = (".", "_")  # names that begin so are no data, as in other engines
 
 
 class Malformed(NamedTuple):
@@ -33,52 +36,146 @@ class Malformed(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Consecutive texts of a corpus, by their number and content."""
+    """Consecutive texts of one file of a corpus.
+
+    Attributes:
+        rows, sha256: their number and content.
+        file: name of the file in a folder; empty for a corpus of one file.
+        start: where they begin in it: a byte, or the number of a row of parquet.
+    """
 
     rows: int
     sha256: str
+    file: str = ""
+    start: int = 0
+
+    @property
+    def content(self) -> tuple[int, str]:
+        """What the vectors depend on."""
+        return self.rows, self.sha256
+
+
+class OpenFile:
+    """A file that is being read; readers keep `at` true.
+
+    Attributes:
+        file: the file, in binary mode.
+        start: where reading begins, 0 for the beginning of the file.
+        at: where the next row begins, as in `Chunk.start`.
+    """
+
+    def __init__(self, file: BinaryIO, start: int = 0):
+        self.file, self.start, self.at = file, start, start
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield lines, which end at \\n only."""
+        if self.start:
+            self.file.seek(self.start)
+        self.at = self.file.tell()
+        for line in self.file:
+            self.at += len(line)
+            yield line
 
 
 Decode = Callable[[bytes], str]
-Reader = Callable[[BinaryIO, str, Decode], Iterator[str | Malformed]]
+Reader = Callable[[OpenFile, str, Decode], Iterator[str | Malformed]]
+
+
+class TextFile(NamedTuple):
+    """One file of a corpus.
+
+    Attributes:
+        name: name for errors.
+        source: function that opens it.
+    """
+
+    name: str
+    source: Callable[[], AbstractContextManager]
+    read: Reader
 
 
 class Corpus:
-    """The texts of a file in their order, read again by each call of `chunks`.
+    """The texts of one or several files in their order.
 
     Attributes:
         invalid: texts of the latest reading with invalid UTF-8, each wrong part now U+FFFD.
     """
 
-    def __init__(self, name: str, source: Callable[[], AbstractContextManager], read: Reader):
+    def __init__(self, name: str, files: Mapping[str, TextFile]):
         self.name = name
         self.invalid = 0
-        self._source = source
-        self._read = read
+        self._files = files
 
     def chunks(self, rows: int) -> Iterator[list[str]]:
-        """Yield lists of this many texts, the last one shorter.
+        """Yield lists of this many texts of one file, the last one of a file shorter.
 
         Raises: UserError, after the last text, that names every row that cannot be read.
         """
+        return (texts for _, _, texts in self._pieces(rows))
+
+    def survey(self, rows: int) -> list[Chunk]:
+        """Read everything once, in chunks of this many texts.
+
+        Raises: UserError as `chunks`.
+        """
+        return [
+            Chunk(len(texts), digest(texts), file, start)
+            for file, start, texts in self._pieces(rows)
+        ]
+
+    def read(self, chunk: Chunk) -> list[str]:
+        """Read the texts of one chunk, and nothing else of its file.
+
+        Raises: UserError where they are no longer what they were.
+        """
+        changed = UserError(f"{self.name} has changed while it was encoded; start again")
+        if chunk.file not in self._files:
+            raise changed
+        texts: list[str] = []
+        rows = self._rows(self._files[chunk.file], chunk.start)
+        with closing(rows):
+            for _, row in itertools.islice(rows, chunk.rows):
+                if isinstance(row, Malformed):
+                    break
+                texts.append(row)
+        if (len(texts), digest(texts)) != chunk.content:
+            raise changed
+        return texts
+
+    def _pieces(self, rows: int) -> Iterator[tuple[str, int, list[str]]]:
+        """Yield chunks with the key of their file and where they begin."""
         self.invalid = 0
         malformed: list[Malformed] = []
         count = 0
-        chunk: list[str] = []
-        with self._source() as file:
-            for row in self._read(file, self.name, self._decoded):
+        for key, file in self._files.items():
+            texts: list[str] = []
+            start = 0
+            for at, row in self._rows(file):
                 if isinstance(row, Malformed):
                     count += 1
-                    malformed += [row] if count <= _LISTED else []
+                    place = f"{key} {row.place}".strip()
+                    malformed += [Malformed(place, row.what)] if count <= _LISTED else []
                     continue
-                chunk.append(row)
-                if len(chunk) == rows:
-                    yield chunk
-                    chunk = []
-        if chunk:
-            yield chunk
+                texts.append(row)
+                if len(texts) == rows:
+                    yield key, start, texts
+                    texts, start = [], at
+            if texts:
+                yield key, start, texts
         if malformed:
             raise UserError(_report(self.name, malformed, count))
+
+    def _rows(
+        self, file: TextFile, start: int = 0
+    ) -> Generator[tuple[int, str | Malformed], None, None]:
+        """Yield the rows of a file, each with where the next one begins."""
+        with file.source() as opened_file:
+            reading = OpenFile(opened_file, start)
+            for row in file.read(reading, file.name, self._decoded):
+                yield reading.at, row
 
     def _decoded(self, raw: bytes) -> str:
         try:
@@ -90,7 +187,7 @@ class Corpus:
 
 @contextmanager
 def opened(path: Path, spool: Path | None = None) -> Iterator[Corpus]:
-    """Open a file, or standard input for `-`, one text a line; see `open_corpus` for errors.
+    """Open a file or folder, or standard input for `-`, one text a line; see `open_corpus`.
 
     Args:
         spool: folder that keeps standard input meanwhile, the system's by default.
@@ -100,20 +197,22 @@ def opened(path: Path, spool: Path | None = None) -> Iterator[Corpus]:
         return
     with tempfile.TemporaryFile(dir=spool) as kept:
         shutil.copyfileobj(sys.stdin.buffer, kept)
-        yield Corpus("standard input", functools.partial(_rewound, kept), _lines)
+        name = "standard input"
+        yield Corpus(name, {"": TextFile(name, functools.partial(_rewound, kept), _lines)})
 
 
 def open_corpus(path: Path) -> Corpus:
-    """Find the reader of a file by its suffix.
+    """Find the readers of a file, or of the files in a folder, by their suffixes.
 
-    Raises: NotFound, IsAFolder or UserError that says what is read.
+    Raises: NotFound or UserError that says what is read.
     """
     known = ", ".join(READERS)
+    given = paths.as_path(path)
+    if given.is_dir():
+        return _open_folder(given)
     path = paths.local_copy(path)
-    if path.is_dir():
-        raise IsAFolder(f"input {path} is a folder; give one file: {known}")
     if not path.exists():
-        raise NotFound(f"no input file {path}; give a file ({known}), or - for a pipe")
+        raise NotFound(f"no input file {path}; give a file ({known}), a folder, or - for a pipe")
     if not path.is_file():
         raise UserError(f"input {path} cannot be read twice; pipe its lines to --input -")
     if path.suffix.lower() not in READERS:
@@ -121,15 +220,36 @@ def open_corpus(path: Path) -> Corpus:
             f"input {path} has the unknown suffix {path.suffix!r}; known: {known}. "
             "For lines of text under another name, pipe them to --input -"
         )
-    return Corpus(str(path), functools.partial(path.open, "rb"), READERS[path.suffix.lower()])
+    return Corpus(str(path), {"": _text_file(path)})
 
 
-def survey(corpus: Corpus, rows: int) -> list[Chunk]:
-    """Read a corpus once, in chunks of this many texts.
+def _open_folder(folder: paths.AnyPath) -> Corpus:
+    """Find the files of a folder, in the order of their names.
 
-    Raises: UserError that names every row that cannot be read.
+    Raises: NotFound where it holds none; UserError that names what else it holds.
     """
-    return [Chunk(len(texts), digest(texts)) for texts in corpus.chunks(rows)]
+    names = [name for name in paths.files(folder) if not name.startswith(_HIDDEN)]
+    others = [name for name in names if "/" in name or _suffix(name) not in READERS]
+    known = ", ".join(READERS)
+    if others:
+        raise UserError(
+            f"input folder {folder} holds what is no text ({listed(others, 5)}); only files with "
+            f"{known} may be in it, and names that begin with . or _, which are passed over"
+        )
+    if not names:
+        raise NotFound(f"input folder {folder} holds no file with {known}")
+    return Corpus(str(folder), {name: _text_file(folder / name) for name in names})
+
+
+def _text_file(path: paths.AnyPath) -> TextFile:
+    """Return a file, here or in a bucket, from which it is copied when it is first opened."""
+    return TextFile(
+        str(path), lambda: paths.local_copy(path).open("rb"), READERS[_suffix(path.name)]
+    )
+
+
+def _suffix(name: str) -> str:
+    return Path(name).suffix.lower()
 
 
 def digest(texts: Sequence[str]) -> str:
@@ -142,14 +262,14 @@ def digest(texts: Sequence[str]) -> str:
     return content.hexdigest()
 
 
-def _lines(file: BinaryIO, name: str, decode: Decode) -> Iterator[str | Malformed]:
-    tables.skip_mark(file, name)
-    for line in file:  # a binary file ends its lines at \n only
+def _lines(file: OpenFile, name: str, decode: Decode) -> Iterator[str | Malformed]:
+    tables.skip_mark(file.file, name)
+    for line in file:
         yield decode(line.removesuffix(b"\n").removesuffix(b"\r"))
 
 
-def _json_lines(file: BinaryIO, name: str, decode: Decode) -> Iterator[str | Malformed]:
-    for line, row in tables.json_rows(file, name, decode):
+def _json_lines(file: OpenFile, name: str, decode: Decode) -> Iterator[str | Malformed]:
+    for line, row in tables.json_rows(cast(BinaryIO, file), name, decode):
         if isinstance(row, tables.Bad):
             yield Malformed(f"line {line}", row.what)
         elif COLUMN not in row:
@@ -161,24 +281,30 @@ def _json_lines(file: BinaryIO, name: str, decode: Decode) -> Iterator[str | Mal
             yield row[COLUMN]
 
 
-def _csv_cells(file: BinaryIO, name: str, decode: Decode) -> Iterator[str | Malformed]:
+def _csv_cells(file: OpenFile, name: str, decode: Decode) -> Iterator[str | Malformed]:
     def header(columns: Sequence[str]) -> Sequence[str]:
         _column(columns, name)
         return columns
 
-    for line, row in tables.csv_rows(file, name, header):
+    lines = tables.Lines(file.file)
+    rows = tables.csv_rows(file.file, name, header, lines)
+    if file.start:  # behind the header, which the first row is read for
+        next(rows, None)
+        lines.seek(file.start)
+    for line, row in rows:
+        file.at = lines.at
         if isinstance(row, tables.Bad):
             yield Malformed(f"line {line}", row.what)
         else:
             yield decode(row[COLUMN].encode("utf-8", "surrogateescape"))
 
 
-def _parquet_column(file: BinaryIO, name: str, decode: Decode) -> Iterator[str | Malformed]:
+def _parquet_column(file: OpenFile, name: str, decode: Decode) -> Iterator[str | Malformed]:
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
-        table = parquet.ParquetFile(file, buffer_size=_BUFFER)
+        table = parquet.ParquetFile(file.file, buffer_size=_BUFFER)
         schema = table.schema_arrow
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
@@ -188,15 +314,28 @@ def _parquet_column(file: BinaryIO, name: str, decode: Decode) -> Iterator[str |
     of_strings = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     if not any(is_of(strings) for is_of in of_strings):
         raise UserError(f"{name}: column {COLUMN!r} holds {kind}, not strings")
-    row = 0
+    groups, file.at = _groups_from(table.metadata, file.start)
     try:
-        for batch in table.iter_batches(4096, columns=[COLUMN]):
+        for batch in table.iter_batches(4096, row_groups=groups, columns=[COLUMN]):
             for raw in batch.column(0).cast(strings).cast(pa.large_binary()).to_pylist():
-                row += 1
-                yield Malformed(f"row {row}", "null") if raw is None else decode(raw)
+                file.at += 1
+                if file.at <= file.start:
+                    continue
+                yield Malformed(f"row {file.at}", "null") if raw is None else decode(raw)
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{name} is damaged after row {row}: {reason:.200}") from error
+        raise UserError(f"{name} is damaged after row {file.at}: {reason:.200}") from error
+
+
+def _groups_from(metadata: Any, row: int) -> tuple[list[int], int]:
+    """Return the row groups of a parquet file from that of a row on, and where these begin."""
+    begin, first = 0, 0
+    while first < metadata.num_row_groups:
+        size = metadata.row_group(first).num_rows
+        if begin + size > row:
+            break
+        begin, first = begin + size, first + 1
+    return list(range(first, metadata.num_row_groups)), begin
 
 
 READERS: Final[dict[str, Reader]] = {

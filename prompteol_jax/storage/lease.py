@@ -47,6 +47,11 @@ class Lease:
         self._beats = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._beats.start()
 
+    @property
+    def lost(self) -> bool:
+        """Another process took the folder over."""
+        return self._lost is not None
+
     def check(self) -> None:
         """Refuse to write on where another process took the folder over, after a long pause here.
 

@@ -8,13 +8,15 @@ from typing import BinaryIO
 import numpy as np
 
 from prompteol_jax.storage import atomic, paths
+from prompteol_jax.storage.arrays import DTYPES
 from prompteol_jax.storage.paths import AnyPath
 from prompteol_jax.storage.shards import Shards
 
 
 def join_npy(shards: Shards, output: AnyPath) -> None:
-    """Write all rows to one .npy file, float32 [n, D]."""
-    header = {"descr": "<f4", "fortran_order": False, "shape": (shards.rows, shards.width)}
+    """Write all rows to one .npy file, [n, D]."""
+    shape = (shards.rows, shards.width)
+    header = {"descr": DTYPES[shards.dtype], "fortran_order": False, "shape": shape}
 
     def write(file: BinaryIO) -> None:
         np.lib.format.write_array_header_1_0(file, header)
@@ -25,11 +27,11 @@ def join_npy(shards: Shards, output: AnyPath) -> None:
 
 
 def join_parquet(shards: Shards, output: AnyPath) -> None:
-    """Write all rows to one parquet file, column `embedding`, a fixed-size list of float32."""
+    """Write all rows to one parquet file, column `embedding`, a fixed-size list of floats."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    kind = pa.list_(pa.float32(), shards.width)
+    kind = pa.list_(pa.from_numpy_dtype(DTYPES[shards.dtype]), shards.width)
     schema = pa.schema([pa.field("embedding", kind, nullable=False)])
 
     def write(file: BinaryIO) -> None:

@@ -1,13 +1,14 @@
 """Vectors as a folder of shards that survives a kill.
 
 The manifest says what the vectors are made of and which shards are done. A shard is written whole
-and then entered in the manifest with its SHA-256. A shard that the manifest does not hold is
-encoded again, so no row is lost and none occurs twice.
+and then entered in a journal with its SHA-256; the manifest takes the journal in at the end of a
+run, and at the start of the next one. A shard that neither holds is encoded again, so no row is
+lost and none occurs twice.
 
 One run writes into a folder at a time, here or in a bucket (`lease`).
 
-Each of several processes writes its share of the shards and its own manifest. The first one
-merges these into its own at the end, or at the start of the next run, which may have more or fewer
+Each of several processes writes its share of the shards and its own journal. The first one takes
+these into the manifest at the end, or at the start of the next run, which may have more or fewer
 processes.
 """
 
@@ -21,16 +22,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
 from prompteol_jax.errors import AlreadyExists, UserError, listed
-from prompteol_jax.storage import atomic, json_files, lease, lease_record, paths, same_work
-from prompteol_jax.storage.arrays import read_array
+from prompteol_jax.storage import atomic, journal, json_files, lease, lease_record, paths, same_work
+from prompteol_jax.storage.arrays import read_array, write_array
 from prompteol_jax.storage.corpus import Chunk
+from prompteol_jax.storage.journal import Entry
 from prompteol_jax.storage.paths import AnyPath
 
 MANIFEST: Final = "manifest.json"
-_OURS: Final = re.compile(r"(manifest(\.\d+)?\.json|shard-\d{5,}\.npy|joined)(\.[0-9a-f]{8}\.new)?")
+MOST: Final = 2**16  # shards of a run: the manifest stays below what is read of a JSON file
+_OURS: Final = re.compile(
+    rf"(manifest(\.\d+)?\.json|{journal.PATTERN}|shard-\d{{5,}}\.npy|joined)(\.[0-9a-f]{{8}}\.new)?"
+)
 _LEASE: Final = re.compile(rf"{re.escape(lease_record.NAME)}(\.[0-9a-f]+)?")
 _POLL: Final = 0.5  # seconds between two looks for what other processes did
 _NAMES: Final = ("model", "template")  # settings that only name what others hold
@@ -46,11 +51,13 @@ class Shards:
         chunks: the texts of each shard.
         sha256: of each finished shard's file, None for those still missing.
         truncated: texts of each shard that were cut, None where it is missing or not known.
-        width: numbers in a vector; None before `begin`.
+        width: numbers in a vector; None before it is known.
         damaged: shards that were found missing or changed and are missing now.
         process: which of the processes of this run this is.
         share: numbers of the missing shards that this process writes.
         held: right to write into the folder; None in processes but the first.
+        computed: how this run computes: what changes the rounding of vectors only.
+        is_new: the folder holds no run that this one continues.
     """
 
     folder: AnyPath
@@ -63,6 +70,9 @@ class Shards:
     process: int = 0
     share: Sequence[int] = ()
     held: lease.Lease | None = None
+    computed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    is_new: bool = True
+    _journal: journal.ShardJournal | None = None
 
     @property
     def rows(self) -> int:
@@ -74,32 +84,55 @@ class Shards:
         """Numbers of the shards still to be written."""
         return [number for number, digest in enumerate(self.sha256) if digest is None]
 
-    def begin(self, width: int) -> None:
+    @property
+    def dtype(self) -> str:
+        """Dtype of the vectors in the files."""
+        return self.settings.get("output_dtype", "float32")
+
+    def begin(self, width: int | None) -> None:
         """Replace what the folder held before by a new run; continue a resumed one.
 
+        Args:
+            width: numbers in a vector; None where the first shard will tell.
         Raises: UserError if vectors of another width are there.
         """
-        if self.width not in (None, width):
+        self._check_width(width)
+        if self.process == 0 and self.is_new:
+            self._clear()
+        self.width = width or self.width
+        self._journal = journal.ShardJournal(self.folder, self.process)
+        if self.process == 0:
+            self._take_in_all()
+
+    def end(self) -> None:
+        """Leave what was entered in the manifest, or in the journal of another process."""
+        if self._journal is None:
+            return
+        self._journal.flush()
+        self._journal = None
+        if self.process == 0 and not (self.held and self.held.lost):
+            self._write_manifest()
+            journal.remove(self.folder, self.process)
+
+    def _check_width(self, width: int | None) -> None:
+        if width is not None and self.width not in (None, width):
             raise UserError(
                 f"{self.folder} holds vectors of {self.width} numbers, the model gives {width}; "
                 "give another output"
             )
-        if self.process == 0 and self.width is None:
-            self._clear()
-        self.width = width
-        if self.process == 0:
-            self._take_in_others()
 
     def gather(self) -> None:
         """Wait until all processes are done, then enter their shards, read again and checked.
 
         Raises: UserError where some are not to be found.
         """
+        if self._journal is not None:
+            self._journal.flush()
         while not all(_entered(self.folder)):
             time.sleep(_POLL)
         found = _resumed(self.folder, self.settings, self.chunks, overwrite=False)
         self.sha256, self.truncated = found.sha256, found.truncated
-        self._take_in_others()
+        self._take_in_all()
         if self.missing:
             raise UserError(
                 f"{len(self.missing)} of {len(self.chunks)} shards in {self.folder} are not what "
@@ -116,37 +149,51 @@ class Shards:
                 (self.folder / MANIFEST).stat()
                 time.sleep(_POLL)
 
-    def _take_in_others(self) -> None:
-        self._write_manifest()
-        for path in self.folder.glob("manifest.*.json"):
-            path.unlink()
-
     def write(
         self, number: int, vectors: Float32[np.ndarray, "n D"], truncated: int | None = None
     ) -> None:
-        """Write one shard and enter it in the manifest.
+        """Write one shard and enter it.
 
         Args:
             truncated: texts that were cut.
         Raises: CannotWrite if the disk refuses; what was written before stays good.
         """
-        if self.held is not None:
-            self.held.check()
+        self._check_held()
         expected = (self.chunks[number].rows, self.width)
         if vectors.shape != expected:
             raise UserError(f"shard {number} needs {expected} numbers, got {vectors.shape}")
-        path = self.folder / shard_name(number)
-        atomic.write_whole(path, lambda file: np.save(file, vectors.astype("<f4", copy=False)))
-        self.sha256[number], self.truncated[number] = atomic.sha256(path), truncated
-        self._write_manifest()
+        sha256 = write_shard(self.folder, number, vectors, self.dtype)
+        self.enter(Entry(number, sha256, truncated), self.width)
 
-    def read(self, number: int) -> Float32[np.ndarray, "n D"]:
+    def enter(self, entry: Entry, width: int | None) -> None:
+        """Enter a shard that was written whole, here or by a worker, with numbers in a vector.
+
+        Raises: UserError where it has another width than those before; CannotWrite.
+        """
+        self._check_held()
+        self._check_width(width)
+        assert self._journal is not None  # after `begin`, before `end`
+        if self.width is None:
+            self.width = width
+            self._write_manifest()
+        self.sha256[entry.shard], self.truncated[entry.shard] = entry.sha256, entry.truncated
+        self._journal.enter(entry)
+
+    def _check_held(self) -> None:
+        if self.held is not None:
+            self.held.check()
+
+    def read(self, number: int) -> Float[np.ndarray, "n D"]:
         """The vectors of one shard."""
         assert self.width is not None  # `begin`, or the manifest, has set it
-        return read_array(self.folder / shard_name(number), (self.chunks[number].rows, self.width))
+        shape = (self.chunks[number].rows, self.width)
+        return read_array(self.folder / shard_name(number), shape, self.dtype)
 
     def remove(self) -> None:
         """Remove the shards and their folder."""
+        if self._journal is not None:
+            self._journal.flush()
+            self._journal = None
         self._clear()
         if self.held is not None:
             self.held.release()
@@ -160,23 +207,30 @@ class Shards:
             (self.folder / name).unlink()
 
     def _write_manifest(self) -> None:
+        """Write the manifest with all that this process knows of."""
         shards = [
-            {
-                **{"file": shard_name(n), "rows": chunk.rows, "truncated": cut},
-                **{"input_sha256": chunk.sha256, "sha256": sha},
-            }
-            for n, (chunk, sha, cut) in enumerate(
+            {"file": shard_name(n), "rows": chunk.rows, "truncated": cut}
+            | {"input_sha256": chunk.sha256, "sha256": sha256}
+            | ({"input_file": chunk.file} if chunk.file else {})
+            for n, (chunk, sha256, cut) in enumerate(
                 zip(self.chunks, self.sha256, self.truncated, strict=True)
             )
         ]
         content = {
             "settings": dict(self.settings),
+            "computed": dict(self.computed),
             "rows": self.rows,
             "width": self.width,
             "shards": shards,
         }
-        name = f"manifest.{self.process}.json" if self.process else MANIFEST
-        json_files.write_object(self.folder / name, content)
+        json_files.write_object(self.folder / MANIFEST, content)
+
+    def _take_in_all(self) -> None:
+        """Write the manifest, and remove the journals whose entries it has."""
+        self._write_manifest()
+        journal.remove(self.folder)
+        for path in self.folder.glob("manifest.*.json"):  # of several processes, before journals
+            path.unlink()
 
 
 @contextlib.contextmanager
@@ -188,15 +242,20 @@ def opened(
     overwrite: bool,
     process: int = 0,
     processes: int = 1,
+    computed: Mapping[str, Any] | None = None,
 ) -> Iterator[Shards]:
     """Find what a folder holds of a run, or start one there; refuse other runs meanwhile.
 
     Args:
         overwrite: vectors of other settings or texts may be replaced.
         process: which of `processes` this is; the first holds the folder for all.
+        computed: settings that change the rounding of vectors only, for the manifest.
     Raises: UserError naming each setting that differs, or that another run writes there;
         FileExistsError where the folder holds files of others.
     """
+    if len(chunks) > MOST:
+        rows = -(-sum(chunk.rows for chunk in chunks) // MOST)
+        raise UserError(f"{len(chunks)} shards are more than {MOST}; give --shard-rows {rows}")
     with _held(folder, is_first=process == 0) as held:
         foreign = [name for name in paths.files(folder) if not _is_ours(name)]
         if foreign:
@@ -206,7 +265,12 @@ def opened(
             )
         found = _resumed(folder, settings, chunks, overwrite=overwrite)
         share = found.missing[process::processes]
-        yield dataclasses.replace(found, process=process, share=share, held=held)
+        more = dict(process=process, share=share, held=held, computed=computed or {})
+        run = dataclasses.replace(found, **more)
+        try:
+            yield run
+        finally:
+            run.end()
 
 
 @contextlib.contextmanager
@@ -236,6 +300,18 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}.npy"
 
 
+def write_shard(
+    folder: AnyPath, number: int, vectors: Float32[np.ndarray, "n D"], dtype: str
+) -> str:
+    """Write the file of a shard whole, and return its SHA-256. Several may write the same one.
+
+    Raises: CannotWrite if the disk refuses; NotFinite where a number is too large for the dtype.
+    """
+    path = folder / shard_name(number)
+    write_array(path, vectors, dtype)
+    return atomic.sha256(path)
+
+
 def _resumed(
     folder: AnyPath, settings: Mapping[str, Any], chunks: Sequence[Chunk], *, overwrite: bool
 ) -> Shards:
@@ -248,7 +324,7 @@ def _resumed(
         problems = same_work.differences(found["settings"], settings, ignore=_NAMES)
         problems += _other_texts(there, chunks)
         entered, cut = _entered(folder), _truncated(folder)
-        width = int(found["width"])
+        width = None if found["width"] is None else int(found["width"])
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         problems = [f"its {MANIFEST} is damaged ({error})"]
     if problems and overwrite:
@@ -258,7 +334,7 @@ def _resumed(
     intact = [_intact(folder / shard_name(n), digests) for n, digests in enumerate(entered)]
     damaged = sum(bool(a) and b is None for a, b in zip(entered, intact, strict=True))
     cut = [n if sha else None for n, sha in zip(cut, intact, strict=True)]
-    return Shards(folder, settings, chunks, intact, cut, width, damaged)
+    return Shards(folder, settings, chunks, intact, cut, width, damaged, is_new=False)
 
 
 def _digests(manifest: AnyPath) -> list[str | None]:
@@ -268,7 +344,14 @@ def _digests(manifest: AnyPath) -> list[str | None]:
 def _entered(folder: AnyPath) -> list[set[str]]:
     """The digests that any process entered of each shard."""
     manifests = (folder / MANIFEST, *folder.glob("manifest.*.json"))
-    return [set(copies) - {None} for copies in zip(*map(_digests, manifests), strict=True)]
+    found = [
+        {sha256 for sha256 in copies if sha256 is not None}
+        for copies in zip(*map(_digests, manifests), strict=True)
+    ]
+    for entry in journal.entries(folder):
+        if entry.shard < len(found):
+            found[entry.shard].add(entry.sha256)
+    return found
 
 
 def _truncated(folder: AnyPath) -> list[int | None]:
@@ -278,9 +361,13 @@ def _truncated(folder: AnyPath) -> list[int | None]:
         [shard.get("truncated") for shard in json_files.read_object(path)["shards"]]
         for path in manifests
     ]
-    return [
+    found = [
         max((n for n in some if n is not None), default=None) for some in zip(*counts, strict=True)
     ]
+    for entry in journal.entries(folder):
+        if entry.shard < len(found):
+            found[entry.shard] = entry.truncated
+    return found
 
 
 def _other_texts(found: Sequence[Chunk], asked: Sequence[Chunk]) -> list[str]:
@@ -289,7 +376,7 @@ def _other_texts(found: Sequence[Chunk], asked: Sequence[Chunk]) -> list[str]:
         return [f"the input had {sum(rows[0])} texts and has now {sum(rows[1])}"]
     if rows[0] != rows[1]:
         return []  # shards of another size, which the settings tell
-    changed = sum(a != b for a, b in zip(found, asked, strict=True))
+    changed = sum(a.content != b.content for a, b in zip(found, asked, strict=True))
     return [f"the input's texts have changed, in {changed} of {len(asked)} shards"] * bool(changed)
 
 

@@ -54,7 +54,9 @@ def skip_mark(file: Binary, name: str) -> None:
     file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
 
 
-def csv_rows(file: Binary, name: str, header: CheckHeader = list) -> Iterator[Row]:
+def csv_rows(
+    file: Binary, name: str, header: CheckHeader = list, lines: Lines | None = None
+) -> Iterator[Row]:
     """Yield the rows of a csv file whose first row names the columns.
 
     Lines end with `\\n`, `\\r\\n` or a bare `\\r`. Blank lines are no rows.
@@ -63,10 +65,11 @@ def csv_rows(file: Binary, name: str, header: CheckHeader = list) -> Iterator[Ro
         file: file at its start, in binary mode.
         name: name of the file, for errors.
         header: function that checks the names of the columns, and returns them.
+        lines: lines of the file, for a caller who needs to know where they are.
     Raises: UserError where the header cannot be read, or `header` refuses it; UTF-16.
     """
     skip_mark(file, name)
-    lines = _Lines(file)
+    lines = lines or Lines(file)
     reader = csv.reader(lines, strict=True)
     names: Sequence[str] | None = None
     while True:
@@ -133,27 +136,39 @@ def is_utf8(text: str) -> bool:
     return True
 
 
-class _Lines:
-    """Lines of a file with their ends kept; each of `\\n`, `\\r\\n` and `\\r` ends one."""
+class Lines:
+    """Lines of a file with their ends kept; each of `\\n`, `\\r\\n` and `\\r` ends one.
+
+    Attributes:
+        number: lines given out.
+        at: byte of the file at which the next line begins.
+    """
 
     def __init__(self, file: Binary):
-        self.number = 0  # lines given out
-        self._lines = self._split(file)
+        self.number = self.at = 0
+        self._file = file
+        self._lines = self._split()
 
-    def __iter__(self) -> _Lines:
+    def seek(self, at: int) -> None:
+        """Go on at this byte, where a line begins."""
+        self._file.seek(at)
+        self._lines = self._split()
+
+    def __iter__(self) -> Lines:
         return self
 
     def __next__(self) -> str:
         line = next(self._lines)
         self.number += 1
+        self.at += len(line)
         return escaped(line)
 
-    @staticmethod
-    def _split(file: Binary) -> Iterator[bytes]:
+    def _split(self) -> Iterator[bytes]:
+        self.at = self._file.tell()
         rest: list[bytes] = []
-        while piece := file.read(_PIECE):
+        while piece := self._file.read(_PIECE):
             if piece.endswith(b"\r"):  # perhaps the first half of \r\n
-                piece += file.read(1)
+                piece += self._file.read(1)
             for line in piece.splitlines(keepends=True):  # of bytes: at \n, \r\n and \r only
                 rest.append(line)
                 if line.endswith((b"\n", b"\r")):

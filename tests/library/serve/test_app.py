@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import collections
+import json
 import threading
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from prompteol_jax.encoding.batching import Sentence
 from prompteol_jax.errors import NotFinite
 from prompteol_jax.serve.api import ApiError
 from prompteol_jax.serve.app import Server, Settings, make_app
 from prompteol_jax.serve.engine import Engine, Prompts
+from prompteol_jax.serve.engines import Engines
 
 testclient = pytest.importorskip("starlette.testclient")
 URL = "/v1/embeddings"
@@ -76,7 +81,7 @@ def served():
     def start(**settings):
         server = Server(Settings(("m",), **settings))
         engine = Lengths()
-        server.open(engine)
+        server.open(Engines(dict.fromkeys(server.settings.models, engine)))
         servers.append((server, engine))
         return server, engine, testclient.TestClient(make_app(server))
 
@@ -203,3 +208,102 @@ def test_metrics_models_words_and_the_page_are_there(served):
     assert client.get("/v1/models").json()["data"][0]["prompteol_bits"] == "0123456789abcdef"
     assert client.post("/words", json={"input": "a"}).json()["data"][0][0]["word"] == "cat"
     assert "<h1>" in client.get("/").text
+
+
+def test_each_name_has_its_engine_and_its_bits_and_a_batch_is_of_one_engine():
+    first, second = Lengths(), Lengths()
+    second.bits = "fedcba9876543210"
+    server = Server(Settings(("m", "alias", "icl")))
+    server.open(Engines({"m": first, "alias": first, "icl": second}))
+    client = testclient.TestClient(make_app(server))
+    bits = {}
+    for name in ("m", "alias", "icl"):
+        reply = client.post(URL, json={"input": ["a", "b"], "model": name})
+        assert (reply.status_code, reply.json()["model"]) == (200, name)
+        bits[name] = reply.headers["x-prompteol-bits"]
+    assert bits == {"m": first.bits, "alias": first.bits, "icl": second.bits}
+    assert {
+        one["id"]: one["prompteol_bits"] for one in client.get("/v1/models").json()["data"]
+    } == bits
+    assert (first.launches, second.launches) == (2, 1)
+    assert 'prompteol_batch_rows_total{bucket="icl 8"} 2.0' in client.get("/metrics").text
+    assert client.post(URL, json={"input": "a", "model": "x"}).status_code == 404
+    server.batcher.close()
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+FIELDS = st.dictionaries(
+    st.sampled_from(["input", "model", "encoding_format", "dimensions", "user", "x"]),
+    JUNK | st.sampled_from(["a", ["a"], "m", "base64", 1]),
+    max_size=5,
+)
+BODIES = st.one_of(
+    st.binary(max_size=40),
+    JUNK.map(lambda value: json.dumps(value).encode()),
+    FIELDS.map(lambda value: json.dumps(value).encode()),
+    st.tuples(FIELDS, st.integers(0, 30), st.binary(max_size=2)).map(
+        lambda t: json.dumps(t[0]).encode()[: t[1]] + t[2] + json.dumps(t[0]).encode()[t[1] :]
+    ),
+)
+
+
+def fuzz(client, examples):
+    """Send bodies; the statuses that came back."""
+    seen = collections.Counter()
+
+    @settings(max_examples=examples, deadline=None, database=None, derandomize=True)
+    @given(BODIES, st.sampled_from([URL, "/words"]))
+    def send(body, path):
+        reply = client.post(path, content=body)
+        seen[reply.status_code] += 1
+        assert reply.status_code in (200, 400, 404, 413), (body, reply.text)
+        if reply.status_code != 200:
+            assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
+
+    send()
+    return seen
+
+
+def test_a_malformed_body_is_answered_with_a_reason(served):
+    server, _, client = served(body_bytes=2048)
+    seen = fuzz(client, 200)
+    assert seen[400] > 50
+    assert server.in_flight == 0
+
+
+@pytest.mark.slow
+def test_ten_thousand_malformed_bodies_are_answered_with_a_reason(served):
+    server, _, client = served(body_bytes=2048)
+    seen = fuzz(client, 10_000)
+    assert sum(seen.values()) >= 9_000 and seen[200] > 10 and seen[404] > 10
+    assert server.in_flight == 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # those of schemathesis
+def test_requests_made_from_the_description_are_answered_as_it_says(served):
+    schemathesis = pytest.importorskip("schemathesis")
+    server, _, client = served()
+    schema = schemathesis.openapi.from_asgi("/openapi.json", client.app)
+    checks = [schemathesis.checks.not_a_server_error]
+    checks += [schemathesis.checks.CHECKS.get_one(name) for name in ("status_code_conformance",)]
+    count = 0
+    for result in schema.get_all_operations():
+        operation = result.ok()
+
+        @settings(max_examples=200, deadline=None, database=None, derandomize=True)
+        @given(case=operation.as_strategy())
+        def send(case):
+            nonlocal count
+            count += 1
+            case.call_and_validate(checks=checks)
+
+        send()
+    assert count > 100
+    assert server.in_flight == 0

@@ -8,7 +8,7 @@ import sys
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
@@ -149,7 +149,7 @@ def test_chunks_are_full_but_for_the_last(tmp_path, rows):
     sizes = [len(chunk) for chunk in texts.chunks(rows)]
     assert sum(sizes) == 14
     assert set(sizes[:-1]) <= {rows} and 1 <= sizes[-1] <= rows
-    assert [chunk.rows for chunk in corpus.survey(texts, rows)] == sizes
+    assert [chunk.rows for chunk in texts.survey(rows)] == sizes
 
 
 def test_reading_is_streamed(tmp_path):
@@ -204,7 +204,7 @@ def test_the_digest_takes_half_a_surrogate_pair():
 def test_refuses_what_it_cannot_read(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message) as raised:
-        corpus.survey(corpus.open_corpus(tmp_path / name), 2)
+        corpus.open_corpus(tmp_path / name).survey(2)
     assert "\n" not in str(raised.value)
 
 
@@ -219,14 +219,12 @@ def test_refuses_what_it_cannot_read(tmp_path, name, content, message):
 def test_refuses_parquet_without_texts(tmp_path, columns, message):
     parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=message):
-        corpus.survey(corpus.open_corpus(tmp_path / "a.parquet"), 2)
+        corpus.open_corpus(tmp_path / "a.parquet").survey(2)
 
 
 def test_refuses_what_is_no_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no input file .*a\.txt; give a file \(\.txt, "):
         corpus.open_corpus(tmp_path / "a.txt")
-    with pytest.raises(IsADirectoryError, match="is a folder; give one file: "):
-        corpus.open_corpus(tmp_path)
     os.mkfifo(tmp_path / "pipe.txt")
     with pytest.raises(ValueError, match="cannot be read twice; pipe its lines to --input -"):
         corpus.open_corpus(tmp_path / "pipe.txt")
@@ -254,3 +252,73 @@ def test_a_damaged_page_of_parquet_is_told_by_its_row(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.parquet is damaged after row \d+: "):
         read(path)
+
+
+PIECES = st.lists(st.sampled_from(["a", "é", "\n", "\r\n", "\r", '"', ",", " ", "😀"]), max_size=6)
+ONE_LINE = st.lists(st.sampled_from(["a", "é", '"', ",", " ", "\r"]), max_size=6).map("".join)
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+@settings(max_examples=50, deadline=None)
+@given(data=st.data(), rows=st.integers(1, 5), mark=st.booleans())
+def test_a_chunk_is_read_alone_as_it_was_read_among_all(tmp_path_factory, suffix, data, rows, mark):
+    text = ONE_LINE.map(lambda t: t.rstrip("\r")) if suffix == ".txt" else PIECES.map("".join)
+    texts = data.draw(st.lists(text, max_size=12))
+    path = tmp_path_factory.mktemp("split") / f"a{suffix}"
+    WRITERS[suffix](path, texts)
+    if mark and suffix != ".parquet":
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    found = corpus.open_corpus(path)
+    whole = list(found.chunks(rows))
+    chunks = found.survey(rows)
+    assert [t for chunk in whole for t in chunk] == texts
+    for chunk, expected in reversed(list(zip(chunks, whole, strict=True))):
+        assert found.read(chunk) == expected
+
+
+def test_lines_that_end_with_both_signs_and_blank_ones_are_found_again(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\r\n{"text": "a"}\r\n\n{"text": "b"}\n\n{"text": "c"}')
+    found = corpus.open_corpus(path)
+    assert [found.read(chunk) for chunk in found.survey(1)] == [["a"], ["b"], ["c"]]
+
+
+def test_a_folder_is_its_files_in_order_of_name_and_no_chunk_has_two_of_them(tmp_path):
+    for suffix, texts in {".txt": "abc", ".csv": "de", ".jsonl": "", ".parquet": "fghij"}.items():
+        WRITERS[suffix](tmp_path / f"{min(texts, default='0')}{suffix}", list(texts))
+    (tmp_path / "_SUCCESS").touch()
+    (tmp_path / ".a.crc").touch()
+    found = corpus.open_corpus(tmp_path)
+    chunks = found.survey(2)
+    assert [(chunk.file, chunk.rows) for chunk in chunks] == [
+        *[("a.txt", 2), ("a.txt", 1), ("d.csv", 2)],
+        *[("f.parquet", 2), ("f.parquet", 2), ("f.parquet", 1)],
+    ]
+    assert ["".join(found.read(chunk)) for chunk in chunks] == ["ab", "c", "de", "fg", "hi", "j"]
+    (tmp_path / "a.txt").write_text("a\nx\nc\n")
+    with pytest.raises(ValueError, match="has changed while it was encoded; start again"):
+        found.read(chunks[0])
+    assert found.read(chunks[1]) == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "holds no file with .txt, .jsonl, "),
+        (["a.txt", "b.tsv"], r"holds what is no text \(b\.tsv\); only files with "),
+        (["a.txt", "c/b.txt"], r"no text \(c/b\.txt\)"),
+    ],
+)
+def test_a_folder_with_anything_else_is_refused(tmp_path, names, message):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x\n")
+    with pytest.raises(ValueError, match=message):
+        corpus.open_corpus(tmp_path)
+
+
+def test_the_rows_of_a_folder_that_cannot_be_read_are_named_with_their_file(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": 1}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "x"}\n{"text": null}\n')
+    with pytest.raises(ValueError, match=r"2 rows .*: a\.jsonl line 1: .*; b\.jsonl line 2: "):
+        corpus.open_corpus(tmp_path).survey(2)

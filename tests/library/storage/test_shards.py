@@ -16,6 +16,7 @@ from pyarrow import parquet
 
 from prompteol_jax.storage import merge_shards, shards
 from prompteol_jax.storage.corpus import Chunk
+from prompteol_jax.storage.journal import Entry
 
 pytestmark = pytest.mark.unit
 
@@ -62,6 +63,7 @@ def test_written_shards_are_done_and_the_others_missing(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["settings"] == SETTINGS
     assert (manifest["rows"], manifest["width"]) == (7, WIDTH)
+    assert not list(folder.glob("journal*"))
     assert manifest["shards"][1] == {
         "file": "shard-00001.npy",
         "rows": 3,
@@ -206,7 +208,7 @@ def test_processes_share_the_shards_and_the_first_joins_them(folder, tmp_path):
             first.gather()
             assert first.missing == []
             entered.result(timeout=10)
-            assert not list(folder.glob("manifest.*.json"))
+            assert not list(folder.glob("journal.*"))
             merge_shards.join_npy(first, tmp_path / "a.npy")
             assert not removed.done()
             first.remove()
@@ -228,7 +230,100 @@ def test_a_killed_run_of_two_processes_is_resumed_by_any_number(folder, processe
         runs[0].begin(WIDTH)
         manifest = json.loads((folder / "manifest.json").read_text())
         assert [shard["sha256"] is None for shard in manifest["shards"]] == [True, False, True]
-        assert not list(folder.glob("manifest.*.json"))
+        assert not list(folder.glob("journal.*"))
+
+
+def test_a_shard_costs_a_line_of_the_journal_and_no_manifest(folder):
+    with opened(folder) as run:
+        run.begin(WIDTH)
+        before = (folder / "manifest.json").read_bytes()
+        for number in (2, 0):
+            run.write(number, vectors(number))
+        assert (folder / "manifest.json").read_bytes() == before
+        lines = (folder / "journal.0.jsonl").read_text().splitlines()
+        assert [json.loads(line)["shard"] for line in lines] == [2, 0]
+
+
+def test_a_killed_run_goes_on_after_the_entries_of_its_journal(folder, tmp_path):
+    with opened(folder) as run:
+        run.begin(WIDTH)
+        run.write(1, vectors(1))
+        run.write(2, vectors(2))
+        killed = {path.name: path.read_bytes() for path in folder.iterdir()}
+    broken = killed["journal.0.jsonl"][:-5]  # the last line is not whole
+    for path in folder.iterdir():
+        path.unlink()
+    for name, content in (killed | {"journal.0.jsonl": broken}).items():
+        if name != "lease.json":
+            (folder / name).write_bytes(content)
+    with opened(folder) as run:
+        assert run.missing == [0, 2]
+        run.begin(WIDTH)
+        for number in run.missing:
+            run.write(number, vectors(number))
+    fill(tmp_path / "whole")
+    for path in (tmp_path / "whole").iterdir():
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+
+
+def test_manifests_of_several_processes_from_before_the_journal_are_read(folder):
+    fill(folder, [0])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    path = folder / "shard-00002.npy"
+    np.save(path, vectors(2))
+    manifest["shards"][2]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / "manifest.1.json").write_text(json.dumps(manifest))
+    with opened(folder) as run:
+        assert run.missing == [1]
+        run.begin(WIDTH)
+        assert not (folder / "manifest.1.json").exists()
+
+
+def test_a_width_may_come_with_the_first_shard_and_then_holds(folder):
+    with opened(folder) as run:
+        run.begin(None)
+        digest = shards.write_shard(folder, 1, vectors(1), run.dtype)
+        run.enter(Entry(1, digest), WIDTH)
+        with pytest.raises(ValueError, match="holds vectors of 4 numbers, the model gives 5"):
+            run.enter(Entry(2, digest), 5)
+    with opened(folder) as run:
+        assert (run.width, run.missing) == (WIDTH, [0, 2])
+
+
+def test_float16_holds_the_rounded_numbers_and_refuses_what_is_too_large(folder, tmp_path):
+    settings = SETTINGS | {"output_dtype": "float16"}
+    with opened(folder, settings) as run:
+        run.begin(WIDTH)
+        for number in range(3):
+            run.write(number, vectors(number) / 7)
+        merge_shards.join_npy(run, tmp_path / "a.npy")
+        merge_shards.join_parquet(run, tmp_path / "a.parquet")
+    expected = (np.concatenate([vectors(number) for number in range(3)]) / 7).astype(np.float16)
+    joined = np.load(tmp_path / "a.npy")
+    assert joined.dtype == np.float16
+    np.testing.assert_array_equal(joined, expected)
+    rows = parquet.read_table(tmp_path / "a.parquet")["embedding"].to_pylist()
+    np.testing.assert_array_equal(np.array(rows, np.float16), expected)
+    large = np.array([[1], [7e4]], np.float32)
+    with pytest.raises(ValueError, match=r"vector 1 has a number beyond 65504.* --normalize"):
+        shards.write_shard(folder, 0, large, "float16")
+    with pytest.raises(ValueError, match="output_dtype was 'float16'"), opened(folder):
+        pass
+
+
+def test_two_writers_of_one_shard_leave_one_whole_file(folder):
+    folder.mkdir()
+    with ThreadPoolExecutor(8) as pool:
+        same = (folder, 0, vectors(0), "float32")
+        write = [pool.submit(shards.write_shard, *same) for _ in range(100)]
+        assert len({one.result() for one in write}) == 1
+    assert [path.name for path in folder.iterdir()] == ["shard-00000.npy"]
+
+
+def test_too_many_shards_are_refused_with_a_size_that_fits(folder):
+    chunks = [Chunk(10, "a")] * (shards.MOST + 1)
+    with pytest.raises(ValueError, match=r"65537 shards .* give --shard-rows 11"):
+        opened(folder, chunks=chunks).__enter__()
 
 
 def test_a_run_that_never_begins_leaves_no_folder(folder):
