@@ -14,7 +14,7 @@ from jaxtyping import Int
 
 from eval.retrieval import lines
 from eval.retrieval.metrics import Qrels
-from prompteol_jax.storage.corpus import Corpus, digest
+from prompteol_jax.storage.corpus import Corpus, TextFile, digest
 
 _CHUNK: Final = 4096  # documents that are read together
 

@@ -11,9 +11,11 @@ prompteol export runs/opt-1.3b --to hf --output merged
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Final
 
+from prompteol_jax.cli import names
 from prompteol_jax.cli.commands import Commands, run_one_of
 
 # Names, and no imports: a command may be of a package above this one.
@@ -30,5 +32,7 @@ COMMANDS: Final = Commands(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
+    for line in names.taken():
+        sys.stderr.write(f"prompteol: warning: {line}\n")
     description = "PromptEOL sentence embeddings from decoder checkpoints: OPT, LLaMA, Qwen, ..."
     run_one_of("prompteol", description, COMMANDS, argv)

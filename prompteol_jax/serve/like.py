@@ -50,19 +50,16 @@ def _with(options: ServeOptions, said: dict[str, Any], path: Any) -> ServeOption
     changes: dict[str, Any] = {"raw": not said.get("normalize", False)}
     changes["clean"] = bool(said.get("clean", False))
     other = []
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}
     for field in dataclasses.fields(ModelOptions):
         name = field.name
         if name in _BY_DIGEST or name not in said:
             continue
-        given, default = getattr(options, name), _default(field)
-        if given in (default, ""):
+        given = getattr(options, name)
+        if given == defaults[name]:
             changes[name] = said[name]
         elif name not in _NAMES and given != said[name]:
             other.append(f"{spelled(name)} {given} is not its {said[name]!r}")
     if other:
         raise UserError(f"{path} of --like says otherwise: {'; '.join(other)}; leave them out")
     return dataclasses.replace(options, **changes)
-
-
-def _default(field: dataclasses.Field) -> Any:
-    return None if field.default is dataclasses.MISSING else field.default

@@ -64,7 +64,7 @@ class OpenFile:
         at: where the next row begins, as in `Chunk.start`.
     """
 
-    def __init__(self, file: BinaryIO, start: int = 0):
+    def __init__(self, file: Any, start: int = 0):
         self.file, self.start, self.at = file, start, start
 
     def __getattr__(self, name: str) -> Any:
