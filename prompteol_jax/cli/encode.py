@@ -263,6 +263,8 @@ def encode_share(
     Args:
         clean: rewrite each text with the punctuation rules of the original's evaluation.
     """
+    from prompteol_jax.text.template import clean_sentence
+
     rows = sum(vectors.chunks[number].rows for number in vectors.share)
     reports = []
     start = time.perf_counter()
