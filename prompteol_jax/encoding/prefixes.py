@@ -178,7 +178,8 @@ class PrefixEncoder:
         if known is None or known.texts != texts:
             mesh, own = self.pipeline.mesh, base(texts)
             tokens = self._tokens // TOGETHER
-            most = min(base.max_tokens, base.most_shared or base.max_tokens)
+            bounds = (base.max_tokens, base.most_shared)
+            most = min(bound for bound in bounds if bound is not None)
             sorter = Sorter(Buckets.fixed(base.max_tokens, tokens, mesh.shape["data"]))
             sentences = (Sentence(n, ids, True) for n, ids in enumerate(own.ids) if own.shared[n])
             batches = [batch for sentence in sentences for batch in sorter.add(sentence)]

@@ -63,17 +63,19 @@ def positions(rows: Rows, offset: Any) -> Int[Array, "b T"]:
     return offset + (index_BT if rows.start_BT is None else index_BT - rows.start_BT)
 
 
-def text_tokens(rows: Rows, position_BT: Int[Array, "b T"]) -> Int[Array, "B t"]:
-    """Return how many tokens each token's text has, the prefix included."""
-    B, T = rows.ids_BT.shape
+def last_tokens(rows: Rows) -> Int[Array, "B T"]:
+    """Return the index of the last token of each token's text."""
     if rows.start_BT is None:
-        last_BT = rows.last_BS.max(1, keepdims=True)
-    else:
-        start_BS = jnp.take_along_axis(rows.start_BT, rows.last_BS, axis=1)
-        own_BTS = rows.start_BT[:, :, None] == start_BS[:, None]
-        last_BT = jnp.where(own_BTS, rows.last_BS[:, None], 0).max(-1)
-    position_BT = jnp.broadcast_to(position_BT, (B, T))
-    return jnp.take_along_axis(position_BT, last_BT, axis=1) + 1
+        return jnp.broadcast_to(rows.last_BS.max(1, keepdims=True), rows.ids_BT.shape)
+    start_BS = jnp.take_along_axis(rows.start_BT, rows.last_BS, axis=1)
+    own_BTS = rows.start_BT[:, :, None] == start_BS[:, None]
+    return jnp.where(own_BTS, rows.last_BS[:, None], 0).max(-1)
+
+
+def text_tokens(rows: Rows, position_BT: Int[Array, "b T"]) -> Int[Array, "B T"]:
+    """Return how many tokens each token's text has, the prefix included."""
+    position_BT = jnp.broadcast_to(position_BT, rows.ids_BT.shape)
+    return jnp.take_along_axis(position_BT, last_tokens(rows), axis=1) + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Layers:
         ropes: kinds of rope tables; none for a family without rope.
         rope_L: number of each layer's rope table; None where there is one at most.
         window_L: window of each layer, None for all tokens; None where no layer has a window.
+        causal: tokens see none after themselves; otherwise all of their text within the window.
     """
 
     depth: int
@@ -93,6 +96,7 @@ class Layers:
     ropes: tuple[Rope, ...] = ()
     rope_L: tuple[int, ...] | None = None
     window_L: tuple[int | None, ...] | None = None
+    causal: bool = True
 
     def with_local_rope(self, rope: Rope) -> Layers:
         """Return the same layers, those with a window with this rope."""
@@ -122,6 +126,8 @@ class Layers:
     @property
     def short_tokens(self) -> int | None:
         """Most tokens of a text whose states are those of a shared prefix; None for any text."""
+        if not self.causal:
+            return 0
         return min((r.short_tokens for r in self.ropes if r.short_tokens is not None), default=None)
 
     def context(
@@ -136,8 +142,10 @@ class Layers:
         """
         T = rows.ids_BT.shape[1]
         position_BT = positions(rows, offset)
+        end_BT = None if self.causal else last_tokens(rows) + 1
         return AttentionContext(
-            visible(T, None, rows.start_BT, prefix_tokens) if T <= LONG else None,
+            visible(T, None, rows.start_BT, prefix_tokens, end_BT) if T <= LONG else None,
+            end_BT=end_BT,
             position_BT=position_BT if self._windows_matter(T, offset, prefix_mask_C) else None,
             ropes=tuple(self._table(rope, rows, position_BT) for rope in self.ropes),
             segment_start_BT=rows.start_BT,

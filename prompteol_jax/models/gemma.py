@@ -28,6 +28,7 @@ class GemmaConfig(LlamaConfig):
     @classmethod
     def read(cls, f: Fields) -> dict[str, Any]:
         """Read the fields of this family."""
+        f.expect("use_bidirectional_attention", False)
         f.expect("hidden_act", "gelu_pytorch_tanh", "gelu")  # the first release meant tanh by gelu
         shape = read_gemma_shape(f)
         return shape | {"rope": read_rope(f, shape["H"], shape["P"])}
@@ -41,7 +42,6 @@ class GemmaConfig(LlamaConfig):
 def read_gemma_shape(f: Fields, P: int = 8192) -> dict[str, Any]:
     """Read what the configs of Gemma's generations have in common."""
     f.expect("hidden_activation", "gelu_pytorch_tanh")
-    f.expect("use_bidirectional_attention", False)
     f.ignore("cache_implementation")
     f.require("num_key_value_heads")
     return read_shape(f, H=256, P=P) | dict(

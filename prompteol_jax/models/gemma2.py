@@ -47,6 +47,7 @@ class Gemma2Config(GemmaConfig):
     @classmethod
     def read(cls, f: Fields) -> dict[str, Any]:
         """Read the fields of this family."""
+        f.expect("use_bidirectional_attention", False)
         f.expect("hidden_act", "gelu_pytorch_tanh")
         shape = read_gemma_shape(f)
         L, window = shape["L"], f.integer_or_null("sliding_window", 4096)

@@ -28,18 +28,21 @@ class Gemma3Config(Gemma2Config):
 
     Attributes:
         rope: of layers without a window; local_rope: of those with one.
+        causal: tokens see none after themselves; not in EmbeddingGemma.
     """
 
     family: ClassVar[str] = "gemma3_text"
     architecture: ClassVar[str] = "Gemma3ForCausalLM"
     rope: Rope = Rope(theta=1e6)
     local_rope: Rope = Rope(theta=1e4)
+    causal: bool = True
     score_cap: float | None = None
     logit_cap: float | None = None
 
     def layers(self, depth: int) -> Layers:
         """Return what the first `depth` layers are, but for their weights."""
-        return super().layers(depth).with_local_rope(self.local_rope)
+        layers = super().layers(depth).with_local_rope(self.local_rope)
+        return dataclasses.replace(layers, causal=self.causal)
 
     @classmethod
     def read(cls, f: Fields) -> dict[str, Any]:
@@ -49,12 +52,16 @@ class Gemma3Config(Gemma2Config):
         f.ignore("_sliding_window_pattern")  # `layer_types` says it
         shape = read_gemma_shape(f, P=131072)
         L, window = shape["L"], f.integer_or_null("sliding_window", 4096)
+        causal = not f.flag("use_bidirectional_attention", False)
+        if window is not None and not causal:
+            window = window // 2 + 1  # to each side
         period = f.integer("sliding_window_pattern", 6)
         kinds = [SLIDING if (n + 1) % period else FULL for n in range(L)]
         rope, local_rope = read_ropes_by_type(f, shape["H"], shape["P"], _ROPES)
         return shape | dict(
             rope=rope,
             local_rope=local_rope,
+            causal=causal,
             window_L=read_windows(f, L, window, kinds),
             query_scalar=f.integer("query_pre_attn_scalar", 256),
             logit_cap=f.number_or_null("final_logit_softcapping", cls.logit_cap),
@@ -63,7 +70,10 @@ class Gemma3Config(Gemma2Config):
     def to_hf(self) -> dict[str, Any]:
         """Return the fields of the `config.json` that transformers reads back as this model."""
         ropes = {FULL: self.rope.to_hf(), SLIDING: self.local_rope.to_hf()}
-        return {**super().to_hf(), "rope_parameters": ropes}
+        fields = {**super().to_hf(), "rope_parameters": ropes}
+        if not self.causal:
+            fields["sliding_window"] = 2 * (fields["sliding_window"] - 1)
+        return {**fields, "use_bidirectional_attention": not self.causal}
 
 
 class Block(gemma2.Block):

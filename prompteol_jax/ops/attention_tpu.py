@@ -83,6 +83,7 @@ def supports(
         return f"not supported: rows of {T} tokens, no multiple of {LANES} up to {4 * LANES}"
     rotated = q.value.shape[-1] if context.rope is None else 2 * context.rope[0].shape[-1]
     absent = {
+        "bidirectional": context.end_BT is not None,
         "padded prefix": context.prefix_mask_C is not None,
         "window": context.window is not None,
         "softcap": spec.softcap is not None,

@@ -29,12 +29,14 @@ class Sight(NamedTuple):
 
     Attributes:
         index_BQ: indices of the queries in their rows, position_BQ: their positions.
+        end_BQ: index behind the last key that each query sees.
         start_BQ: index of the first token of each query's sentence, in packed rows.
         position_BT: positions of the keys; like position_BQ None where there is no window.
         window, seen_C: as in `AttentionContext`, seen_C its `prefix_mask_C`.
     """
 
     index_BQ: Any
+    end_BQ: Any
     start_BQ: Any = None
     position_BQ: Any = None
     position_BT: Any = None
@@ -103,6 +105,7 @@ def _sight(context: AttentionContext, Q: int) -> Sight:
     windowed = context.window is not None
     return Sight(
         index_BQ,
+        index_BQ + 1 if context.end_BT is None else context.queries(context.end_BT),
         None if start_BT is None else context.queries(start_BT),
         context.query_positions() if windowed else None,
         context.position_BT if windowed else None,
@@ -124,6 +127,7 @@ def _padded_sight(sight: Sight, queries: int, keys: int) -> Sight:
 
     return sight._replace(
         index_BQ=edge(sight.index_BQ, queries),
+        end_BQ=edge(sight.end_BQ, queries),
         start_BQ=edge(sight.start_BQ, queries),
         position_BQ=edge(sight.position_BQ, queries),
         position_BT=edge(sight.position_BT, keys),
@@ -138,6 +142,7 @@ def _queries_sight(sight: Sight, number: Any, size: int) -> Sight:
     """Return the sight of one block of queries."""
     return sight._replace(
         index_BQ=_block(sight.index_BQ, number, size, 1),
+        end_BQ=_block(sight.end_BQ, number, size, 1),
         start_BQ=_block(sight.start_BQ, number, size, 1),
         position_BQ=_block(sight.position_BQ, number, size, 1),
     )
@@ -145,7 +150,7 @@ def _queries_sight(sight: Sight, number: Any, size: int) -> Sight:
 
 def _bounds(shape: Shape, sight: Sight) -> tuple[Any, Any]:
     """Return the first block of keys that a block of queries sees, and the one after the last."""
-    end = sight.index_BQ.max() // shape.keys + 1
+    end = (sight.end_BQ.max() - 1) // shape.keys + 1
     first = jnp.int32(0)
     if shape.prefix_tokens == 0:
         if sight.start_BQ is not None:
@@ -160,12 +165,13 @@ def _bounds(shape: Shape, sight: Sight) -> tuple[Any, Any]:
 def _seen(shape: Shape, sight: Sight, number: Any) -> jax.Array:
     """Return which keys of a block each query of a block sees, `[b, 1, 1, Q, keys]`."""
     key_T = number * shape.keys + jnp.arange(shape.keys)
-    mask_BQT = key_T <= sight.index_BQ[..., None]
+    mask_BQT = key_T < sight.end_BQ[..., None]
     if sight.start_BQ is not None:
         mask_BQT &= (key_T >= sight.start_BQ[..., None]) | (key_T < shape.prefix_tokens)
     if sight.window is not None:
         position_BT = _block(sight.position_BT, number, shape.keys, 1)
-        mask_BQT &= sight.position_BQ[..., None] - position_BT[:, None] < sight.window
+        distance_BQT = sight.position_BQ[..., None] - position_BT[:, None]
+        mask_BQT &= jnp.abs(distance_BQT) < sight.window
     return mask_BQT[:, None, None]
 
 

@@ -58,6 +58,7 @@ def visible(
     query_BQ: Int[Array, "B Q"] | None = None,
     segment_start_BT: Int[Array, "B T"] | None = None,
     prefix_tokens: int = 0,
+    end_BT: Int[Array, "b T"] | None = None,
 ) -> Bool[Array, "b q T"]:
     """Return which tokens of its row each query sees: none after itself, none of other segments.
 
@@ -68,10 +69,15 @@ def visible(
         segment_start_BT: index of the first token of each token's sentence, in packed rows; None
             where every row holds one sentence.
         prefix_tokens: tokens at the beginning of every packed row that all its sentences see too.
+        end_BT: index behind each token's sentence; then tokens after the query are seen up to it.
     """
     token_T = jnp.arange(T)
     index_BQ = token_T[None, :] if query_BQ is None else query_BQ
-    mask_BQT = token_T[None, None, :] <= index_BQ[:, :, None]
+    if end_BT is None:
+        mask_BQT = token_T[None, None, :] <= index_BQ[:, :, None]
+    else:
+        end_BQ = end_BT if query_BQ is None else jnp.take_along_axis(end_BT, query_BQ, axis=1)
+        mask_BQT = token_T[None, None, :] < end_BQ[:, :, None]
     if segment_start_BT is None:
         return mask_BQT
     start_BQ = segment_start_BT
@@ -102,6 +108,7 @@ class AttentionContext:
         segment_start_BT: index of the first token of each token's sentence, in packed rows.
         prefix_mask_C: tokens of a padded cached prefix that are real; None where all are.
         prefix_tokens: tokens of the shared prefix at the beginning of every packed row.
+        end_BT: index behind each token's sentence where attention is bidirectional.
         window: of this layer.
         token_keys, query_keys: dropout keys of every token, and of the queries, in this layer.
         tape: what the layer saves for its backward pass.
@@ -115,6 +122,7 @@ class AttentionContext:
     query_BQ: Any = None
     segment_start_BT: Any = None
     prefix_mask_C: Any = None
+    end_BT: Any = None
     window: Any = None
     token_keys: Any = None
     query_keys: Any = None
@@ -130,7 +138,8 @@ class AttentionContext:
         return dataclasses.replace(self, mask_BQT=mask_BQT, query_BQ=query_BQ)
 
     def _visible(self, T: int, query_BQ: Any) -> Bool[Array, "b q T"]:
-        return visible(T, query_BQ, self.segment_start_BT, self.prefix_tokens)
+        starts = self.segment_start_BT
+        return visible(T, query_BQ, starts, self.prefix_tokens, self.end_BT)
 
     def of_layer(
         self, info: LayerInfo, keys: dropout.Keys | None = None, tape: Tape = NONE
@@ -191,7 +200,7 @@ class AttentionContext:
         if self.window is None:
             return mask_BQT
         distance_BQT = self.query_positions()[:, :, None] - self.position_BT[:, None, :]
-        return mask_BQT & (distance_BQT < self.window)
+        return mask_BQT & (jnp.abs(distance_BQT) < self.window)
 
     def prefix_mask(self, C: int) -> Bool[Array, "..."] | None:
         """Return which of C cached prefix tokens each query sees; None where it sees all."""

@@ -16,6 +16,8 @@ Kind = Literal["model", "adapter"]
 CONFIG: Final = {"model": "config.json", "adapter": "adapter_config.json"}
 WEIGHTS: Final = {"model": ("model", "pytorch_model"), "adapter": ("adapter_model",) * 2}
 _NAME: Final = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
+# What sentence-transformers stores of a pooling or a dense module.
+_MODULE_FILE: Final = re.compile(r"[1-9]_[A-Za-z]+/(config\.json|model\.safetensors)")
 _SIDE_FILES: Final = (".json", ".txt", ".model")  # configuration and tokenizers
 
 
@@ -147,7 +149,7 @@ def _downloaded(repo: str, revision: str | None, kind: Kind) -> Path:
 
 
 def _wanted(repo: str, files: Sequence[str], kind: Kind) -> list[str]:
-    """The files to fetch, all at the repository's root and named without wildcards."""
+    """The files to fetch, named without wildcards: of the root, and of sentence-transformers."""
     first, second = WEIGHTS[kind]
     weights: list[str] = []
     for stem, suffix in ((first, "safetensors"), (second, "bin")):
@@ -171,7 +173,7 @@ def _wanted(repo: str, files: Sequence[str], kind: Kind) -> list[str]:
         for file in files
         if file.endswith(_SIDE_FILES) and "/" not in file and not file.endswith(".index.json")
     ]
-    return side + weights
+    return side + weights + [file for file in files if _MODULE_FILE.fullmatch(file)]
 
 
 def _at(repo: str, revision: str | None) -> str:

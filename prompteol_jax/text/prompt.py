@@ -122,7 +122,8 @@ class Prompt:
                 whole[n], truncated[n] = self._fit(text)
         self._refuse_truncated(texts, truncated)
         prefix = self.prefix_C.tobytes()
-        C, most = len(self.prefix_C), self.most_shared or self.max_tokens
+        C, most = len(self.prefix_C), self.most_shared
+        most = self.max_tokens if most is None else most
         shared = [C < len(ids) <= most and ids[:C].tobytes() == prefix for ids in whole]
         own = [ids[C:] if is_shared else ids for ids, is_shared in zip(whole, shared, strict=True)]
         return PromptIds(own, np.array(shared, bool), truncated)

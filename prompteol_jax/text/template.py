@@ -44,6 +44,7 @@ class Template:
         pieces: for a prompt whose parts are tokenized one by one and joined as ids, as Echo's: all
             its parts, the slot `SLOT` being one or several of them, `EOS` the tokenizer's end
             token. Empty for a prompt that is tokenized whole.
+        keep_spaces: white space at the two ends of the prompt stays.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Template:
     suffix: str
     demonstrations: tuple[Demonstration, ...] = ()
     pieces: tuple[str, ...] = ()
+    keep_spaces: bool = False
 
     @property
     def head(self) -> str:
@@ -64,7 +66,8 @@ class Template:
         """Return the prompt for one text; white space at its two ends is stripped."""
         if self.pieces:
             return "".join(text if piece == SLOT else piece for piece in self.pieces).strip()
-        return (self.head + text + self.suffix).strip()
+        filled = self.head + text + self.suffix
+        return filled if self.keep_spaces else filled.strip()
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields of the file that `read_template` reads."""

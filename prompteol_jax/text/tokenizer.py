@@ -95,6 +95,15 @@ class Tokenizer:
         kept: dict[str, Any] = {"bos_id": self.bos_id, "eos_id": self.eos_id, "rows": self._rows}
         return Tokenizer(backend, **kept, placeholder=number), number
 
+    @cached_property
+    def end_text(self) -> str:
+        """What its files put after a text; empty for nothing. `ids` puts nothing."""
+        framed = self.backend.encode("a").ids
+        bare = self.backend.encode("a", add_special_tokens=False).ids
+        after = framed[framed.index(bare[0]) + len(bare) :]
+        added = self.backend.get_added_tokens_decoder()
+        return "".join(added[number].content for number in after)
+
     def entry(self, number: SupportsInt) -> str | None:
         """Return the vocabulary's entry of an id; None where it has none."""
         return self.backend.id_to_token(int(number))
@@ -310,8 +319,10 @@ def _foreign_frame(tokenizer: Tokenizer, eos_id: int | None) -> list[str]:
     """Refuse a backend that puts anything but BOS before a text, or but EOS after it."""
     framed = tokenizer.backend.encode("a").ids
     bare = tokenizer.backend.encode("a", add_special_tokens=False).ids
-    before, after = ([], tokenizer.first_ids), ([], [eos_id])
-    if framed in [start + bare + end for start in before for end in after]:
+    before, after = ([], tokenizer.first_ids), ([], [eos_id], framed[-1:])
+    special = tokenizer.backend.get_added_tokens_decoder()
+    ends = [end for end in after if not end or end == [eos_id] or end[0] in special]
+    if framed in [start + bare + end for start in before for end in ends]:
         return []
     bos = "nothing" if tokenizer.bos_id is None else f"only BOS {tokenizer.bos_id}"
     return [f"it frames the ids {bare} as {framed}, where {bos} is expected"]

@@ -76,7 +76,9 @@ def decoders():
 
     from prompteol_jax.mesh import make_mesh, parse_mesh
     from prompteol_jax.models import build as models
+    from prompteol_jax.models.gemma3 import Gemma3Config
     from prompteol_jax.models.llama import LlamaConfig
+    from prompteol_jax.models.olmo2 import Olmo2Config
     from prompteol_jax.models.opt import OptConfig
     from prompteol_jax.models.qwen3 import Qwen3Config
 
@@ -86,6 +88,8 @@ def decoders():
         "opt-350m": OptConfig(**opt, E=16, pre_norm=False),
         "llama": LlamaConfig(**opt, K=2, H=12, attention_bias=True),
         "qwen3": Qwen3Config(**opt, K=1, H=12, tied=True, window_L=(None, 4, 4)),
+        "gemma3": Gemma3Config(**opt, K=2, H=12, query_scalar=9, window_L=(4, None, 4)),
+        "olmo2": Olmo2Config(**opt, K=2, H=8),
     }
 
     @functools.cache

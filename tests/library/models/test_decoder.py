@@ -20,7 +20,7 @@ from prompteol_jax.models import build
 from prompteol_jax.models.decoder import Rows
 from prompteol_jax.ops import dropout
 
-NAMES = ("opt", "opt-350m", "llama", "qwen3")
+NAMES = ("opt", "opt-350m", "llama", "qwen3", "gemma3", "olmo2")
 IDS_BT = np.random.default_rng(0).permutation(48).reshape(4, 12).astype(np.int32)  # all distinct
 LAST_BS = np.array([[11], [6], [0], [3]], np.int32)
 ROWS = Rows(jnp.asarray(IDS_BT), jnp.asarray(LAST_BS))
@@ -77,7 +77,16 @@ def test_a_row_has_the_same_bits_in_any_place_and_company(name, decoders):
 
 
 @pytest.mark.parametrize(
-    ("name", "C"), [("opt", 0), ("opt", 1), ("opt", 5), ("opt-350m", 5), ("llama", 5), ("qwen3", 5)]
+    ("name", "C"),
+    [
+        ("opt", 0),
+        ("opt", 1),
+        ("opt", 5),
+        ("opt-350m", 5),
+        ("llama", 5),
+        ("qwen3", 5),
+        ("gemma3", 5),
+    ],
 )
 def test_a_shared_prefix_is_the_same_as_one_in_every_row(name, C, decoders):
     _, model = decoders(name)
@@ -111,7 +120,7 @@ def test_every_token_may_be_asked_for_and_the_mean_is_theirs(name, decoders):
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
-@pytest.mark.parametrize("name", ["opt", "llama", "qwen3"])
+@pytest.mark.parametrize("name", ["opt", "llama", "qwen3", "gemma3", "olmo2"])
 def test_recomputing_in_the_backward_pass_changes_no_gradient(name, remat, decoders):
     _, model = decoders(name)
     np.testing.assert_allclose(gradient(model, remat), gradient(model), rtol=1e-4, atol=1e-4)

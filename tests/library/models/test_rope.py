@@ -95,7 +95,7 @@ def test_the_length_of_a_text_is_its_own_one_in_packed_rows_and_after_a_prefix()
     found = text_tokens(packed, positions(packed, 10))
     np.testing.assert_array_equal(found[0, :7], [13, 13, 13, 12, 12, 12, 12])
     rows = Rows(jnp.zeros((2, 8), jnp.int32), jnp.array([[2, 5], [0, 1]]))
-    np.testing.assert_array_equal(text_tokens(rows, positions(rows, 3)), [[9], [5]])
+    np.testing.assert_array_equal(text_tokens(rows, positions(rows, 3)), [[9] * 8, [5] * 8])
 
 
 @pytest.mark.parametrize(
