@@ -1,7 +1,9 @@
 """The shapes of published models by name, for what needs no weights: plans and random models.
 
 Source: the `config.json` of facebook/opt-*, huggyllama/llama-*, meta-llama/Llama-2-*,
-meta-llama/(Meta-)Llama-3*, mistralai/Mistral-7B-*, Qwen/Qwen2*, Qwen/Qwen3-*.
+meta-llama/(Meta-)Llama-3*, mistralai/Mistral-7B-*, google/gemma-2-*,
+google/gemma-3-*, microsoft/Phi-3-mini-4k-instruct, microsoft/phi-4, allenai/OLMo-2-1124-*,
+allenai/Olmo-3-1025-7B, Qwen/Qwen2*, Qwen/Qwen3-*.
 """
 
 from __future__ import annotations
@@ -11,13 +13,18 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from prompteol_jax.models import Config
+from prompteol_jax.models.gemma2 import Gemma2Config
+from prompteol_jax.models.gemma3 import Gemma3Config
 from prompteol_jax.models.llama import LlamaConfig
 from prompteol_jax.models.mistral import MistralConfig
+from prompteol_jax.models.olmo2 import Olmo2Config
+from prompteol_jax.models.olmo3 import Olmo3Config
 from prompteol_jax.models.opt import OptConfig
+from prompteol_jax.models.phi3 import Phi3Config
 from prompteol_jax.models.qwen2 import Qwen2Config
 from prompteol_jax.models.qwen3 import Qwen3Config
-from prompteol_jax.models.rope import Llama3Rope, Rope
-from prompteol_jax.models.windows import every_layer
+from prompteol_jax.models.rope import Llama3Rope, Rope, YarnRope
+from prompteol_jax.models.windows import Windows, every_layer
 
 
 def _opt(L: int, D: int, N: int) -> OptConfig:
@@ -38,6 +45,40 @@ def _scaled(factor: float) -> dict[str, Any]:
     """LLaMA 3.1 and 3.2: longer prompts by lower rope frequencies."""
     rope = Llama3Rope(theta=5e5, factor=factor)
     return _LLAMA_3 | {"P": 131072, "rope": rope}
+
+
+def _periodic(window: int, period: int, L: int) -> Windows:
+    """A window in all layers but the last one of each period."""
+    return tuple(window if (n + 1) % period else None for n in range(L))
+
+
+def _gemma2(L: int, D: int, N: int, F: int, **fields: Any) -> Gemma2Config:
+    sizes: dict[str, Any] = {"V": 256000, "P": 8192, "window_L": _periodic(4096, 2, L)}
+    return Gemma2Config(L=L, D=D, N=N, F=F, K=N // 2, **sizes, **fields)
+
+
+def _gemma3(L: int, D: int, F: int) -> Gemma3Config:
+    sizes: dict[str, Any] = {"N": 4, "K": 1, "H": 256, "V": 262144, "P": 32768}
+    return Gemma3Config(L=L, D=D, F=F, **sizes, window_L=_periodic(512, 6, L))
+
+
+_OLMO: Final[dict[str, Any]] = {"N": 32, "K": 32, "H": 128, "norm_eps": 1e-6}
+_OLMO_7B: Final[dict[str, Any]] = {"L": 32, "D": 4096, "F": 11008, **_OLMO}
+_OLMO_2: Final[dict[str, Any]] = {"V": 100352, "P": 4096, "rope": Rope(theta=5e5)}
+_OLMO_3: Final[dict[str, Any]] = {
+    **{"V": 100278, "P": 65536, "window_L": _periodic(4096, 4, 32)},
+    "rope": YarnRope(
+        theta=5e5,
+        factor=8.0,
+        original_max_position_embeddings=8192,
+        attention_factor=1.2079441541679836,
+    ),
+}
+
+
+def _phi(L: int, D: int, K: int, F: int, **fields: Any) -> Phi3Config:
+    N = D // fields["H"]
+    return Phi3Config(L=L, D=D, N=N, K=K, F=F, norm_eps=1e-5, **fields)
 
 
 def _mistral(window: int | None, **fields: Any) -> MistralConfig:
@@ -82,6 +123,19 @@ PUBLISHED: Final[Mapping[str, Config]] = MappingProxyType(
         "llama-3.1-405b": _llama(126, 16384, 128, 53248, **_scaled(8.0)),
         "llama-3.2-1b": _llama(16, 2048, 32, 8192, **_scaled(32.0), tied=True),
         "llama-3.2-3b": _llama(28, 3072, 24, 8192, **_scaled(32.0), tied=True),
+        "gemma-2-9b": _gemma2(42, 3584, 16, 14336, H=256),
+        "gemma-2-27b": _gemma2(46, 4608, 32, 36864, H=128, query_scalar=144),
+        "gemma-3-270m": _gemma3(18, 640, 2048),
+        "gemma-3-1b": _gemma3(26, 1152, 6912),
+        "phi-3-mini": _phi(
+            32, 3072, 32, 8192, H=96, V=32064, P=4096, window_L=every_layer(2047, 32)
+        ),
+        "phi-4": _phi(40, 5120, 10, 17920, H=128, V=100352, P=16384, rope=Rope(theta=2.5e5)),
+        "olmo-2-7b": Olmo2Config(**_OLMO_7B, **_OLMO_2),
+        "olmo-2-13b": Olmo2Config(
+            **_OLMO_2 | _OLMO | {"L": 40, "D": 5120, "F": 13824, "N": 40, "K": 40}
+        ),
+        "olmo-3-7b": Olmo3Config(**_OLMO_7B, **_OLMO_3),
         "mistral-7b": _mistral(4096),
         "mistral-7b-v0.1": _mistral(4096),
         "mistral-7b-v0.3": _mistral(None, rope=Rope(theta=1e6), V=32768),
@@ -107,4 +161,6 @@ PUBLISHED: Final[Mapping[str, Config]] = MappingProxyType(
 def published(name: str) -> Config | None:
     """The shape behind a short or hub name, such as `opt-6.7b` or `meta-llama/Llama-2-7b-hf`."""
     short = name.rsplit("/", 1)[-1].lower().removeprefix("meta-").removesuffix("-hf")
+    for release in ("-1124", "-1025", "-4k-instruct"):  # of OLMo 2 and 3, and Phi-3
+        short = short.replace(release, "")
     return PUBLISHED.get(short)

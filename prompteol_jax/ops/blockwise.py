@@ -309,6 +309,7 @@ def beyond_causal(q_BQNH: jax.Array, context: AttentionContext, spec: AttentionS
     if q_BQNH.dtype == jnp.float32:
         return "not supported: float32"
     absent = {
+        "bidirectional": context.end_BT,
         "packed rows": context.segment_start_BT,
         "padded prefix": context.prefix_mask_C,
         "window": context.window,

@@ -102,7 +102,8 @@ class Prompt:
     @property
     def most_own(self) -> int:
         """Largest number of ids after the stable prefix."""
-        return min(self.max_tokens, self.most_shared or self.max_tokens) - len(self.prefix_C)
+        bounds = (self.max_tokens, self.most_shared)
+        return min(bound for bound in bounds if bound is not None) - len(self.prefix_C)
 
     def __call__(self, texts: Sequence[str]) -> PromptIds:
         """Return the ids of each sentence's prompt.

@@ -98,9 +98,7 @@ class Tokenizer:
     @cached_property
     def end_text(self) -> str:
         """What its files put after a text; empty for nothing. `ids` puts nothing."""
-        framed = self.backend.encode("a").ids
-        bare = self.backend.encode("a", add_special_tokens=False).ids
-        after = framed[framed.index(bare[0]) + len(bare) :]
+        _, after = _frame(self.backend)
         added = self.backend.get_added_tokens_decoder()
         return "".join(added[number].content for number in after)
 
@@ -192,9 +190,9 @@ def load_tokenizer(folder: Path, *, vocab_size: int | None = None) -> Tokenizer:
     read = _read(folder)
     backend = read.backend_tokenizer
     bos_id = read.bos_token_id
-    prepended = backend.encode("").ids
-    if bos_id is None and len(prepended) == 1:
-        (bos_id,) = prepended
+    before, _ = _frame(backend)
+    if bos_id is None and len(before) == 1:
+        (bos_id,) = before
     if bos_id is None and not _lacks_bos(backend):
         raise UserError(
             f"{folder}: the tokenizer has no BOS token, with which every prompt must begin; "
@@ -316,16 +314,24 @@ def _other_space(tokenizer: Tokenizer, folder: Path) -> list[str]:
 
 
 def _foreign_frame(tokenizer: Tokenizer, eos_id: int | None) -> list[str]:
-    """Refuse a backend that puts anything but BOS before a text, or but EOS after it."""
-    framed = tokenizer.backend.encode("a").ids
-    bare = tokenizer.backend.encode("a", add_special_tokens=False).ids
-    before, after = ([], tokenizer.first_ids), ([], [eos_id], framed[-1:])
-    special = tokenizer.backend.get_added_tokens_decoder()
-    ends = [end for end in after if not end or end == [eos_id] or end[0] in special]
-    if framed in [start + bare + end for start in before for end in ends]:
+    """Refuse a backend that puts more than BOS before a text, or more than one token after it."""
+    before, after = _frame(tokenizer.backend)
+    ends = {eos_id, *tokenizer.backend.get_added_tokens_decoder()}
+    if before in ([], tokenizer.first_ids) and len(after) <= 1 and ends.issuperset(after):
         return []
+    framed = tokenizer.backend.encode("a").ids
+    bare = framed[len(before) : len(framed) - len(after)]
     bos = "nothing" if tokenizer.bos_id is None else f"only BOS {tokenizer.bos_id}"
     return [f"it frames the ids {bare} as {framed}, where {bos} is expected"]
+
+
+def _frame(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
+    """Return the ids that a backend puts before a text and after it."""
+    framed = backend.encode("a").ids
+    bare = backend.encode("a", add_special_tokens=False).ids
+    starts = (n for n in range(len(framed)) if framed[n : n + len(bare)] == bare)
+    start = next(starts, len(framed))
+    return framed[:start], framed[start + len(bare) :]
 
 
 def golden_ids(tokenizer: Tokenizer) -> list[Golden]:

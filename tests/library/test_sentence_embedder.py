@@ -37,6 +37,9 @@ def with_end(folder, before, after):
     single = " ".join(filter(None, (before, "$A", after)))
     backend.post_processor = processors.TemplateProcessing(single=single, special_tokens=ids)
     backend.save(str(folder / "tokenizer.json"))
+    fields = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": before}
+    fields |= {"eos_token": after, "pad_token": after}
+    (folder / "tokenizer_config.json").write_text(json.dumps(fields))
 
 
 @pytest.fixture(scope="module")

@@ -145,6 +145,11 @@ VARIANTS = [
     ("gemma3_text", {"rope_local_base_freq": 5000.0}, {"local_rope": Rope(theta=5000.0)}),
     ("gemma3_text", {"tie_word_embeddings": False}, {"tied": False}),
     (
+        "gemma3_text",
+        {"use_bidirectional_attention": True},
+        {"causal": False, "window_L": (*[257] * 5, None) * 2},
+    ),
+    (
         "phi3",
         {"max_position_embeddings": 131072, "rope_scaling": SU, "sliding_window": 262144},
         dict(
@@ -190,7 +195,7 @@ REFUSALS = [
     ),
     *(
         (name, {"use_bidirectional_attention": True}, "use_bidirectional_attention = True is not")
-        for name in ("gemma", "gemma2", "gemma3_text")
+        for name in ("gemma", "gemma2")
     ),
     ("mistral", {"layer_types": ["full_attention"] * 32}, "layer_types = ['full_attention'"),
     ("mistral", {"sliding_window": 0}, "sliding_window = 0 is not a whole number from 1 up"),

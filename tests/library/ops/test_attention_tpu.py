@@ -101,3 +101,6 @@ def test_why_the_reference_runs_can_be_told():
     assert reason(tokens=24) == "not supported: rows of 24 tokens, no multiple of 128 up to 512"
     assert reason(window=5, spec=AttentionSpec(0.25, 30.0)) == "not supported: window, softcap"
     assert reason(prefix_mask_C=jnp.ones(4, bool)) == "not supported: padded prefix"
+    half = (jnp.ones((1, T, 4)),) * 2  # four of eight pairs
+    both = "not supported: bidirectional, rope of a part of each head"
+    assert reason(ropes=(half,), end_BT=start + 1) == both

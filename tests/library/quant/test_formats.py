@@ -128,7 +128,9 @@ def test_only_linear_layers_are_quantized_and_paths_stay():
     assert {path.rpartition(".")[2] for path in kept} == {"tokens", "scale"}
 
 
-@pytest.mark.parametrize("name", ["opt-350m-tiny", "llama-tiny", "qwen3-tiny"])
+@pytest.mark.parametrize(
+    "name", ["opt-350m-tiny", "llama-tiny", "olmo2-tiny", "phi3-tiny", "qwen3-tiny"]
+)
 def test_the_layers_are_those_that_transformers_gives_to_bitsandbytes(name):
     """All but the head: OPT-350m's projections in and out too."""
     from transformers.quantizers.base import get_keys_to_not_convert
