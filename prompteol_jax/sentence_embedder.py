@@ -45,9 +45,8 @@ class SentenceEmbedder:
             supported; otherwise as `Embedder.from_pretrained`.
         """
         found = read_sentence_folder(hub.local_folder(model))
-        bound = {} if found.max_tokens is None else {"max_tokens": found.max_tokens}
-        settings = {"template": "none", "pooling": found.pooling} | bound | settings
-        return cls(found, Embedder.from_pretrained(model, **settings))
+        own = {"template": "none", "pooling": found.pooling, "max_tokens": found.max_tokens}
+        return cls(found, Embedder.from_pretrained(model, **own | settings))
 
     @property
     def prompts(self) -> dict[str, str]:

@@ -70,7 +70,7 @@ class SentenceFolder:
         default: name of the prompt that is used where none is asked for; None for no prompt.
         pooling: `last` or `mean`.
         stages: what follows the pooling, in order.
-        max_tokens: most tokens of a text, its prompt included; None where the folder has no bound.
+        max_tokens: most tokens of a text, its prompt included.
     """
 
     folder: Path
@@ -78,7 +78,7 @@ class SentenceFolder:
     default: str | None
     pooling: str
     stages: tuple[Stage, ...]
-    max_tokens: int | None
+    max_tokens: int
 
     def template(self, tokenizer: Tokenizer, prompt: str | None = None) -> Template:
         """Return the template of a prompt: the text between it and the tokenizer's end token.
@@ -116,7 +116,8 @@ def read_sentence_folder(folder: Path) -> SentenceFolder:
             f"then any of Dense and Normalize, not {[kind for kind, _ in modules]}"
         )
     stages: list[Stage] = []
-    width: int = build.read_config(folder).width
+    config = build.read_config(folder)
+    width: int = config.width
     for kind, place in modules[2:]:
         if kind == "Normalize":
             stages.append(normalize)
@@ -126,7 +127,8 @@ def read_sentence_folder(folder: Path) -> SentenceFolder:
         width = len(dense.w_ED)
     prompts, default = _read_prompts(folder)
     pooling = _read_pooling(modules[1][1])
-    return SentenceFolder(folder, prompts, default, pooling, tuple(stages), _max_tokens(folder))
+    most = min(_max_tokens(folder), config.P)
+    return SentenceFolder(folder, prompts, default, pooling, tuple(stages), most)
 
 
 def _modules(folder: Path) -> list[tuple[str, Path]]:
@@ -209,8 +211,8 @@ def _read_prompts(folder: Path) -> tuple[dict[str, str], str | None]:
     return prompts, default
 
 
-def _max_tokens(folder: Path) -> int | None:
-    """Return the smaller one of the two bounds of a text that a folder may give."""
+def _max_tokens(folder: Path) -> int:
+    """Return the smallest bound of a text that a folder gives."""
     path = folder / _TRANSFORMER
     fields = read_object(path) if path.is_file() else {}
     f = Fields(fields, str(path))
@@ -218,10 +220,11 @@ def _max_tokens(folder: Path) -> int | None:
     f.expect("transformer_task", "feature-extraction")
     f.expect("module_output_name", "token_embeddings")
     f.expect("modality_config", {"text": dict(_PLAIN)})
-    bounds = [f.integer_or_null("max_seq_length", None)]
+    bounds = [_NO_BOUND, f.integer("max_seq_length", _NO_BOUND)]
     f.ignore("unpad_inputs")
     f.finish()
     path = folder / "tokenizer_config.json"
     stated = read_object(path).get("model_max_length") if path.is_file() else None
-    bounds.append(int(stated) if type(stated) in (int, float) and 0 < stated < _NO_BOUND else None)
-    return min((bound for bound in bounds if bound is not None), default=None)
+    if type(stated) in (int, float) and 0 < stated < _NO_BOUND:
+        bounds.append(int(stated))
+    return min(bounds)

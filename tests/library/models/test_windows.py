@@ -52,7 +52,7 @@ def test_in_both_directions_a_token_sees_its_own_text_within_the_window_and_no_p
         jnp.zeros((1, 7), jnp.int32), jnp.array([[3, 5, 0]]), jnp.array([[0, 0, 0, 0, 4, 4, 4]])
     )
     context = layers.context(packed, 0).of_layer(layers.info(0))
-    seen = np.asarray(context.row_mask()[0, :6]).astype(int)
+    seen = np.asarray(context.row_mask(7)[0, :6]).astype(int)
     wanted = [
         [1, 1, 0, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0, 0],
@@ -63,7 +63,7 @@ def test_in_both_directions_a_token_sees_its_own_text_within_the_window_and_no_p
     ]
     np.testing.assert_array_equal(seen, wanted)
     last = context.of_queries(packed.last_BS[:, :2])
-    np.testing.assert_array_equal(last.row_mask()[0], [wanted[3], wanted[5]])
+    np.testing.assert_array_equal(last.row_mask(7)[0], [wanted[3], wanted[5]])
     assert layers.short_tokens == 0
     alone = Rows(jnp.zeros((1, 3), jnp.int32), jnp.array([[1]]))
     end_BT = Layers(1, 16, 8, causal=False).context(alone, 0).end_BT
