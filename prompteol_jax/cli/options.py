@@ -67,7 +67,8 @@ def _misfit(options: Any, field: dataclasses.Field) -> list[str]:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return []
     bounds = field.metadata.get("bounds", {})
-    fits = math.isfinite(value) and all(
+    largest = 2**63 if isinstance(value, int) else math.inf
+    fits = abs(value) < largest and all(
         {
             "at least": value >= bound,
             "above": value > bound,
@@ -78,7 +79,10 @@ def _misfit(options: Any, field: dataclasses.Field) -> list[str]:
     )
     if fits:
         return []
-    allowed = " and ".join(f"{word} {bound}" for word, bound in bounds.items()) or "finite"
+    words = [f"{word} {bound}" for word, bound in bounds.items()]
+    if isinstance(value, int) and abs(value) >= largest:
+        words.append("below 2**63")
+    allowed = " and ".join(words) or "finite"
     why = f": {field.metadata['why']}" if field.metadata.get("why") else ""
     return [f"{spelled(field.name)} {value} must be {allowed}{why}"]
 

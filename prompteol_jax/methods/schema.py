@@ -7,7 +7,7 @@ A field's rule is in its metadata: `parse(value)` returns the value of the field
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import Any, Final, TypeVar, cast
@@ -94,7 +94,7 @@ def whole(least: int | None = None) -> Parse:
 
 def number(value: Any) -> float:
     """Take a finite number."""
-    if type(value) in (int, float) and math.isfinite(value):
+    if type(value) in (int, float) and abs(value) <= sys.float_info.max:
         return float(value)
     raise Misfit(f" must be a finite number, found {_shown(value)}")
 

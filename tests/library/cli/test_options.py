@@ -16,6 +16,7 @@ class Options(DistributedOptions):
     dropout: float = flag(0.0, at_least=0, below=1)
     lr: float | None = flag(None, above=0)
     scale: float = 1.0
+    count: int = 0
     fast: bool = False
 
 
@@ -34,6 +35,11 @@ def test_values_within_their_ranges_pass(given):
         ({"dropout": float("nan")}, "--dropout nan must be at least 0 and below 1"),
         ({"lr": float("inf")}, "--lr inf must be above 0"),
         ({"scale": float("nan")}, "--scale nan must be finite"),
+        (
+            {"batch": 10**400},
+            f"--batch {10**400} must be at least 2 and below 2**63: every anchor needs negatives",
+        ),
+        ({"count": 2**63}, "--count 9223372036854775808 must be below 2**63"),
         ({"wait_minutes": 0.0}, "--wait-minutes 0.0 must be above 0 and at most 10000"),
         (
             {"batch": 0, "lr": 0.0, "process": 1},
