@@ -13,12 +13,9 @@ PROGRAM: Final = "python -m train.align"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    import tyro
+    from prompteol_jax.cli.commands import run_main
 
-    from prompteol_jax.cli.commands import run_command
-
-    options = tyro.cli(AlignConfig, args=argv, prog=PROGRAM)
-    run_command(PROGRAM, run, options)
+    run_main(PROGRAM, AlignConfig, run, argv)
 
 
 def run(config: AlignConfig, callbacks: Callbacks = NO_CALLBACKS) -> dict[str, Any]:

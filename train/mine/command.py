@@ -137,8 +137,6 @@ def _write(config: MineOptions, rows: Sequence[dict[str, str]], counts: dict[str
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    import tyro
+    from prompteol_jax.cli.commands import run_main
 
-    from prompteol_jax.cli.commands import run_command
-
-    run_command(PROGRAM, run, tyro.cli(MineOptions, args=argv, prog=PROGRAM))
+    run_main(PROGRAM, MineOptions, run, argv)

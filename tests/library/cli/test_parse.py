@@ -19,6 +19,8 @@ MAINS = {
     "prompteol": "prompteol_jax.cli.main",
     "train.contrastive": "train.contrastive",
     "train.prepare": "train.prepare",
+    "train.align": "train.align.command",
+    "train.mine": "train.mine.command",
     **{
         f"eval.{name}": f"eval.{name}.command"
         for name in "sts transfer layers demos mteb retrieval loco".split()
