@@ -34,7 +34,7 @@ from prompteol_jax.cli.options import check, flag
 from prompteol_jax.encoding.prefixes import PrefixEncoder
 from prompteol_jax.storage import paths
 from prompteol_jax.storage.lease import held
-from prompteol_jax.text.template import Template, read_template
+from prompteol_jax.text.template import Template
 
 JOURNAL: Final = "journal.jsonl"
 TEMPLATE: Final = "template.json"
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def search(options: SearchOptions) -> dict[str, Any]:
     """Rank the candidates, print the best, write the files and return the result."""
     check(options)
-    base = read_template(options.template)
+    base = options.base_template()
     candidates = demos_candidates.read_candidates(options.candidates, base)
     (task,) = read_tasks(options.data, split="dev")
     data = describe_data(options.data, "dev", [task])

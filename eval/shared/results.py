@@ -51,7 +51,8 @@ def header(command: str, embedder: Any, options: ModelOptions) -> dict[str, Any]
         "dtype": np.dtype(embedder.dtype).name,
         "quantize": options.quantize,
         "layer": described.get("layer", options.layer),  # None where --layer names the last one
-        "pooling": options.pooling,
+        "pooling": described.get("pooling", options.pooling),
+        **({"method": described["method"]["name"]} if "method" in described else {}),
     }
 
 
@@ -89,6 +90,8 @@ def settings(result: Mapping[str, Any]) -> dict[str, str]:
         given = result["options"]
         how = {"end": "at their end", "middle": "in their middle"}.get(given.get("truncate"), "")
         found["texts"] = f"cut to {given['max_tokens']} tokens {how}".strip()
+    if result.get("method"):
+        found["method"] = str(result["method"])
     if result.get("quantize"):
         found["weights"] = str(result["quantize"])
     if data:
@@ -112,7 +115,8 @@ def title(result: Mapping[str, Any]) -> str:
         **{"sentences": "cleaned", "split": "test"},
     }
     words = {
-        **{"adapter": "adapter {}", "template": "template {}", "dtype": "{}"},
+        **{"adapter": "adapter {}", "template": "template {}", "method": "method {}"},
+        "dtype": "{}",
         **{"weights": "weights in {}", "layer": "layer {}", "pooling": "{} pooling"},
         **{"sentences": "raw sentences", "split": "{} split"},
         "as the released script": "as the released script, {}",

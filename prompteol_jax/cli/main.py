@@ -5,6 +5,8 @@ prompteol words --model facebook/opt-2.7b "A jockey riding a horse."
 prompteol show --model facebook/opt-2.7b "A jockey riding a horse."
 prompteol verify --model facebook/opt-2.7b --json certificate.json
 prompteol serve --model facebook/opt-2.7b --port 8000
+prompteol methods tp
+prompteol fit --model facebook/opt-2.7b --method whitening/eol --input texts.txt --output white
 prompteol compare a.json b.json
 prompteol export runs/opt-1.3b --to hf --output merged
 """
@@ -25,6 +27,8 @@ COMMANDS: Final = Commands(
     show=("prompteol_jax.cli.words:ShowOptions", "prompteol_jax.cli.words:show"),
     verify=("prompteol_jax.cli.verify:VerifyOptions", "prompteol_jax.cli.verify:verify_checkpoint"),
     serve=("prompteol_jax.serve.options:ServeOptions", "prompteol_jax.cli.serve:serve"),
+    methods=("prompteol_jax.cli.methods:MethodsOptions", "prompteol_jax.cli.methods:list_methods"),
+    fit=("prompteol_jax.cli.methods:FitOptions", "prompteol_jax.cli.methods:fit"),
     compare=("eval.compare.command:CompareOptions", "eval.compare.command:run"),
     export=("prompteol_jax.export.export:ExportOptions", "prompteol_jax.export.export:export_run"),
 )

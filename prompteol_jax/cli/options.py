@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from prompteol_jax.embedder import Embedder
+    from prompteol_jax.methods.record import Method
+    from prompteol_jax.text.template import Template
 
 # Flags that change how fast vectors are computed, and of the vectors only their rounding.
-_NOT_DECISIVE: Final = ("mesh", "batch_tokens", "plan")
+_NOT_DECISIVE: Final = ("mesh", "batch_tokens", "plan", "any_method")
 
 
 def flag(
@@ -123,6 +125,11 @@ class ModelOptions:
     """A PEFT folder or hub name, or the folder of a training run."""
     template: str = "eol"
     """A template's name (eol, eol-icl-2.7b, ...) or file."""
+    method: str | None = None
+    """A method's name (see `prompteol methods`), record or folder, in place of --template and
+    --pooling."""
+    any_method: bool = False
+    """Use an adapter with another method or template than it was trained with."""
     mesh: str = "1x1"
     """DATAxMODEL: devices along each axis; a CPU simulates what it lacks."""
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -145,28 +152,68 @@ class ModelOptions:
     """What a text that is too long loses: its end, or its middle; or it is an error. The template
     stays whole."""
 
-    def load(self, default_dtype: str, mesh: Mesh | None = None) -> Embedder:
+    def load(
+        self, default_dtype: str, mesh: Mesh | None = None, method: Method | None = None
+    ) -> Embedder:
         """Load the model; see `Embedder.from_pretrained` for errors.
 
         Args:
             mesh: to load it onto, in the place of one over the first devices.
+            method: in the place of the one that the flags name.
         """
         from prompteol_jax.embedder import Embedder
 
+        chosen = method or self.record()
+        if self.adapter is not None and not self.any_method:
+            self._check_trained_with(chosen)
         return Embedder.from_pretrained(
             self.model,
             adapter=self.adapter,
-            template=self.template,
+            template=None if chosen else self.template,
+            method=chosen,
             mesh=mesh or self.mesh,
             dtype=self.dtype or default_dtype,
             quantize=self.quantize,
             layer=self.layer,
-            pooling=self.pooling,
+            pooling="last" if chosen else self.pooling,
             batch_tokens=self.batch_tokens,
             plan=self.plan,
             max_tokens=self.max_tokens,
             truncate=self.truncate,
         )
+
+    def record(self) -> Method | None:
+        """Return the method that is asked for; None without one.
+
+        Raises: UserError where it is unknown, or a template or a pooling is given as well.
+        """
+        if self.method is None:
+            return None
+        from prompteol_jax.methods import on_model
+
+        template = None if self.template == "eol" else self.template
+        return on_model.choose(self.method, template, self.pooling, self.layer)
+
+    def base_template(self) -> Template:
+        """Return the template, which may be that of a method of one prompt and nothing else.
+
+        Raises: UserError where the method does more.
+        """
+        from prompteol_jax.methods.record import one_template
+        from prompteol_jax.text.template import read_template
+
+        chosen = self.record()
+        return read_template(self.template) if chosen is None else one_template(chosen)
+
+    def _check_trained_with(self, chosen: Method | None) -> None:
+        """Refuse an adapter that was trained with another method or template."""
+        from prompteol_jax.methods import library
+        from prompteol_jax.pretrained.load import find_adapter
+        from prompteol_jax.text.template import read_template
+
+        assert self.adapter is not None
+        plain = library.plain_method(read_template(self.template), self.pooling, self.layer)
+        library.check_trained_with(find_adapter(self.adapter), chosen or plain)
 
     def work(self, default_dtype: str) -> dict[str, Any]:
         """Describe everything in these flags that decides a vector, for `same_work`.
@@ -177,11 +224,12 @@ class ModelOptions:
 
         Raises: UserError, NotFound where the model, adapter or template cannot be found.
         """
+        from prompteol_jax.methods.library import describe
         from prompteol_jax.pretrained import provenance, source
         from prompteol_jax.pretrained.load import find_adapter
         from prompteol_jax.text.template import read_template
 
-        template = read_template(self.template)
+        template, chosen = read_template(self.template), self.record()
         adapter = find_adapter(self.adapter) if self.adapter else None
         found = source.resolve(self.model)
         flags = {
@@ -189,6 +237,10 @@ class ModelOptions:
             for field in dataclasses.fields(ModelOptions)
             if field.name not in _NOT_DECISIVE
         }
+        if chosen is None:
+            del flags["method"]
+        else:
+            flags["method"] = describe(chosen)
         return flags | {
             "weights": provenance.model_files(found.folder) if found.folder else found.name,
             "adapter": provenance.adapter_files(adapter) if adapter else None,

@@ -78,11 +78,16 @@ def _check_reads_a_head(options: ModelOptions) -> None:
     from prompteol_jax.models import build
     from prompteol_jax.pretrained import source
 
-    inner = False
-    if options.layer is not None:
+    inner, one, method = False, True, options.record()
+    layer = options.layer if method is None else method.layer
+    pooling = options.pooling if method is None else method.pooling
+    if method is not None:
+        several = len(method.prompts) > 1 or method.prompts[0].transform is not None
+        one = not (several or method.collect or method.post)
+    if layer is not None:
         depth = source.resolve_config(options.model).L
-        inner = build.resolve_layer(options.layer, depth) is not None
-    lm_head.check_reads(inner=inner, pooling=options.pooling)
+        inner = build.resolve_layer(layer, depth) is not None
+    lm_head.check_reads(inner=inner, pooling=pooling, one=one)
 
 
 def show(options: ShowOptions) -> None:

@@ -89,7 +89,7 @@ class PrefixEncoder:
 
         Raises: UserError for another pooling, or for edits.
         """
-        if pipeline.pooling.tokens != "last" or pipeline.edits:
+        if pipeline.pooling.tokens != "last" or pipeline.edits or not pipeline.steps.none:
             raise UserError(
                 "prompts are compared at the last token, without edits; use pooling last"
             )

@@ -71,6 +71,38 @@ def describe(method: Method) -> dict[str, Any]:
     return method.to_json() | ({"files": files_sha256(files)} if files else {})
 
 
+def check_trained_with(adapter: Path, method: Method) -> None:
+    """Refuse an adapter whose folder holds the record of another method than this one.
+
+    What a record says about its source does not count, nor do post stages.
+
+    Raises: UserError.
+    """
+    file = adapter / FILE
+    if not file.is_file():
+        return  # an adapter of another project, or of an earlier version
+    trained = read_method(file)
+    differing = [
+        name
+        for name in ("prompts", "layer", "pooling", "copy", "subtract", "collect", "slot")
+        if _plain(trained, name) != _plain(method, name)
+    ]
+    if differing:
+        raise UserError(
+            f"the adapter {adapter} was trained with the method {trained.name}, and {method.name} "
+            f"differs in {', '.join(differing)}; give --method {file}, or allow it: --any-method"
+        )
+
+
+def _plain(method: Method, name: str) -> Any:
+    """Return a part of a record without the names of templates."""
+    return (
+        method.to_json().get(name)
+        if name != "prompts"
+        else [(view.template.to_json(), view.transform) for view in method.prompts]
+    )
+
+
 def write_method(file: Path, method: Method) -> None:
     """Write a record's file."""
     write_object(file, method.to_json())

@@ -148,7 +148,7 @@ def _read(stage: PostStage, folder: Path | None, width: int) -> FittedMap:
     if stage.file is None or folder is None:
         raise UserError(
             f"post {stage.kind} needs numbers fitted on texts, and the record names no file; "
-            "`prompteol methods fit` makes a record with them"
+            "`prompteol fit` makes a record with them"
         )
     file = folder / stage.file
     if not file.is_file():

@@ -203,7 +203,7 @@ class PostStage:
         normalize     z / |z|
 
     Attributes:
-        file: name of the fitted numbers' file, next to the record, from `prompteol methods fit`.
+        file: name of the fitted numbers' file, next to the record, from `prompteol fit`.
         dims: features that are left.
         ratio: D over the number of features that are left.
     """
@@ -320,6 +320,18 @@ def with_template(method: Method, template: Template) -> Method:
         raise UserError(f"the method {method.name} {why}, so no template can take its place")
     prompts = tuple(dataclasses.replace(view, template=template) for view in method.prompts)
     return dataclasses.replace(method, prompts=prompts)
+
+
+def one_template(method: Method) -> Template:
+    """Return the template of a method that is a template and nothing else but a layer.
+
+    Raises: UserError where it does more.
+    """
+    plain = Method(method.name, method.prompts, layer=method.layer, pooling=method.pooling)
+    known = dataclasses.replace(method, about=None, paper=None, published=(), unverified=None)
+    if len(method.prompts) > 1 or method.prompts[0].transform or known != plain:
+        raise UserError(f"the method {method.name} is more than one template, which is wanted here")
+    return method.prompts[0].template
 
 
 def _placeholder_problems(method: Method) -> list[str]:

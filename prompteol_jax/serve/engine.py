@@ -18,6 +18,7 @@ from prompteol_jax import distributed
 from prompteol_jax.embedder import Embedder
 from prompteol_jax.encoding.batching import Batch, Sentence, fill_batch
 from prompteol_jax.encoding.pipeline import refuse_not_finite
+from prompteol_jax.errors import UserError
 from prompteol_jax.serve.api import ApiError
 from prompteol_jax.text.template import clean_sentence
 
@@ -43,6 +44,16 @@ class Engine:
     """An embedder as the batcher's device. One thread launches, another fetches; any tokenizes."""
 
     def __init__(self, embedder: Embedder, *, batch_tokens: int | None = None, clean: bool = False):
+        """Serve an embedder.
+
+        Raises: UserError for a method of several vectors a text, whose mean no batch has.
+        """
+        if len(embedder.views.pipelines) > 1 or embedder.views.variants != (None,):
+            name = embedder.method and embedder.method.name
+            raise UserError(
+                f"serve takes methods of one prompt, and {name} averages several vectors a text; "
+                "encode with it instead"
+            )
         self.embedder = embedder
         self.pipeline = embedder.pipeline
         if batch_tokens is not None:
@@ -57,13 +68,11 @@ class Engine:
 
     def prompts(self, texts: Sequence[str]) -> Prompts:
         """Put texts into the template and tokenize them."""
-        prompt = self.embedder.prompt
         if self.clean:
             texts = [clean_sentence(text) for text in texts]
-        found = prompt(texts)
-        pairs = enumerate(zip(found.ids, found.shared, strict=True))
-        sentences = [self.pipeline.sentence(n, ids, bool(shared)) for n, (ids, shared) in pairs]
-        prefix = len(prompt.prefix_C) * int(found.shared.sum())
+        found, auxiliary = self.pipeline.tokenize(texts)
+        sentences = list(self.pipeline.sentences(found, auxiliary))
+        prefix = len(self.pipeline.prompt.prefix_C) * int(found.shared.sum())
         return Prompts(sentences, found.truncated, sum(map(len, found.ids)) + prefix)
 
     def refuse_long(self, prompts: Prompts) -> None:
@@ -86,7 +95,7 @@ class Engine:
 
     def bucket(self, item: Sentence) -> Bucket:
         """Return the bucket of a prompt: its number, and if it continues the shared prefix."""
-        return self.buckets.find(len(item.ids), item.shared), item.shared
+        return self.buckets.find(item.length, item.shared), item.shared
 
     def rows(self, bucket: Bucket) -> int:
         """Return the rows of a bucket's batches."""
@@ -106,7 +115,9 @@ class Engine:
         """Wait for a batch and return the vectors of its prompts."""
         batch, z = launched
         z_BD = distributed.to_host(z)
-        return z_BD.reshape(-1, z_BD.shape[-1])[batch.positions]
+        z_nD = z_BD.reshape(-1, z_BD.shape[-1])[batch.positions]
+        post = self.embedder.views.post
+        return post(z_nD) if post else z_nD
 
     def warm(self) -> None:
         """Compile and run every shape once, so that no request waits for the compiler."""
@@ -114,7 +125,7 @@ class Engine:
         whole = {self.buckets.find(n, shared=False) for n in (1, *lengths)}
         kinds = [(n, True) for n in range(len(lengths))]
         for number, shared in [*kinds, *((n, False) for n in sorted(whole))]:
-            dummy = Sentence(0, np.zeros(lengths[number], np.int32), shared)
+            dummy = self._dummy(lengths[number], shared)
             batch = fill_batch(self.buckets, number, [dummy])
             with jax.set_mesh(self.embedder.mesh):
                 self.fetch((batch, self.pipeline.launch(batch)))
@@ -122,11 +133,16 @@ class Engine:
 
     def answers_fast(self) -> bool:
         """Say whether a text alone takes a small batch, shown for the shortest prompts."""
-        dummy = Sentence(0, np.zeros(self.buckets.lengths[0], np.int32), True)
+        dummy = self._dummy(self.buckets.lengths[0], shared=True)
         batch = fill_batch(self.buckets, 0, [dummy])
         with jax.set_mesh(self.embedder.mesh):
             self.pipeline.prove(batch)
             return self.pipeline.shrink(batch, patience=NEVER) is not batch
+
+    def _dummy(self, length: int, shared: bool) -> Sentence:
+        """Return a prompt of so many ids, with an auxiliary one where the method has one."""
+        ids = np.zeros(length, np.int32)
+        return Sentence(0, ids, shared, 0, None if self.pipeline.auxiliary is None else ids)
 
     def words(self, z_nD: Float[np.ndarray, "n D"], k: int) -> list[list[dict[str, Any]]]:
         """Return the k most likely next tokens after each text's prompt."""

@@ -112,8 +112,10 @@ def check_parity(embedder: Embedder, z_BD: Float[np.ndarray, "n D"]) -> Check:
     if missing := torch_reference.missing(source.adapter):
         return Check("parity", "not checked", f"{' and '.join(missing)} is not installed")
     settings = embedder.describe()
-    if settings["pooling"] not in torch_reference.POOLINGS or settings["edits"]:
+    unknown = settings["pooling"] not in torch_reference.POOLINGS or settings["edits"]
+    if unknown or embedder.method is not None:
         given = f"pooling {settings['pooling']}, {len(settings['edits'])} edits"
+        given += "" if embedder.method is None else f", method {embedder.method.name}"
         known = " or ".join(torch_reference.POOLINGS)
         detail = f"{given}: the reference knows pooling {known}, without edits"
         return Check("parity", "not checked", detail)

@@ -1,0 +1,69 @@
+"""What a method costs: tokens times blocks that are computed for a text, against PromptEOL's.
+
+An estimate without a tokenizer: words and punctuation marks count as tokens, a shared prefix costs
+nothing, and attention's scores are left out, which are small for sentences. All blocks cost alike.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from prompteol_jax.methods.on_model import check_depth
+from prompteol_jax.methods.record import FITTED, PLACEHOLDER, Method
+from prompteol_jax.methods.steps import block_range
+from prompteol_jax.text.template import PROMPTEOL, SLOT, Template
+
+LAYERS: Final = 32  # of the models that most methods were published for
+TEXT: Final = 15  # tokens of a sentence of the STS tasks, about
+_TOKEN: Final = re.compile(rf"{re.escape(PLACEHOLDER)}|\w+|[^\w\s]")
+
+
+def cost(method: Method, L: int = LAYERS, text: int = TEXT) -> float:
+    """Return the cost of a text over that of PromptEOL at the last layer.
+
+    Args:
+        L: layers of the model; text: tokens of the text. A variant is as long as the text.
+    Raises: UserError where the method does not fit so many layers.
+    """
+    check_depth(method, L)
+    depth = L
+    if method.collect is not None:
+        depth = block_range(method.collect.first, method.collect.end, L)[1]
+    elif method.layer is not None:
+        depth = method.layer + L + 1 if method.layer < 0 else method.layer
+    scaled = method.subtract is not None and method.subtract.kind == "self_scaled"
+    whole = method.pooling in ("mean", "mean-last") or method.slot is not None or scaled
+    total = sum(_tokens(view.template, text, whole=whole) * depth for view in method.prompts)
+    if method.subtract is not None and method.subtract.template is not None:
+        block = block_range(method.subtract.block, None, L)[0]
+        own = _tokens(method.subtract.template, text, whole=whole)
+        total += len(method.prompts) * own * (block + 1)
+    return total / (_tokens(PROMPTEOL, text, whole=False) * L)
+
+
+def needs(method: Method) -> list[str]:
+    """Return what a method needs besides a model and texts."""
+    found = []
+    if any(view.transform and view.transform.kind == "expansion" for view in method.prompts):
+        found.append("an expansion file")
+    if any(stage.kind in FITTED for stage in method.post):
+        found.append("fitted numbers (prompteol fit)")
+    if any(stage.kind == "embed-filter" for stage in method.post):
+        found.append("the LM head")
+    return found
+
+
+def _tokens(template: Template, text: int, *, whole: bool) -> int:
+    """Return the tokens of a text in a prompt, without the shared prefix unless it is computed."""
+    if template.pieces:
+        first = template.pieces.index(SLOT)
+        own = template.pieces[0 if whole else first :]
+        return sum(text if piece == SLOT else _count(piece) for piece in own)
+    head = template.head if whole else "".join(template.head.rpartition(PLACEHOLDER)[1:])
+    marked = whole or PLACEHOLDER in template.head
+    return (_count(head) if marked else 0) + text + _count(template.suffix)
+
+
+def _count(text: str) -> int:
+    return len(_TOKEN.findall(text))
