@@ -19,6 +19,8 @@ from eval.sts.scores import development_score
 from prompteol_jax import distributed
 from prompteol_jax.distributed import Share
 from prompteol_jax.embedder import Embedder
+from prompteol_jax.methods.library import FILE as METHOD_FILE
+from prompteol_jax.methods.library import plain_method, write_method
 from prompteol_jax.ops.scan import Remat
 from train.callbacks import NO_CALLBACKS, Callbacks
 from train.config import TrainConfig
@@ -324,7 +326,9 @@ class Run:
                 "Spearman before": status.dev_before,
                 "Spearman on the development pairs": score,
             }
-            write_card(folder, self.settings.flags, self.settings.template, facts)
+            template = self.settings.template
+            write_card(folder, self.settings.flags, template, facts)
+            write_method(folder / METHOD_FILE, plain_method(template, "last", None))
 
     def _score(self, weights: PyTree, step: int) -> float | None:
         if self.dev is None:
