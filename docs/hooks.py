@@ -15,6 +15,8 @@ COMMANDS: Final = (
     "prompteol show",
     "prompteol serve",
     "prompteol verify",
+    "prompteol methods",
+    "prompteol fit",
     "prompteol compare",
     "prompteol export",
     "python -m eval.sts",

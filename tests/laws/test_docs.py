@@ -73,6 +73,7 @@ WITHOUT_LAYER = {
     cli.COMMANDS["show"][0]: "it reads no weights",
     cli.COMMANDS["export"][0]: "a run is exported whole",
     cli.COMMANDS["compare"][0]: "it reads no weights",
+    cli.COMMANDS["methods"][0]: "it reads no weights",
     **{kind: "it reads no weights" for kind, _ in prepare.COMMANDS.values()},
     bench.TrainBench: "as training",
 }
