@@ -37,7 +37,8 @@ class Served:
         command = [sys.executable, "-m", "prompteol_jax.cli", "serve", "--port", "0", *flags]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.lines, self.ready = [], threading.Event()
-        threading.Thread(target=self._read, daemon=True).start()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
 
     def _read(self):
         for line in self.process.stderr:
@@ -70,6 +71,8 @@ def served():
     for server in running:
         server.process.kill()
         server.process.wait()
+        server.reader.join()
+        server.process.stderr.close()
 
 
 @pytest.mark.slow
