@@ -22,6 +22,7 @@ COMMANDS: Final = (
     "python -m eval.sts",
     "python -m eval.transfer",
     "python -m eval.layers",
+    "python -m eval.search",
     "python -m eval.demos build",
     "python -m eval.demos search",
     "python -m eval.retrieval",

@@ -23,10 +23,10 @@ from eval.demos import candidates as demos_candidates
 from eval.demos import cost as demos_cost
 from eval.demos import report as demos_report
 from eval.demos.build import BuildOptions
-from eval.demos.journal import Journal
 from eval.demos.search import Scored, Search
 from eval.shared import results
 from eval.shared.command import SentEvalOptions
+from eval.shared.journal import Journal
 from eval.sts.pairs import Task
 from eval.sts.tasks import describe_data, read_tasks
 from prompteol_jax.cli.commands import run_one_of

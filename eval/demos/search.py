@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float64, Int
 
 from eval.demos.candidates import extended, key
-from eval.demos.journal import Journal
+from eval.shared.journal import Journal
 from eval.sts import scores
 from eval.sts.tasks import Pairs, Task
 from prompteol_jax.encoding.prefixes import PrefixEncoder

@@ -1,6 +1,7 @@
 """Run what a table of the paper ran, and compare our scores with those that were published.
 
     python -m eval.reproduce sts-icl --models opt-125m opt-350m --data SentEval/data/downstream
+    python -m eval.reproduce rivals --models Llama-2-7b-hf --data SentEval/data/downstream
 
 A model is one of the table's by hub name, by its last part (opt-125m), or by a folder that ends so;
 any other model is run in the same way and has no published figures. Rows that are done are kept in
@@ -21,6 +22,8 @@ import tyro
 from eval.reproduce import published
 from eval.reproduce import report as reproduce_report
 from eval.reproduce.published import Row
+from eval.reproduce.rivals import rivals, untrained_methods
+from eval.reproduce.shared import Lender
 from eval.shared import results
 from eval.shared.vector_cache import CacheOptions
 from eval.sts import command as sts
@@ -36,7 +39,7 @@ from prompteol_jax.storage.fingerprint import file_sha256
 
 BAND: Final = 0.3  # points by which ours may differ from a published figure
 RowOptions = sts.StsOptions | transfer.TransferOptions
-Table = Literal["sts-icl", "sts-finetuned", "sts-zero-shot", "transfer", "quantization"]
+Table = Literal["sts-icl", "sts-finetuned", "sts-zero-shot", "transfer", "quantization", "rivals"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +109,10 @@ def run(options: ReproduceOptions) -> dict[str, Any]:
     page = options.report or options.output / f"{options.table}.html"
     paths.refuse_buckets(options.output)
     results.prepare(options.json, page)
-    outcomes = []
+    outcomes, lender = [], Lender() if options.table == "rivals" else None
     for number, row in enumerate(rows, 1):
         sys.stderr.write(f"{number} of {len(rows)}: {row.name}\n")
-        outcomes.append(attempt(options, row, data))
+        outcomes.append(attempt(options, row, data, lender))
     if all(outcome.result is None for outcome in outcomes):
         reasons = [f"{o.row.name}: {o.reason}" for o in outcomes]
         raise UserError("no row could be run:\n  " + "\n  ".join(reasons))
@@ -153,11 +156,17 @@ def choose(options: ReproduceOptions) -> list[Row]:
     """
     if options.table == "transfer" and options.strict_original:
         raise UserError("--strict-original changes cosines; transfer tasks have none: leave it out")
+    given = [f"--{name}" for name in ("adapter", "template") if getattr(options, name)]
+    if options.table == "rivals" and given:
+        raise UserError(f"{' and '.join(given)}: methods of table rivals bring their own prompts")
+    every = rivals() if options.table == "rivals" else published.TABLES[options.table]
     if not options.models:
-        return list(published.TABLES[options.table])
+        return list(every)
     rows, problems = [], []
     for model in options.models:
-        found = published.find(options.table, model)
+        found = published.of_model(every, model)
+        if not found and options.table == "rivals":
+            found = [Row(model, method=method) for method in untrained_methods()]
         if not found:
             found = [Row(model, adapter=options.adapter, template=options.template or "eol")]
             if options.table == "sts-icl" and options.template is None:
@@ -177,8 +186,16 @@ def choose(options: ReproduceOptions) -> list[Row]:
     return rows
 
 
-def attempt(options: ReproduceOptions, row: Row, data: Mapping[str, Any]) -> Outcome:
-    """Run a row unless its result is there; a checkpoint out of reach is a reason, no error."""
+def attempt(
+    options: ReproduceOptions, row: Row, data: Mapping[str, Any], lender: Lender | None = None
+) -> Outcome:
+    """Run a row unless its result is there; a checkpoint out of reach is a reason, no error.
+
+    Args:
+        lender: what lends the model to rows that share it.
+    """
+    if row.missing:
+        return Outcome(row, None, row.missing)
     settings = row_options(options, row)
     if (kept := _kept(settings, data)) is not None:
         sys.stderr.write(f"{row.name}: kept from {settings.json}\n")
@@ -186,7 +203,7 @@ def attempt(options: ReproduceOptions, row: Row, data: Mapping[str, Any]) -> Out
     try:
         if isinstance(settings, transfer.TransferOptions):
             return Outcome(row, transfer.run(settings))
-        return Outcome(row, sts.run(settings))
+        return Outcome(row, sts.run(settings, lender))
     except (UserError, OSError) as error:
         return Outcome(row, None, str(error))  # the data was read before: it is the checkpoint
 
@@ -195,11 +212,13 @@ def row_options(options: ReproduceOptions, row: Row) -> RowOptions:
     """Return the options of `eval.sts` or `eval.transfer` with which a row is run."""
     strict = "float16" if row.half or row.quantize else "float32"
     strict = strict if options.strict_original else None
-    parts = [row.model, row.adapter, row.template, row.quantize, options.dtype, strict]
+    prompts = row.method or row.template
+    parts = [row.model, row.adapter, prompts, row.quantize, options.dtype, strict]
     name = "-".join("".join(c if c.isalnum() or c in ".-" else "_" for c in p) for p in parts if p)
     file = options.output / options.table / f"{name}.json"
     shared = {
-        **{"model": row.model, "adapter": row.adapter, "template": row.template},
+        **{"model": row.model, "adapter": row.adapter},
+        **({"method": row.method} if row.method else {"template": row.template}),
         **{"mesh": options.mesh, "dtype": options.dtype, "quantize": row.quantize},
         **{"batch_tokens": options.batch_tokens, "data": options.data},
         **{"json": file, "report": file.with_suffix(".html")},

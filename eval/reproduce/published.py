@@ -35,6 +35,8 @@ class Row:
         derived: Whether the average is one published figure less another.
         half: Whether the released script ran this row in float16 (`--tensor_parallel`).
         note: Remark on how this was run.
+        method: Name of a method; None for the template alone.
+        missing: Why this project cannot run it; empty where it can.
     """
 
     model: str
@@ -47,11 +49,13 @@ class Row:
     derived: bool = False
     half: bool = False
     note: str = ""
+    method: str | None = None
+    missing: str = ""
 
     @property
     def name(self) -> str:
-        """The model's name without its owner, and the format of its weights where quantized."""
-        return self.model.split("/")[-1] + (f" {self.quantize}" if self.quantize else "")
+        """The model's name without its owner, the format of its weights, and the method."""
+        return " ".join(filter(None, [self.model.split("/")[-1], self.quantize, self.method]))
 
 
 def _cells(tasks: Sequence[str], figures: str) -> dict[str, float]:
@@ -181,8 +185,13 @@ def tasks_of(table: str) -> tuple[str, ...]:
 
 def find(table: str, model: str) -> list[Row]:
     """Return a table's rows for a model given by hub name, or by a folder or name ending so."""
+    return of_model(TABLES[table], model)
+
+
+def of_model(rows: Sequence[Row], model: str) -> list[Row]:
+    """Return the rows for a model, as `find`."""
     last = model.rstrip("/").split("/")[-1].split("@")[0].lower()
-    return [row for row in TABLES[table] if row.model.split("/")[-1].lower() == last]
+    return [row for row in rows if row.model.split("/")[-1].lower() == last]
 
 
 def match(
@@ -223,18 +232,25 @@ def table_of(result: Mapping[str, Any]) -> str:
     return "quantization" if result.get("quantize") else "sts-icl"
 
 
-def unlike(result: Mapping[str, Any]) -> list[str]:
-    """Return what a result was run with that no published row was."""
+def unlike(result: Mapping[str, Any], method: str | None = None) -> list[str]:
+    """Return what a result was run with that no published row was.
+
+    Args:
+        method: Method of the row, which brings its own layer, pooling and prompts; None where the
+            row has a template alone.
+    """
     options, protocol = result.get("options") or {}, result.get("protocol") or {}
     split = (result.get("data") or {}).get("split", "test")
     template = (result.get("provenance") or {}).get("template")
-    known = TEMPLATES.get(result["template"])
+    known = None if method else TEMPLATES.get(result["template"])
+    layer, pooling = result.get("layer"), result.get("pooling", "last")
     return [
         why
         for differs, why in (
             (split != "test", f"the {split} split"),
-            (result.get("layer") is not None, f"layer {result.get('layer')}"),
-            (result.get("pooling", "last") != "last", f"{result.get('pooling')} pooling"),
+            (layer is not None and not method, f"layer {layer}"),
+            (pooling != "last" and not method, f"{pooling} pooling"),
+            (result.get("method") != method, f"method {result.get('method')}"),
             (not result.get("clean", True), "sentences as they are"),
             (bool(options.get("fast")), "the fast protocol"),
             (protocol.get("seed", SEED) != SEED, f"seed {protocol.get('seed')}"),
@@ -261,7 +277,7 @@ def cells(result: Mapping[str, Any], row: Row | None, table: str) -> list[Cell]:
     A published score is compared with one of the same protocol, on the whole published set; a
     published average with one over the same tasks.
     """
-    reasons = unlike(result)
+    reasons = unlike(result, row.method if row else result.get("method"))
     lacking = (result.get("data") or {}).get("incomplete") or {}
     if set(result["scores"]) != set(tasks_of(table)):
         lacking = {**lacking, "average": "not of all tasks"}

@@ -95,7 +95,7 @@ def _not_compared(row: Mapping[str, Any]) -> list[str]:
 
 def row_name(row: Mapping[str, Any]) -> str:
     """Return the name of a row that was turned into plain fields."""
-    return Row(row["model"], quantize=row["quantize"]).name
+    return Row(row["model"], quantize=row["quantize"], method=row["method"]).name
 
 
 def _missing(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -144,6 +144,8 @@ def _panels(result: Mapping[str, Any]) -> list[str]:
     if cells:
         pairs = [(cell["published"], cell["ours"]) for cell in cells]
         panels.append(report.figure(charts.against_published(pairs), "Ours against published"))
+    if result["table"] not in published.TABLES:  # one of methods, of few sizes
+        return panels
     series = {"published": published.averages_by_size(result["table"])}
     for row in done:
         if row["parameters"] and not row["cells"][-1]["why_not"]:

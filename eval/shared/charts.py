@@ -160,15 +160,49 @@ def confusion(
     percent = 100 * counted / np.maximum(counted.sum(axis=1, keepdims=True), 1)
     drawing, axes = empty(3.2, 2.8)
     axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    for true, taken in np.ndindex(classes, classes):
-        value = percent[true, taken]
-        # The cells have their colors on light and dark pages, so their numbers have too.
-        shade = "#f8fafc" if value > _DARK else "#101418"
-        axes.text(taken, true, f"{value:.0f}", ha="center", va="center", color=shade, size=8)
+    _write_numbers(axes, percent, (0, 100), ".0f")
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_xticks(range(classes), names, size=8, rotation=0 if classes < 3 else 45)
     axes.set_yticks(range(classes), names, size=8)
     return drawing
+
+
+def heat(
+    values: Float64[np.ndarray, "rows columns"],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    xlabel: str,
+    ylabel: str,
+    limits: tuple[float, float],
+) -> Figure:
+    """Draw a table of scores as colors and numbers; a score that is missing leaves its cell empty.
+
+    Args:
+        values: Scores, NaN where there is none.
+        limits: Scores of the lightest and of the darkest color.
+    """
+    drawing, axes = empty(1.2 + 0.55 * len(columns), 1.0 + 0.3 * len(rows))
+    low, high = limits
+    axes.imshow(values, cmap="Blues", vmin=low, vmax=high, aspect="auto")
+    _write_numbers(axes, values, limits, ".1f")
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set_xticks(range(len(columns)), columns, size=8)
+    axes.set_yticks(range(len(rows)), rows, size=8)
+    return drawing
+
+
+def _write_numbers(axes: Axes, values: np.ndarray, limits: tuple[float, float], form: str) -> None:
+    """Write each finite value into its cell of `imshow`, light on dark cells.
+
+    The cells have their colors on light and dark pages, so their numbers have too.
+    """
+    low, high = limits
+    for row, column in np.argwhere(np.isfinite(values)):
+        is_dark = 100 * (values[row, column] - low) > _DARK * (high - low)
+        shade = "#f8fafc" if is_dark else "#101418"
+        text = format(values[row, column], form)
+        axes.text(column, row, text, ha="center", va="center", color=shade, size=8)
 
 
 def empty(width: float, height: float) -> tuple[Figure, Axes]:

@@ -9,7 +9,7 @@ before the model is loaded.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -38,18 +38,24 @@ class StsOptions(SentEvalOptions, CacheOptions):
     float16 as on its 4-bit and tensor-parallel paths. It uses no cache."""
 
 
+Lend = Callable[[StsOptions], tuple[Any, Any]]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     run_main("python -m eval.sts", StsOptions, run, argv)
 
 
-def run(options: StsOptions) -> dict[str, Any]:
-    """Score the model, print the table, write the files asked for and return the result."""
+def run(options: StsOptions, lend: Lend | None = None) -> dict[str, Any]:
+    """Score the model, print the table, write the files asked for and return the result.
+
+    Args:
+        lend: Function that returns the embedder, and what encodes for it, in place of loading.
+    """
     check(options)
     results.prepare(options.json, options.report)
     chosen = read_tasks(options.data, options.tasks, options.split)
-    embedder = options.load("float32")
-    encoder = embedder if options.strict_original else options.cached(embedder)
+    embedder, encoder = (lend or _load)(options)
     result, cosines = score(embedder, chosen, options, encoder)
     report.print_scores(result)
     if options.json:
@@ -57,6 +63,11 @@ def run(options: StsOptions) -> dict[str, Any]:
     if options.report:
         report.write_report(options.report, result, chosen, cosines, embedder)
     return result
+
+
+def _load(options: StsOptions) -> tuple[Any, Any]:
+    embedder = options.load("float32")
+    return embedder, embedder if options.strict_original else options.cached(embedder)
 
 
 def score(

@@ -32,26 +32,32 @@ class ExportOptions:
 
     peft: the adapter, as peft loads it. hf: adapter and base merged, a folder for transformers and,
     with the prompt in it, for sentence-transformers. orbax: the merged weights by their names here.
+    With --method a model as it is becomes such a folder too.
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """The folder of a training run, here or in a bucket (gs://)."""
+    """The folder of a training run, here or in a bucket (gs://); with --method, a model's folder or
+    hub name."""
     to: Literal["peft", "hf", "orbax"]
     """What to write."""
     output: Path
     """A folder that does not exist yet, or is empty."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of merged weights; an adapter is always float32."""
+    method: str | None = None
+    """A method without training: its prompt, pooling and stages go into a folder of --to hf."""
     other_base: bool = False
     """Use the base model as it is now, although it is not the one of the training, or unknown."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SavedRun:
-    """What a training run's folder says of the model it made.
+    """What a training run's folder says of the model it made, or a model as it is.
 
     Attributes:
         work: content behind the flags, by SHA-256, as the run recorded it; None in older runs.
+        method: record that it is exported with; None for the template alone.
+        trained: whether there is a run.
     """
 
     folder: Path
@@ -60,6 +66,8 @@ class SavedRun:
     quantize: Any
     full: bool
     work: Mapping[str, Any] | None = None
+    method: str | None = None
+    trained: bool = True
 
     @classmethod
     def read(cls, folder: Path) -> SavedRun:
@@ -85,6 +93,11 @@ class SavedRun:
             )
         return run
 
+    @classmethod
+    def untrained(cls, model: str, method: str) -> SavedRun:
+        """Return a model as it is, under a method."""
+        return cls(Path(model), model, "", None, full=False, method=method, trained=False)
+
     def check_base(self) -> None:
         """Refuse a base model or a template that changed after the training.
 
@@ -96,7 +109,7 @@ class SavedRun:
         from prompteol_jax.text.template import read_template
         from prompteol_jax.weights.folder import weight_files
 
-        if self.full:  # all weights are the run's
+        if self.full or not self.trained:  # all weights are in one folder
             return
         advice = "Put back what it was trained with, or take what is there now with --other-base"
         base = source.resolve(self.model)
@@ -122,16 +135,19 @@ class SavedRun:
         from prompteol_jax.embedder import Embedder
 
         model = str(self.folder / "model") if self.full else self.model
-        adapter = None if self.full else str(self.folder)
+        adapter = str(self.folder) if self.trained and not self.full else None
+        how: dict[str, Any] = (
+            {"method": self.method} if self.method else {"template": self.template}
+        )
         return Embedder.from_pretrained(
-            model, adapter, self.template, dtype="float32", quantize=self.quantize
+            model, adapter, dtype="float32", quantize=self.quantize, **how
         )
 
 
 def export_run(options: ExportOptions) -> None:
     """Write a run as asked for; what was written but does not hold is an error."""
     paths.refuse_buckets(options.output)
-    run = SavedRun.read(paths.local_copy(options.run, depth=2))
+    run = read_source(options)
     if not options.other_base:
         run.check_base()
     if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
@@ -156,6 +172,27 @@ def export_run(options: ExportOptions) -> None:
             options.output.rmdir()
         written.rename(options.output)
     sys.stdout.write(f"{options.output}: {said}\n")
+
+
+def read_source(options: ExportOptions) -> SavedRun:
+    """Return the run, or with --method the model, that is exported.
+
+    Raises: UserError for a method that a static pipeline cannot hold, with every reason; otherwise
+        as `SavedRun.read`.
+    """
+    from prompteol_jax.export import static
+    from prompteol_jax.methods.library import find_method
+
+    if options.method is None:
+        return SavedRun.read(paths.local_copy(options.run, depth=2))
+    if options.to != "hf":
+        raise UserError(
+            f"--to {options.to} writes weights without a prompt; --method needs --to hf"
+        )
+    static.check(find_method(options.method))
+    if (options.run / "adapter").is_dir() or (options.run / "model" / "config.json").is_file():
+        return dataclasses.replace(SavedRun.read(options.run), method=options.method)
+    return SavedRun.untrained(str(options.run), options.method)
 
 
 @contextlib.contextmanager
@@ -198,20 +235,25 @@ def export_peft(run: SavedRun, output: Path) -> str:
 def export_hf(run: SavedRun, output: Path, dtype: str) -> str:
     """Merge and write a folder for transformers and sentence-transformers."""
     from prompteol_jax.embedder import Embedder
+    from prompteol_jax.export import static
     from prompteol_jax.export.sentence_transformers import encode_there, write_sentence_files
     from prompteol_jax.lora.lora import merge_lora
+    from prompteol_jax.methods.library import FILE, plain_method, write_method
     from prompteol_jax.pretrained.load import save_pretrained
 
     _say(f"loading {run.folder}")
     embedder = run.load()
+    method = embedder.method or plain_method(embedder.template, embedder.pooling, None)
     vectors = embedder.encode(SENTENCES, progress=False)
     _say("merging and writing")
     save_pretrained(embedder.pretrained, merge_lora(embedder.decoder), output, dtype=dtype)
-    write_sentence_files(output, embedder.template, width=embedder.width)
-    template = embedder.template
+    width = embedder.pretrained.config.width
+    stages = static.modules(method, static.applying(embedder.views.post), width)
+    write_sentence_files(output, method, stages, width=width)
+    write_method(output / FILE, method)
     del embedder
     _say("reading it back")
-    again = Embedder.from_pretrained(str(output), template=template, dtype="float32")
+    again = Embedder.from_pretrained(str(output), method=method, dtype="float32")
     said = f"merged model in {dtype}, {_compared(vectors, again, dtype)}"
     del again
     _say("asking sentence-transformers for its vectors")

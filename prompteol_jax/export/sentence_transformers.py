@@ -21,14 +21,18 @@ import numpy as np
 from jaxtyping import Float
 
 from prompteol_jax.errors import UserError
+from prompteol_jax.export.static import POOLINGS, Dense
+from prompteol_jax.methods.record import Method
 from prompteol_jax.storage import json_files
 from prompteol_jax.text.template import Template
 from prompteol_jax.text.tokenizer import Tokenizer, load_tokenizer
 from prompteol_jax.verify import torch_reference
 
 CHAT_TEMPLATE: Final = "chat_template.jinja"
+_WEIGHTS: Final = "model.safetensors"
+_BASE: Final = "sentence_transformers.base.modules"
 _MODULES: Final = (
-    ("", "sentence_transformers.base.modules.transformer.Transformer"),
+    ("", f"{_BASE}.transformer.Transformer"),
     ("1_Pooling", "sentence_transformers.sentence_transformer.modules.pooling.Pooling"),
 )
 _STATES: Final = {"method": "forward", "method_output_name": "last_hidden_state"}
@@ -39,26 +43,28 @@ _PROBES: Final = (
 )
 
 
-def write_sentence_files(folder: Path, template: Template, *, width: int) -> None:
+def write_sentence_files(
+    folder: Path, method: Method, stages: Sequence[Dense | None], *, width: int
+) -> None:
     """Add to a folder with weights and tokenizer what sentence-transformers needs.
 
     Args:
-        width: numbers in a vector.
+        method: one that `static.why_not` has nothing against.
+        stages: its stages after the vector, see `static.modules`.
+        width: numbers in a vector before them.
     Raises: UserError where the tokenizer reads BOS and prompt, given as one text, differently from
         what a vector here is computed of.
     """
-    modules = [
-        {"idx": index, "name": str(index), "path": path, "type": kind}
-        for index, (path, kind) in enumerate(_MODULES)
-    ]
-    _write(folder / "modules.json", modules)
+    template = method.prompts[0].template
+    _write_modules(folder, stages)
     transformer = {
         "transformer_task": "feature-extraction",
         "modality_config": {"text": _STATES, "message": {**_STATES, "format": "flat"}},
         "module_output_name": "token_embeddings",
     }
     _write(folder / "sentence_bert_config.json", transformer)
-    pooling = {"embedding_dimension": width, "pooling_mode": "lasttoken", "include_prompt": True}
+    mode = POOLINGS[method.pooling]
+    pooling = {"embedding_dimension": width, "pooling_mode": mode, "include_prompt": True}
     (folder / _MODULES[1][0]).mkdir(exist_ok=True)
     _write(folder / _MODULES[1][0] / "config.json", pooling)
     overall = {
@@ -73,6 +79,44 @@ def write_sentence_files(folder: Path, template: Template, *, width: int) -> Non
     text = chat_template(template, tokenizer)
     (folder / CHAT_TEMPLATE).write_text(text, encoding="utf-8")
     _settle_tokenizer(folder, template, tokenizer)
+
+
+def _write_modules(folder: Path, stages: Sequence[Dense | None]) -> None:
+    """Write the list of modules, and a folder for each stage after the vector."""
+    after = [
+        (f"{number}_{'Normalize' if stage is None else 'Dense'}", stage)
+        for number, stage in enumerate(stages, start=len(_MODULES))
+    ]
+    kinds = [*_MODULES, *((path, _kind(stage)) for path, stage in after)]
+    modules = [
+        {"idx": index, "name": str(index), "path": path, "type": kind}
+        for index, (path, kind) in enumerate(kinds)
+    ]
+    _write(folder / "modules.json", modules)
+    for path, stage in after:
+        _write_stage(folder / path, stage)
+
+
+def _kind(stage: Dense | None) -> str:
+    return f"{_BASE}.normalize.Normalize" if stage is None else f"{_BASE}.dense.Dense"
+
+
+def _write_stage(folder: Path, stage: Dense | None) -> None:
+    folder.mkdir(exist_ok=True)
+    if stage is None:
+        return
+    from safetensors.numpy import save_file
+
+    tensors = {"linear.weight": stage.weight, "linear.bias": stage.bias}
+    save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, folder / _WEIGHTS)
+    out, width = stage.weight.shape
+    fields = {
+        "in_features": width,
+        "out_features": out,
+        "bias": True,
+        "activation_function": "torch.nn.modules.linear.Identity",
+    }
+    _write(folder / "config.json", fields)
 
 
 def encode_there(folder: Path, texts: Sequence[str]) -> Float[np.ndarray, "n D"] | None:

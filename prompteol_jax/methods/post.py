@@ -45,7 +45,7 @@ class Post:
 
         Raises: UserError, NotFound where a stage does not fit the vectors.
         """
-        self._read_head = read_head
+        self._read_head, self._folder = read_head, folder
         self._stages: list[tuple[PostStage, FittedMap | None]] = []
         self.width = width
         for stage in stages:
@@ -63,6 +63,10 @@ class Post:
             block[: len(own)] = own
             found[start : start + ROWS] = self._block(block)[: len(own)]
         return found
+
+    def of(self, stages: Sequence[PostStage], width: int) -> Post:
+        """Return some of the stages for vectors of a width, with the same files and LM head."""
+        return Post(stages, self._folder, width, self._read_head)
 
     def __bool__(self) -> bool:
         return bool(self._stages)

@@ -16,10 +16,10 @@ from typing import Final, NamedTuple
 import numpy as np
 from mutations import mutate
 
-from eval.demos.journal import Journal
 from eval.loco import tasks as loco
 from eval.retrieval import beir
 from eval.shared import results
+from eval.shared.journal import Journal
 from eval.sts.tasks import read_tasks
 from eval.transfer.tasks import read_transfer
 from prompteol_jax.lora.peft import read_adapter_config

@@ -21,6 +21,7 @@ from eval.loco import command as loco
 from eval.mteb import command as mteb
 from eval.reproduce import command as reproduce
 from eval.retrieval import command as retrieval
+from eval.search import command as search
 from eval.sts import command as sts
 from eval.sts.command import StsOptions
 from eval.transfer import command as transfer
@@ -49,6 +50,7 @@ OPTIONS = (
     mine.MineOptions,
     StsOptions,
     layers.LayersOptions,
+    search.SweepOptions,
     transfer.TransferOptions,
     mteb.MtebOptions,
     retrieval.RetrievalOptions,
@@ -194,6 +196,7 @@ def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> object:
     monkeypatch.setattr(fits, "run", called.append)
     monkeypatch.setattr(lengths, "run", called.append)
     monkeypatch.setattr(layers, "run", called.append)
+    monkeypatch.setattr(search, "run", called.append)
     monkeypatch.setattr(launch, "run", lambda options, _: called.append(options) or 0)
     words = shlex.split(line, comments=True)
     if "|" in words:
@@ -208,6 +211,7 @@ def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> object:
         ("python", "-m", "eval.reproduce"): reproduce.main,
         ("python", "-m", "eval.demos"): demos.main,
         ("python", "-m", "eval.layers"): layers.main,
+        ("python", "-m", "eval.search"): search.main,
         ("python", "-m", "train.contrastive"): contrastive.main,
         ("python", "-m", "train.align"): align.main,
         ("python", "-m", "train.mine"): mine.main,

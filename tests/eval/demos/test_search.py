@@ -9,8 +9,8 @@ from eval.demos import command as demos
 from eval.demos import cost as demos_cost
 from eval.demos import report
 from eval.demos.candidates import key
-from eval.demos.journal import Journal
 from eval.demos.search import Scored, Search, stages
+from eval.shared.journal import Journal
 from eval.sts import scores
 from eval.sts.pairs import Pairs
 from prompteol_jax import Embedder

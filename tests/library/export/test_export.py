@@ -101,6 +101,53 @@ def test_tiny_leaves_for_sentence_transformers_too(tmp_path):
     np.testing.assert_allclose(theirs, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("base", "record"),
+    [
+        (
+            "llama-gqa-tiny",
+            {
+                "prompts": ["eol"],
+                "post": [
+                    {"kind": "embed-filter", "ratio": 2},
+                    {"kind": "normalize"},
+                    {"kind": "truncate", "dims": 12},
+                ],
+            },
+        ),
+        ("opt-tiny", {"prompts": ["none"], "pooling": "mean"}),
+    ],
+    ids=["stages", "mean"],
+)
+def test_a_model_under_a_method_gives_its_vectors_in_sentence_transformers(
+    base, record, checkpoints, tmp_path, capsys
+):
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps({"name": "own", **record}))
+    model = str(checkpoints(base))
+    run(model, "--method", file, "--to", "hf", "--output", tmp_path / "merged")
+    assert "sentence-transformers' within" in capsys.readouterr().out
+    wanted = vectors(model, TEXTS, method=str(file))
+    theirs = by_sentence_transformers(tmp_path / "merged", TEXTS)
+    assert theirs.shape == wanted.shape == (len(TEXTS), 12 if "post" in record else 64)
+    np.testing.assert_allclose(theirs, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    (first,) = json.loads((tmp_path / "merged" / "method.json").read_text())["prompts"]
+    assert first == record["prompts"][0]
+
+
+def test_a_method_that_no_pipeline_holds_is_refused_before_any_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export.SavedRun, "load", None)
+    good = ["tiny", "--method", "metaeol", "--to", "hf", "--output", tmp_path / "out"]
+    for changed, message in (
+        (good, "method metaeol cannot be exported: it averages 8 prompts"),
+        ([*good[:2], "eol", "--to", "peft", *good[5:]], "--method needs --to hf"),
+    ):
+        with pytest.raises(SystemExit):
+            run(*changed)
+        assert message in capsys.readouterr().err
+
+
 def test_an_adapter_is_what_peft_loads(checkpoints, tmp_path):
     base = checkpoints("opt-tiny")
     source = write_run(tmp_path / "run", str(base))
