@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float
 
 from prompteol_jax.errors import UserError
-from prompteol_jax.export.static import POOLINGS, Dense
+from prompteol_jax.export.static import POOLINGS, LinearStage
 from prompteol_jax.methods.record import Method
 from prompteol_jax.storage import json_files
 from prompteol_jax.text.template import Template
@@ -44,7 +44,7 @@ _PROBES: Final = (
 
 
 def write_sentence_files(
-    folder: Path, method: Method, stages: Sequence[Dense | None], *, width: int
+    folder: Path, method: Method, stages: Sequence[LinearStage | None], *, width: int
 ) -> None:
     """Add to a folder with weights and tokenizer what sentence-transformers needs.
 
@@ -81,7 +81,7 @@ def write_sentence_files(
     _settle_tokenizer(folder, template, tokenizer)
 
 
-def _write_modules(folder: Path, stages: Sequence[Dense | None]) -> None:
+def _write_modules(folder: Path, stages: Sequence[LinearStage | None]) -> None:
     """Write the list of modules, and a folder for each stage after the vector."""
     after = [
         (f"{number}_{'Normalize' if stage is None else 'Dense'}", stage)
@@ -97,11 +97,11 @@ def _write_modules(folder: Path, stages: Sequence[Dense | None]) -> None:
         _write_stage(folder / path, stage)
 
 
-def _kind(stage: Dense | None) -> str:
+def _kind(stage: LinearStage | None) -> str:
     return f"{_BASE}.normalize.Normalize" if stage is None else f"{_BASE}.dense.Dense"
 
 
-def _write_stage(folder: Path, stage: Dense | None) -> None:
+def _write_stage(folder: Path, stage: LinearStage | None) -> None:
     folder.mkdir(exist_ok=True)
     if stage is None:
         return

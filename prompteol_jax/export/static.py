@@ -22,7 +22,7 @@ POOLINGS = {"last": "lasttoken", "mean": "mean"}  # by the names that sentence-t
 
 
 @dataclass(frozen=True)
-class Dense:
+class LinearStage:
     """z @ weight.T + bias; in a list of these None is a normalization."""
 
     weight: Float[np.ndarray, "out D"]
@@ -69,14 +69,14 @@ def check(method: Method) -> None:
         )
 
 
-def modules(method: Method, apply: Apply, width: int) -> list[Dense | None]:
-    """Return the stages of a method as modules: a Dense for linear ones, None for a normalization.
+def modules(method: Method, apply: Apply, width: int) -> list[LinearStage | None]:
+    """Return the stages of a method as modules: linear ones, and None for a normalization.
 
     Args:
         apply: what applies stages to vectors.
         width: D, of the vectors before them.
     """
-    found: list[Dense | None] = []
+    found: list[LinearStage | None] = []
     for stages in _runs(method):
         if stages is None:
             found.append(None)
@@ -84,7 +84,7 @@ def modules(method: Method, apply: Apply, width: int) -> list[Dense | None]:
         # An affine map is known from what it makes of zero and of the unit vectors.
         probes = np.concatenate([np.zeros((1, width)), np.eye(width)]).astype(np.float32)
         made = np.asarray(apply(stages, probes), np.float64)
-        dense = Dense((made[1:] - made[0]).T.astype(np.float32), made[0].astype(np.float32))
+        dense = LinearStage((made[1:] - made[0]).T.astype(np.float32), made[0].astype(np.float32))
         found.append(dense)
         width = len(dense.bias)
     return found
