@@ -193,8 +193,8 @@ class Embedder:
     def describe_method(self) -> dict[str, Any]:
         """Return the pooling, the edits and the method's record, for a result file."""
         method = {} if self.method is None else {"method": describe(self.method)}
-        method["edits"] = describe_edits(self._edits)
-        return {"pooling": self.pipeline.pooling.describe(), **method}
+        edits = describe_edits(self._edits)
+        return {"pooling": self.pipeline.pooling.describe(), **method, "edits": edits}
 
     @property
     def plan(self) -> str:

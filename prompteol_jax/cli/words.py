@@ -82,7 +82,7 @@ def _check_reads_a_head(options: ModelOptions) -> None:
     layer = options.layer if method is None else method.layer
     pooling = options.pooling if method is None else method.pooling
     if method is not None:
-        several = len(method.prompts) > 1 or method.prompts[0].transform is not None
+        several = len(method.prompts) > 1 or any(view.transform for view in method.prompts)
         one = not (several or method.collect or method.post)
     if layer is not None:
         depth = source.resolve_config(options.model).L

@@ -329,9 +329,10 @@ def one_template(method: Method) -> Template:
     """
     plain = Method(method.name, method.prompts, layer=method.layer, pooling=method.pooling)
     known = dataclasses.replace(method, about=None, paper=None, published=(), unverified=None)
-    if len(method.prompts) > 1 or method.prompts[0].transform or known != plain:
+    first, *more = method.prompts
+    if more or first.transform or known != plain:
         raise UserError(f"the method {method.name} is more than one template, which is wanted here")
-    return method.prompts[0].template
+    return first.template
 
 
 def _placeholder_problems(method: Method) -> list[str]:

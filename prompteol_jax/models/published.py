@@ -64,6 +64,7 @@ def _gemma3(L: int, D: int, F: int) -> Gemma3Config:
 
 _OLMO: Final[dict[str, Any]] = {"N": 32, "K": 32, "H": 128, "norm_eps": 1e-6}
 _OLMO_7B: Final[dict[str, Any]] = {"L": 32, "D": 4096, "F": 11008, **_OLMO}
+_OLMO_13B: Final[dict[str, Any]] = {**_OLMO, "L": 40, "D": 5120, "F": 13824, "N": 40, "K": 40}
 _OLMO_2: Final[dict[str, Any]] = {"V": 100352, "P": 4096, "rope": Rope(theta=5e5)}
 _OLMO_3: Final[dict[str, Any]] = {
     **{"V": 100278, "P": 65536, "window_L": _periodic(4096, 4, 32)},
@@ -132,9 +133,7 @@ PUBLISHED: Final[Mapping[str, Config]] = MappingProxyType(
         ),
         "phi-4": _phi(40, 5120, 10, 17920, H=128, V=100352, P=16384, rope=Rope(theta=2.5e5)),
         "olmo-2-7b": Olmo2Config(**_OLMO_7B, **_OLMO_2),
-        "olmo-2-13b": Olmo2Config(
-            **_OLMO_2 | _OLMO | {"L": 40, "D": 5120, "F": 13824, "N": 40, "K": 40}
-        ),
+        "olmo-2-13b": Olmo2Config(**_OLMO_13B, **_OLMO_2),
         "olmo-3-7b": Olmo3Config(**_OLMO_7B, **_OLMO_3),
         "mistral-7b": _mistral(4096),
         "mistral-7b-v0.1": _mistral(4096),

@@ -225,6 +225,6 @@ def _max_tokens(folder: Path) -> int:
     f.finish()
     path = folder / "tokenizer_config.json"
     stated = read_object(path).get("model_max_length") if path.is_file() else None
-    if type(stated) in (int, float) and 0 < stated < _NO_BOUND:
+    if isinstance(stated, int | float) and 0 < stated < _NO_BOUND:
         bounds.append(int(stated))
     return min(bounds)

@@ -92,6 +92,7 @@ class Tokenizer:
         backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
         backend.add_tokens([text])
         number = backend.token_to_id(text)
+        assert number is not None  # it was just added
         kept: dict[str, Any] = {"bos_id": self.bos_id, "eos_id": self.eos_id, "rows": self._rows}
         return Tokenizer(backend, **kept, placeholder=number), number
 
