@@ -9,6 +9,7 @@ from typing import Final
 
 NAMES: Final = ("train", "eval", "tpu")
 _DISTRIBUTION: Final = "prompteol-jax"
+_FOLDERS: Final = ("site-packages", "dist-packages")
 
 
 def taken() -> list[str]:
@@ -17,13 +18,14 @@ def taken() -> list[str]:
     Only an installed copy is looked at: in a checkout the folders are ours.
     """
     try:
-        files = metadata.distribution(_DISTRIBUTION).files or []
+        installed = metadata.distribution(_DISTRIBUTION)
     except metadata.PackageNotFoundError:
         return []
-    ours = {str(file) for file in files}
-    if not any(name.startswith("train/") for name in ours):  # installed as a link to a checkout
+    root = Path(str(installed.locate_file("")))
+    ours = {str(file) for file in installed.files or []}
+    is_copy = any(name.startswith("train/") for name in ours)  # and no link to a checkout
+    if root.name not in _FOLDERS or not is_copy:
         return []
-    root = Path(str(metadata.distribution(_DISTRIBUTION).locate_file("")))
     return [
         f"another package in {root} has files in `{name}/` too ({found[0]}): one of the two can "
         "break the other; give prompteol-jax an environment"

@@ -18,15 +18,16 @@ def installed(tmp_path, monkeypatch):
     """A folder of installed packages that holds ours, and a way to add files of others."""
     own = ["prompteol_jax/__init__.py", "train/__init__.py", "train/losses.py", "eval/sts/a.py"]
     own += ["train/data/nli.py"]
+    root = tmp_path / "site-packages"
 
     def add(*files, record=()):
         for name in files:
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).touch()
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).touch()
 
         found = SimpleNamespace(
             files=[PurePosixPath(name) for name in record or own],
-            locate_file=lambda name: tmp_path / name,
+            locate_file=lambda name: root / name,
         )
         monkeypatch.setattr(metadata, "distribution", lambda name: found)
 
