@@ -23,7 +23,7 @@ MAINS = {
     "train.mine": "train.mine.command",
     **{
         f"eval.{name}": f"eval.{name}.command"
-        for name in "sts transfer layers demos mteb retrieval loco".split()
+        for name in "sts transfer layers demos mteb retrieval loco search".split()
     },
     "eval.reproduce": "eval.reproduce.command",
     **{f"tpu.{name}": f"tpu.{name}.command" for name in ("plan", "launch", "bench")},
