@@ -160,7 +160,7 @@ def confusion(
     percent = 100 * counted / np.maximum(counted.sum(axis=1, keepdims=True), 1)
     drawing, axes = empty(3.2, 2.8)
     axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    _write_numbers(axes, percent, (0, 100), ".0f")
+    _write_numbers(axes, percent, (0.0, 100.0), ".0f")
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_xticks(range(classes), names, size=8, rotation=0 if classes < 3 else 45)
     axes.set_yticks(range(classes), names, size=8)
