@@ -155,9 +155,8 @@ def _bounds(shape: Shape, sight: Sight) -> tuple[Any, Any]:
     if shape.prefix_tokens == 0:
         if sight.start_BQ is not None:
             first = jnp.maximum(first, sight.start_BQ.min())
-        if (
-            sight.window is not None
-        ):  # within a sentence, distances of indices are those of positions
+        if sight.window is not None:
+            # Within a sentence, distances of indices are those of positions.
             first = jnp.maximum(first, sight.index_BQ.min() - sight.window + 1)
     return first // shape.keys, end
 
@@ -297,23 +296,3 @@ def _add(x: jax.Array, at: Any, more: jax.Array) -> jax.Array:
 
 
 _mix.defvjp(_forward, _backward)
-
-
-def beyond_causal(q_BQNH: jax.Array, context: AttentionContext, spec: AttentionSpec) -> str | None:
-    """Return what these rows need beyond causal attention in half precision; None for nothing.
-
-    Kernels of others for long rows take neither packed rows nor a window that changes by layer.
-    """
-    if context.query_BQ is not None:
-        return "queries are not all tokens"
-    if q_BQNH.dtype == jnp.float32:
-        return "not supported: float32"
-    absent = {
-        "bidirectional": context.end_BT,
-        "packed rows": context.segment_start_BT,
-        "padded prefix": context.prefix_mask_C,
-        "window": context.window,
-        "softcap": spec.softcap,
-    }
-    given = [name for name, value in absent.items() if value is not None]
-    return f"not supported: {', '.join(given)}" if given else None

@@ -1,24 +1,20 @@
 """Attention of long rows on a GPU, by cuDNN's fused kernel: scores never leave the chip.
 
-The shared prefix is put before the row's keys, and as many empty queries before the row's, so that
-the mask is the plain causal one. The result is that of `attention.attend`, except for rounding.
+As many empty queries as the prefix has tokens are put before the row's, so that the mask is the
+plain causal one.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Final, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from prompteol_jax.mesh import on_each_device
-from prompteol_jax.ops import blockwise
-from prompteol_jax.ops.attention import KeysValues, repeat_kv
+from prompteol_jax.ops import causal
+from prompteol_jax.ops.attention import KeysValues
 from prompteol_jax.ops.context import AttentionContext, AttentionSpec
-from prompteol_jax.ops.rope import apply_rope
 from prompteol_jax.ops.scan import Saved
 
 WIDEST: Final = 128  # head that every generation's kernel takes
@@ -36,7 +32,7 @@ def supports(
     H = q.value.shape[-1]
     if H > WIDEST or H % 8:
         return f"not supported: heads of {H}, no multiple of 8 up to {WIDEST}"
-    return blockwise.beyond_causal(q.value, context, spec)
+    return causal.beyond_causal(q.value, context, spec)
 
 
 def attend(
@@ -49,36 +45,18 @@ def attend(
     *,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> Float[Array, "B T N H"]:
-    """Attend every token to its row's tokens up to itself, and to the whole prefix.
+    """Attend to the own row and the prefix; see `causal.attend`.
 
     Args:
         implementation: `xla` computes the same on any device, with all scores in memory.
     """
-    q_BTNH, k_BTKH, v_BTKH = q.value, repeat_kv(k.value), repeat_kv(v.value)
-    if context.rope is not None:
-        q_BTNH, k_BTKH = (apply_rope(x, context.rope) for x in (q_BTNH, k_BTKH))
-    prefix = prefix and (repeat_kv(prefix[0]), repeat_kv(prefix[1]))
-    rows, heads = PartitionSpec("data", None, "model"), PartitionSpec(None, "model")
-    inputs = (rows, (rows, rows), None if prefix is None else (heads, heads))
-    run = on_each_device(functools.partial(_local, spec.scale, implementation), inputs, rows)
-    return context.tape.save(run(q_BTNH, (k_BTKH, v_BTKH), prefix)).value
 
+    def kernel(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array) -> jax.Array:
+        C = k_BTKH.shape[1] - q_BTNH.shape[1]
+        q_BTNH = jnp.pad(q_BTNH, ((0, 0), (C, 0), (0, 0), (0, 0)))
+        y_BTNH = jax.nn.dot_product_attention(
+            q_BTNH, k_BTKH, v_BTKH, scale=spec.scale, is_causal=True, implementation=implementation
+        )
+        return y_BTNH[:, C:]
 
-def _local(
-    scale: float,
-    implementation: Literal["cudnn", "xla"],
-    q_BTNH: jax.Array,
-    own: tuple,
-    prefix: KeysValues | None,
-) -> jax.Array:
-    """Run the kernel over one device's rows and heads."""
-    C = 0 if prefix is None else prefix[0].shape[0]
-    if prefix is not None:
-        whole = (jnp.broadcast_to(x, (len(q_BTNH), *x.shape)) for x in prefix)
-        own = tuple(jnp.concatenate(two, axis=1) for two in zip(whole, own, strict=True))
-    q_BTNH = jnp.pad(q_BTNH, ((0, 0), (C, 0), (0, 0), (0, 0)))
-    k_BTKH, v_BTKH = own
-    y_BTNH = jax.nn.dot_product_attention(
-        q_BTNH, k_BTKH, v_BTKH, scale=scale, is_causal=True, implementation=implementation
-    )
-    return y_BTNH[:, C:]
+    return causal.attend(kernel, (q, k, v), context, prefix)
