@@ -59,6 +59,13 @@ def is_tables(folder: Path) -> bool:
     return bool(_tables_of(folder)) or any(mark.exists() for mark in marks)
 
 
+def files_of(path: Path) -> list[Path]:
+    """Return the files that hold the rows of a file or folder, in their order."""
+    if not path.is_dir():
+        return [path]
+    return _tables_of(path) or _streams(path)
+
+
 def check_kind(path: Path) -> None:
     """Refuse what is not there, and other kinds of file.
 
@@ -119,18 +126,19 @@ def _open_tables(path: Path) -> list[pa.Table]:
     import pyarrow as pa
     from pyarrow import parquet
 
+    def table(file: Path) -> pa.Table:
+        if _kind(file) == PARQUET:
+            return parquet.read_table(file)
+        return pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
+
     try:
-        if path.is_dir() and not _tables_of(path):
-            return [
-                pa.ipc.open_stream(pa.memory_map(str(file))).read_all() for file in _streams(path)
-            ]
-        return [parquet.read_table(file) for file in _tables_of(path) or [path]]
+        return [table(file) for file in files_of(path)]
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise UserError(f"{path} cannot be read as a table: {error}") from error
 
 
-def _tables_of(path: Path) -> list[Path]:
-    return sorted(path.glob(f"*{PARQUET}")) if path.is_dir() else []
+def _tables_of(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"*{PARQUET}"))
 
 
 def _streams(folder: Path) -> list[Path]:

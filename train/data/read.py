@@ -12,6 +12,7 @@ from eval.sts.tasks import Pairs, Task, read_tasks
 from prompteol_jax.errors import UserError
 from prompteol_jax.storage import paths
 from prompteol_jax.storage.fingerprint import files_sha256
+from train.data import files
 from train.data.mixture import Mixture
 from train.data.teacher import with_teacher
 from train.data.triplets import count_duplicates, read_triplets, renamed
@@ -38,8 +39,8 @@ def read_data(config: RunConfig) -> TrainingData:
 
     Raises: UserError, NotFound for data that is malformed or not there.
     """
-    rows, dev, files = _read_rows(config)
-    work: dict[str, Any] = {"data": files_sha256(files)}
+    rows, dev, digests = _read_rows(config)
+    work: dict[str, Any] = {"data": digests}
     if config.teacher is not None:
         rows = with_teacher(rows, config.teacher)
         work["teacher"] = files_sha256([paths.local_copy(config.teacher)])
@@ -51,41 +52,36 @@ def read_data(config: RunConfig) -> TrainingData:
     return TrainingData(rows, dev, tasks, work)
 
 
-def _read_rows(config: RunConfig) -> tuple[Sequence[Any], Pairs | None, list[Path]]:
-    """Read the rows and name their files; synthetic rows come with development pairs."""
+def _read_rows(config: RunConfig) -> tuple[Sequence[Any], Pairs | None, dict[str, Any]]:
+    """Read the rows and digest their files, of several sources by the name of each; synthetic rows
+    come with development pairs.
+    """
     if config.data == SYNTHETIC:
         from train.data import synthetic
 
-        rows = synthetic.synthetic_triplets(config.seed, synthetic.TRIPLETS)
-        return rows, synthetic.synthetic_dev(config.seed, synthetic.DEV_PAIRS), []
+        dev = synthetic.synthetic_dev(config.seed, synthetic.DEV_PAIRS)
+        return synthetic.synthetic_triplets(config.seed, synthetic.TRIPLETS), dev, {}
     sources = {name: _read_source(name, config) for name in config.sources}
-    files = [file for _, own in sources.values() for file in own]
+    rows = {name: own for name, (own, _) in sources.items()}
+    digests = {name: files_sha256(own) for name, (_, own) in sources.items()}
     if len(sources) == 1:
-        ((rows, _),) = sources.values()
-        return rows, None, files
-    return Mixture({name: rows for name, (rows, _) in sources.items()}, config.weights), None, files
+        (name,) = sources
+        return rows[name], None, digests[name]
+    return Mixture(rows, config.weights), None, digests
 
 
 def _read_source(name: str, config: RunConfig) -> tuple[Sequence[Any], list[Path]]:
     """Read the rows of one source, and name its files."""
     path = paths.local_copy(name)
-    files = [path / file for file in paths.files(path)] if path.is_dir() else [path]
-    if path.is_dir() and is_prepared(path):
+    if path.is_dir() and not files.is_tables(path):  # which `train.prepare` wrote
         from train.data.prepared import read_prepared
 
         if config.columns:
             raise UserError(f"--columns is for files; {name} is prepared, under our names")
-        return read_prepared(path), files
+        return read_prepared(path), [path / file for file in paths.files(path)]
     read = read_triplets(path, skip_bad=config.skip_bad, columns=renamed(config.columns))
     if read.skipped:
         say(f"dropped {read.skipped} malformed rows of {name}")
     if doubled := count_duplicates(read.triplets):
         say(f"{doubled} rows of {name} repeat an earlier one")
-    return read.triplets, files
-
-
-def is_prepared(folder: Path) -> bool:
-    """Say whether `train.prepare` wrote a folder, or it holds nothing that others write."""
-    from train.data import files
-
-    return not files.is_tables(folder)
+    return read.triplets, files.files_of(path)

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from train.data.files import files_of
 from train.data.triplets import Triplet, columns_of, count_duplicates, read_triplets
 
 pytestmark = pytest.mark.unit
@@ -65,6 +66,16 @@ WRITERS = {
     "dataset": save_dataset,
     "splits": save_splits,
 }
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_files_of_rows_are_named_each_one_time(name, tmp_path):
+    path = tmp_path / name
+    WRITERS[name](path)
+    (file,) = files_of(path)
+    assert file.is_file()
+    assert path in (file, file.parent, file.parents[1])
+    assert "test" not in file.parts[len(tmp_path.parts) :]
 
 
 @pytest.mark.parametrize("name", WRITERS)
