@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from prompteol_jax.cli import options
 from prompteol_jax.cli.options import ModelOptions, flag
 from prompteol_jax.errors import AlreadyExists, UserError
+from prompteol_jax.storage import atomic, paths
 
 PROGRAM: Final = "python -m train.mine"
 
@@ -73,20 +74,19 @@ def run(config: MineOptions) -> dict[str, Any]:
     Raises: UserError, AlreadyExists.
     """
     options.check(config)
-    if config.output.exists():
+    from eval.shared import results
+
+    if paths.as_path(config.output).exists():
         raise AlreadyExists(f"{config.output} exists; remove it, or choose another --output")
+    results.prepare(config.output, config.json)
     from train.data.triplets import columns_of, read_triplets, renamed
     from train.mine.negatives import MiningLimits, candidates_of, choose
 
     names = renamed(config.columns)
-    pairs = read_triplets(Path(config.data), columns=names).triplets
+    pairs = read_triplets(paths.local_copy(config.data), columns=names).triplets
     if "sent1" not in columns_of(pairs[0]):
         raise UserError(f"{config.data} holds sentences; mining needs pairs, sent0 and sent1")
-    texts = [row.sent1 for row in pairs]
-    if config.corpus is not None:
-        alone = None if names is None else {"sent0": names["sent0"]}
-        texts += [row.sent0 for row in read_triplets(Path(config.corpus), columns=alone).triplets]
-    texts = list(dict.fromkeys(texts))
+    texts = _documents(config, pairs, names)
     embedder = config.load("bfloat16")
     found = candidates_of(pairs, texts, embedder.encode, embedder.mesh, config.range_max)
     limits = MiningLimits(
@@ -106,8 +106,23 @@ def run(config: MineOptions) -> dict[str, Any]:
         if len(documents) == config.negatives
     ]
     counts = {"pairs": len(pairs), "mined": len(rows), "dropped": len(pairs) - len(rows)}
-    _write(config, rows, {**counts, "removed": removed})
-    return {**counts, "removed": removed}
+    result = {**counts, "removed": removed}
+    _write(config, rows, result)
+    return result
+
+
+def _documents(
+    config: MineOptions, pairs: Sequence[Any], names: Mapping[str, str] | None
+) -> list[str]:
+    """Return the texts to mine from, all different: the positives, and those of --corpus."""
+    from train.data.triplets import read_triplets
+
+    texts = [row.sent1 for row in pairs]
+    if config.corpus is not None:
+        alone = None if names is None else {"sent0": names["sent0"]}
+        corpus = read_triplets(paths.local_copy(config.corpus), columns=alone)
+        texts += [row.sent0 for row in corpus.triplets]
+    return list(dict.fromkeys(texts))
 
 
 def _name(number: int) -> str:
@@ -116,7 +131,7 @@ def _name(number: int) -> str:
 
 def _write(config: MineOptions, rows: Sequence[dict[str, str]], counts: dict[str, Any]) -> None:
     """Write rows and counts; the file of rows appears whole."""
-    from prompteol_jax.storage import atomic
+    from eval.shared import results
 
     if not rows:
         raise UserError(
@@ -124,10 +139,10 @@ def _write(config: MineOptions, rows: Sequence[dict[str, str]], counts: dict[str
             "wider limits or a larger --range-max help"
         )
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    config.output.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write_whole(config.output, lambda file: file.write(lines.encode()))
+    output = paths.as_path(config.output)
+    atomic.write_whole(output, lambda file: file.write(lines.encode()))
     if config.json is not None:
-        config.json.write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
+        results.write(config.json, counts)
     removed = ", ".join(f"{name} {n}" for name, n in counts["removed"].items())
     sys.stderr.write(
         f"{config.output}: {counts['mined']} of {counts['pairs']} pairs with {config.negatives} "

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from prompteol_jax import Embedder
+from prompteol_jax.errors import CannotWrite
 from prompteol_jax.mesh import make_mesh
 from train.data.triplets import Triplet, read_triplets
 from train.mine.command import MineOptions, run
@@ -144,6 +145,15 @@ def test_the_command_writes_rows_that_training_reads(tmp_path):
     assert [mined[0].hard_neg, mined[0].hard_neg_2] == nearest
     with pytest.raises(FileExistsError, match=r"mined\.jsonl exists"):
         run(config)
+
+
+@pytest.mark.parametrize("name", ["output", "json"])
+def test_a_file_that_cannot_be_written_is_refused_before_any_work(name, tmp_path):
+    folder = tmp_path / "x.jsonl" / "x.jsonl"
+    folder.parent.write_text("no folder")
+    files = {"output": tmp_path / "mined.jsonl", "json": None, name: folder}
+    with pytest.raises(CannotWrite, match=r"x\.jsonl"):
+        run(MineOptions(model="tiny", data="absent.csv", **files))
 
 
 @pytest.mark.parametrize(
