@@ -61,7 +61,7 @@ def cells_of(method: Method, axes: Mapping[str, Sequence[Value]], depth: int) ->
         settings = dict(zip(axes, values, strict=True))
         changed = method
         for name, value in settings.items():
-            # The last layer by its number is the last one behind the final norm.
+            # The last layer by its number is the one that the final norm follows.
             is_last = name == "layer" and value == depth
             changed = AXES[name].set(changed, None if is_last else value)
         said = ",".join(f"{name}={value:g}" for name, value in settings.items())
@@ -224,17 +224,13 @@ def summaries(
             "name": cell.name,
             "settings": dict(cell.settings),
             "score": round(points[n], 4),
-            "interval": _percentiles(samples[n]),
+            "interval": _rounded(bootstrap.percentiles(samples[n])),
             "gain": round(points[n] - points[base], 4),
-            "gain_interval": _percentiles(samples[n] - samples[base]),
+            "gain_interval": _rounded(bootstrap.percentiles(samples[n] - samples[base])),
         }
         for n, cell in enumerate(cells)
     ]
 
 
-def _percentiles(values: Float64[np.ndarray, " resamples"]) -> list[float] | None:
-    usable = values[np.isfinite(values)]
-    if 2 * len(usable) < len(values):
-        return None  # too few pairs, or too few that differ
-    tails = 100 * np.array([(1 - bootstrap.CONFIDENCE) / 2, (1 + bootstrap.CONFIDENCE) / 2])
-    return [round(float(bound), 2) for bound in np.percentile(usable, tails)]
+def _rounded(bounds: tuple[float, float] | None) -> list[float] | None:
+    return None if bounds is None else [round(bound, 2) for bound in bounds]

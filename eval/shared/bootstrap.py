@@ -108,15 +108,28 @@ def _resampled(
 def _interval(
     name: str, values: Float64[np.ndarray, " resamples"], confidence: float
 ) -> tuple[float, float, int]:
-    usable = values[np.isfinite(values)]
-    if 2 * len(usable) < len(values):
+    usable, bounds = int(np.isfinite(values).sum()), percentiles(values, confidence)
+    if bounds is None:
         raise NotFinite(
-            f"{name}: no interval, since only {len(usable)} of {len(values)} resamples have a rank "
+            f"{name}: no interval, since only {usable} of {len(values)} resamples have a rank "
             "correlation: it has too few pairs, or too few different gold scores or cosines"
         )
+    return *bounds, len(values) - usable
+
+
+def percentiles(
+    values: Float64[np.ndarray, " resamples"], confidence: float = CONFIDENCE
+) -> tuple[float, float] | None:
+    """Return the bounds between which this share of the values is; None where most are not finite.
+
+    Values that are not finite are left out.
+    """
+    usable = values[np.isfinite(values)]
+    if 2 * len(usable) < len(values):
+        return None
     tails = 100 * np.array([(1 - confidence) / 2, (1 + confidence) / 2])
     low, high = map(float, np.percentile(usable, tails))
-    return low, high, len(values) - len(usable)
+    return low, high
 
 
 def spearman_samples(
