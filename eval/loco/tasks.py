@@ -100,8 +100,7 @@ def _task(name: str, files: Sequence[Path | None], problems: Problems) -> Retrie
     documents, queries = files
     assert documents is not None and queries is not None  # missing ones were refused
     passage = partial(_passage, gaps=name in _WITH_GAPS)
-    rows = lines.unique(documents, problems, "pid", passage)
-    corpus = Documents.of(documents, rows, partial(lines.texts, text=passage))
+    corpus = Documents.read(documents, problems, "pid", passage)
     known = set(corpus.ids)
     ids, texts, qrels = [], [], {}
     for number, fields in lines.objects(queries, problems, "qid"):

@@ -28,7 +28,7 @@ def read(folder: Path, split: str = "test") -> Retrieval:
     corpus_file, queries_file = _file(folder, "corpus.jsonl"), _file(folder, "queries.jsonl")
     qrels_file = _qrels_file(folder, split)
     problems = Problems()
-    corpus = _documents(corpus_file, problems)
+    corpus = Documents.read(corpus_file, problems, "_id", partial(_text, titled=True))
     queries = _queries(queries_file, problems)
     qrels = _qrels(qrels_file, set(corpus.ids), set(queries.ids), problems)
     problems.refuse(folder)
@@ -55,12 +55,6 @@ def _qrels_file(folder: Path, split: str) -> Path:
     splits = sorted(path.name.split(".tsv")[0] for path in (folder / "qrels").glob("*.tsv*"))
     there = f"splits there: {', '.join(splits)}" if splits else "the folder qrels/ holds none"
     raise NotFound(f"{folder} has no judgments qrels/{split}.tsv; {there}")
-
-
-def _documents(path: Path, problems: Problems) -> Documents:
-    """Read the ids and lengths of documents."""
-    rows = lines.unique(path, problems, "_id", partial(_text, titled=True))
-    return Documents.of(path, rows, partial(lines.texts, text=partial(_text, titled=True)))
 
 
 def _queries(path: Path, problems: Problems) -> Texts:

@@ -119,7 +119,7 @@ def _write(options: RankingOptions, result: dict[str, Any], ranked: Sequence[Ran
 def _scores(ranked: Sequence[Ranking], lexically: Sequence[Ranking] | None) -> dict[str, Any]:
     """Return 100 x the main score by task, their mean and intervals, and every metric."""
     found = {one.task.name: round(100 * one.means[MAIN], 2) for one in ranked}
-    beside = {one.task.name: one.means for one in lexically or ()}
+    bm25 = {one.task.name: one.means for one in lexically or ()}
     return {
         "scale": "100 x nDCG@10",
         "scores": found,
@@ -134,7 +134,7 @@ def _scores(ranked: Sequence[Ranking], lexically: Sequence[Ranking] | None) -> d
             }
             for one in ranked
         },
-        "bm25": {"settings": lexical.SETTINGS, "metrics": beside} if beside else None,
+        "bm25": {"settings": lexical.SETTINGS, "metrics": bm25} if bm25 else None,
     }
 
 

@@ -22,7 +22,7 @@ from prompteol_jax.distributed import Part
 from prompteol_jax.errors import UserError
 from prompteol_jax.progress import progress_bar
 from prompteol_jax.search import Block, Found
-from prompteol_jax.storage import paths, shards
+from prompteol_jax.storage import shards
 from prompteol_jax.text.template import clean_sentence
 
 
@@ -66,8 +66,7 @@ def rank(task: Retrieval, options: RankingOptions, sides: Sides) -> Ranking:
         queries_qD = sides.queries.encode(texts)
         cut_queries = sides.queries.report.truncated
         best = metrics.id_order(task.corpus.ids)
-        order_n = np.empty(len(best), int)
-        order_n[best] = np.arange(len(best))
+        order_n = np.argsort(best)
         with progress_bar("search", len(order_n)) as advance:
             blocks = _blocks(vectors, order_n, advance)
             found = search.search(queries_qD, blocks, options.k + 1, sides.queries.mesh)
@@ -115,7 +114,6 @@ def _vectors(task: Retrieval, options: RankingOptions, sides: Sides) -> Iterator
         if options.vectors is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "vectors"
         else:
-            paths.refuse_buckets(options.vectors)
             options.vectors.mkdir(parents=True, exist_ok=True)
             folder = options.vectors / task.name
         chunks = texts.survey(options.shard_rows)

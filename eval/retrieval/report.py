@@ -40,11 +40,11 @@ def table(
     result: Mapping[str, Any],
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]], tuple[str, ...]]:
     """Return columns, a row a task, and the row of means."""
-    detail, beside = result["detail"], (result["bm25"] or {}).get("metrics")
+    detail, bm25 = result["detail"], (result["bm25"] or {}).get("metrics")
     deepest = max(int(name[7:]) for name in _metrics(result) if name.startswith("recall@"))
     middle = min(100, deepest)
     shown = ("ndcg@10", f"map@{deepest}", f"recall@{middle}", "mrr")
-    labels = ("nDCG@10", results.MARGIN, "MAP", f"R@{middle}", "MRR", *(["BM25"] if beside else []))
+    labels = ("nDCG@10", results.MARGIN, "MAP", f"R@{middle}", "MRR", *(["BM25"] if bm25 else []))
 
     def cells(name: str, values: Mapping[str, float], lexical: float | None) -> list[str]:
         numbers = [f"{100 * values[metric]:.2f}" for metric in shown]
@@ -54,7 +54,7 @@ def table(
     rows = [
         (
             *(name, f"{task['queries']:,}", f"{task['documents']:,}"),
-            *cells(name, task["metrics"], beside[name]["ndcg@10"] if beside else None),
+            *cells(name, task["metrics"], bm25[name]["ndcg@10"] if bm25 else None),
         )
         for name, task in detail.items()
     ]
@@ -62,7 +62,7 @@ def table(
         m: float(np.mean([task["metrics"][m] for task in detail.values()]))
         for m in _metrics(result)
     }
-    lexical = float(np.mean([task["ndcg@10"] for task in beside.values()])) if beside else None
+    lexical = float(np.mean([task["ndcg@10"] for task in bm25.values()])) if bm25 else None
     return (
         ("task", "queries", "docs", *labels),
         rows,
@@ -126,10 +126,8 @@ def _worst(one: Ranking) -> str:
     relevant = {query: task.relevant(query)[:1] for query in worst}
     first = {query: [hit.document for hit in one.hits[query][:1]] for query in worst}
     wanted = {name for names in (*relevant.values(), *first.values()) for name in names}
-    texts, asked = (
-        task.corpus.chosen(wanted),
-        dict(zip(task.queries.ids, task.queries.texts, strict=True)),
-    )
+    texts = task.corpus.chosen(wanted)
+    asked = dict(zip(task.queries.ids, task.queries.texts, strict=True))
     rows = []
     for query in worst:
         at = {hit.document: n for n, hit in enumerate(one.hits[query], start=1)}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from jaxtyping import Int
@@ -49,16 +49,13 @@ class Documents:
     corpus: Corpus
 
     @classmethod
-    def of(cls, path: Path, rows: Iterable[tuple[str, str]], reader: Any) -> Documents:
-        """Take ids and lengths of the rows of a file.
-
-        Args:
-            reader: `storage.corpus.Reader` that gives the same texts again.
-        """
+    def read(cls, path: Path, problems: lines.Problems, key: str, text: lines.Text) -> Documents:
+        """Read ids and lengths from a file; see `lines.unique`."""
         ids, characters = [], []
-        for name, text in rows:
+        for name, found in lines.unique(path, problems, key, text):
             ids.append(name)
-            characters.append(len(text))
+            characters.append(len(found))
+        reader = partial(lines.texts, text=text)
         file = TextFile(str(path), partial(lines.opened, path), reader)
         corpus = Corpus(str(path), {"": file})
         return cls(ids, np.array(characters, np.int64), corpus)
