@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 
-def _nothing(*told: Any) -> None:
+def _nothing(*_: Any) -> None:
     """Do nothing."""
 
 

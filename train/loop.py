@@ -150,7 +150,8 @@ class Run:
 
     def _method(self) -> str:
         """Return what the weights are trained by."""
-        return f"contrastive, loss {getattr(self.settings.flags, 'loss', '')}"
+        assert isinstance(self.settings.flags, TrainConfig)
+        return f"contrastive, loss {self.settings.flags.loss}"
 
     def run(self) -> dict[str, Any]:
         """Take the remaining steps and return the result of the run, without its time.

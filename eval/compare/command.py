@@ -22,7 +22,9 @@ from prompteol_jax.cli.options import check, flag
 from prompteol_jax.errors import NotFound, UserError
 
 MEASURES: Final = {
-    **{"cosine": "100 x Spearman", "predicted": "accuracy, %", "score": "100 x nDCG@10"}
+    "cosine": "100 x Spearman",
+    "predicted": "accuracy, %",
+    "score": "100 x nDCG@10",
 }
 # The commands whose files hold examples.
 COMPARED: Final = ("eval.sts", "eval.transfer", "eval.retrieval", "eval.loco")

@@ -42,11 +42,8 @@ class AlignRun(Run):
         return AlignStep(**fields, softcap=self.trainable.pretrained.config.logit_cap)
 
     def _frozen(self) -> Any:
-        return self.trainable.frozen, read_lm_head(self._base())
-
-    def _base(self) -> Any:
-        """Return the model without the adapter that the run starts from."""
-        return dataclasses.replace(self.trainable.pretrained, adapter=None)
+        base = dataclasses.replace(self.trainable.pretrained, adapter=None)
+        return self.trainable.frozen, read_lm_head(base)
 
     def _abstract(self) -> tuple[AlignBatch, jax.ShapeDtypeStruct]:
         batch = abstract_dialogs(self.settings.mesh, self.collate.shape, self.settings.flags.batch)

@@ -1,7 +1,7 @@
 """Rows of any kind of file that people keep training data in.
 
-.csv, .jsonl, .json     rows with named cells; also with .gz behind
-.txt                    a sentence a line, the column sent0; also with .gz behind
+.csv, .jsonl, .json     rows with named cells; also with .gz at the end
+.txt                    a sentence a line, the column sent0; also with .gz at the end
 .parquet                a table
 a folder                a data set that `datasets.save_to_disk` wrote (of several splits, train),
                         or parquet files, in the order of their names

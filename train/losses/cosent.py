@@ -36,14 +36,14 @@ def cosent(
 def ordered(similarity_B: Float[Array, "B"], score: Float[Array, "B"]) -> Float[Array, ""]:
     """Return log(1 + sum exp(s_j - s_i)) over all pairs with score_i > score_j.
 
-    Sorted by score, the higher ones of each row are all behind it: their sum is a cumulative one,
-    and no matrix over pairs is made.
+    Sorted by score, the higher ones of each row all follow it: their sum is a cumulative one, and
+    no matrix over pairs is made.
     """
     score_B = everywhere(score)
     order_B = jnp.argsort(score_B)
     score_B, s_B = score_B[order_B], everywhere(similarity_B)[order_B]
     higher_B = jnp.searchsorted(score_B, score_B, side="right")
-    behind_B = jax.lax.cumlogsumexp(-s_B, reverse=True)
+    after_B = jax.lax.cumlogsumexp(-s_B, reverse=True)
     # Rows of the highest score have none above them.
-    behind_B = jnp.append(behind_B, -jnp.inf)[higher_B]
-    return jax.nn.logsumexp(jnp.append(s_B + behind_B, 0.0))
+    after_B = jnp.append(after_B, -jnp.inf)[higher_B]
+    return jax.nn.logsumexp(jnp.append(s_B + after_B, 0.0))
