@@ -53,6 +53,11 @@ def has_lines(path: Path) -> bool:
     return not path.is_dir() and _kind(path) in LINES
 
 
+def has_columns(path: Path) -> bool:
+    """Say whether a file names its columns; a .txt file has sent0 alone, without a name."""
+    return path.is_dir() or _kind(path) != ".txt"
+
+
 def is_tables(folder: Path) -> bool:
     """Say whether a folder holds tables: parquet files, or a data set that was saved to disk."""
     marks = (folder / name for name in (_STATE, _SPLITS))

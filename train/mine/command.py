@@ -115,13 +115,14 @@ def _documents(
     config: MineOptions, pairs: Sequence[Any], names: Mapping[str, str] | None
 ) -> list[str]:
     """Return the texts to mine from, all different: the positives, and those of --corpus."""
+    from train.data.files import has_columns
     from train.data.triplets import read_triplets
 
     texts = [row.sent1 for row in pairs]
     if config.corpus is not None:
-        alone = None if names is None else {"sent0": names["sent0"]}
-        corpus = read_triplets(paths.local_copy(config.corpus), columns=alone)
-        texts += [row.sent0 for row in corpus.triplets]
+        corpus = paths.local_copy(config.corpus)
+        alone = {"sent0": names["sent0"]} if names and has_columns(corpus) else None
+        texts += [row.sent0 for row in read_triplets(corpus, columns=alone).triplets]
     return list(dict.fromkeys(texts))
 
 

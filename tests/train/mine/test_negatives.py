@@ -147,6 +147,22 @@ def test_the_command_writes_rows_that_training_reads(tmp_path):
         run(config)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("c.txt", "sea\nbird\n"), ("c.jsonl", '{"q": "sea"}\n{"q": "bird"}\n')],
+    ids=["txt", "jsonl"],
+)
+def test_a_corpus_of_texts_is_mined_under_renamed_columns(name, content, tmp_path):
+    data, corpus, output = tmp_path / "pairs.jsonl", tmp_path / name, tmp_path / "mined.jsonl"
+    data.write_text('{"q": "A man runs.", "a": "Yes."}\n')
+    corpus.write_text(content)
+    columns = ("sent0=q", "sent1=a")
+    files = {"data": str(data), "corpus": str(corpus), "output": output, "columns": columns}
+    run(MineOptions(model="tiny", dtype="float32", negatives=2, **files))
+    (row,) = read_triplets(output).triplets
+    assert {row.hard_neg, row.hard_neg_2} == {"sea", "bird"}
+
+
 @pytest.mark.parametrize("name", ["output", "json"])
 def test_a_file_that_cannot_be_written_is_refused_before_any_work(name, tmp_path):
     folder = tmp_path / "x.jsonl" / "x.jsonl"
