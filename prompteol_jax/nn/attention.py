@@ -99,8 +99,9 @@ class Attention(nnx.Module):
     def _normed(norm: RMSNorm | None, x: Saved, context: AttentionContext) -> Saved:
         if norm is None:
             return x
-        joined = x.value if norm.dims == "H" else x.value.reshape(*x.value.shape[:2], -1)
-        return Saved(norm(joined, context.tape).reshape(x.value.shape))
+        B, T, N, H = x.value.shape  # T may be 0, as Q above
+        joined = x.value if norm.dims == "H" else x.value.reshape(B, T, N * H)
+        return Saved(norm(joined, context.tape).reshape(B, T, N, H))
 
 
 def _token_keys(context: AttentionContext) -> list[dropout.Keys | None]:

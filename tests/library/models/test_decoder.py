@@ -86,6 +86,8 @@ def test_a_row_has_the_same_bits_in_any_place_and_company(name, decoders):
         ("llama", 5),
         ("qwen3", 5),
         ("gemma3", 5),
+        ("olmo2", 0),
+        ("olmo2", 5),
     ],
 )
 def test_a_shared_prefix_is_the_same_as_one_in_every_row(name, C, decoders):
