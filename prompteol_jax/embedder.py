@@ -220,10 +220,12 @@ class Embedder:
     def _with(self, **how: Any) -> Embedder:
         kept = dict(edits=self._edits, max_tokens=self.max_tokens, plan=self.pipeline.plan)
         how |= kept | {"batch_tokens": self.pipeline.batch_tokens, "truncate": self.prompt.truncate}
-        return Embedder(dataclasses.replace(self.pretrained, decoder=self.decoder), **how)
+        return Embedder(self.pretrained, **how)
 
     def use(self, decoder: Decoder) -> None:
         """Encode with these weights from now on, such as those of a running training."""
+        layer = None if decoder.depth == self.pretrained.config.L else decoder.depth
+        self.pretrained = dataclasses.replace(self.pretrained, decoder=decoder, layer=layer)
         self.views = self.views.use(decoder)
 
     def encode(

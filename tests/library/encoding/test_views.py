@@ -77,6 +77,18 @@ def test_every_layer_of_a_collecting_method_is_every_blocks_output(embedders):
     np.testing.assert_allclose(tiny.with_method(first).encode(TEXTS), outputs[0], atol=2e-5)
 
 
+def test_a_method_of_fewer_blocks_keeps_the_whole_model_for_the_next_one(embedders):
+    tiny = embedders("tiny")
+    short = tiny.with_method(on_tiny("eol", layer=1))
+    assert short.decoder.depth == 1 < tiny.decoder.depth
+    np.testing.assert_array_equal(short.with_method("eol").encode(TEXTS), tiny.encode(TEXTS))
+    again = short.with_template(TEMPLATES["eol"])
+    np.testing.assert_array_equal(again.encode(TEXTS), short.encode(TEXTS))
+    short.use(short.decoder)
+    with pytest.raises(UserError, match="and the model was loaded up to layer 1; load it"):
+        short.with_method("eol")
+
+
 def test_a_result_holds_the_record(embedders):
     tiny = embedders("tiny")
     described = tiny.with_method(METHODS["tp"]).describe()
