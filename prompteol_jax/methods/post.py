@@ -6,6 +6,7 @@ any company.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +161,7 @@ def _read(stage: PostStage, folder: Path | None, width: int) -> FittedMap:
     try:
         with file.open("rb") as handle, np.load(handle, allow_pickle=False) as held:
             arrays = {name: held[name] for name in held.files}
-    except (OSError, ValueError, EOFError, KeyError) as error:
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
             f"post {stage.kind}: {file} is no file of fitted numbers: {error}"
         ) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Final
 
 from prompteol_jax.errors import NotFound, UserError
 from prompteol_jax.methods.record import Transform
+from prompteol_jax.storage.json_files import parse_object
 from prompteol_jax.text.template import clean_sentence
 
 Variants = Callable[[str], list[str]]
@@ -49,6 +49,16 @@ def read_expansions(file: Path) -> dict[str, list[str]]:
     """
     if not file.is_file():
         raise NotFound(f"expansion file {file} does not exist")
+    try:
+        found = _lines(file)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8: {error}; save it as UTF-8") from None
+    for text, variants in list(found.items()):
+        found.setdefault(clean_sentence(text), [clean_sentence(other) for other in variants])
+    return found
+
+
+def _lines(file: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     with file.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
@@ -57,17 +67,12 @@ def read_expansions(file: Path) -> dict[str, list[str]]:
                 if text in found:
                     raise UserError(f"{file}:{number}: the text is there twice: {text[:200]!r}")
                 found[text] = variants
-    for text, variants in list(found.items()):
-        found.setdefault(clean_sentence(text), [clean_sentence(other) for other in variants])
     return found
 
 
 def _line(line: str, where: str) -> tuple[str, list[str]]:
-    try:
-        fields = json.loads(line) if len(line) <= _MOST_LINE else None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON: {error}") from None
-    if isinstance(fields, dict) and set(fields) == {"text", "variants"}:
+    fields = parse_object(line, where) if len(line) <= _MOST_LINE else {}
+    if set(fields) == {"text", "variants"}:
         text, variants = fields["text"], fields["variants"]
         several = variants if isinstance(variants, list) else []
         if several and all(isinstance(part, str) for part in [text, *several]):

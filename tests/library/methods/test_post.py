@@ -89,3 +89,11 @@ def test_what_does_not_fit_is_refused_before_any_work(tmp_path):
     ):
         with pytest.raises(kind, match=message):
             post(stage, folder=tmp_path)
+
+
+def test_half_a_file_of_fitted_numbers_is_refused(tmp_path):
+    save(tmp_path / "half.npz", FittedMap(np.zeros(8)))
+    content = (tmp_path / "half.npz").read_bytes()
+    (tmp_path / "half.npz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="is no file of fitted numbers"):
+        post(PostStage("center", file="half.npz"), folder=tmp_path)

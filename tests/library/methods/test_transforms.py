@@ -63,6 +63,12 @@ def test_a_bad_expansion_file_is_refused_by_line(content, message, tmp_path):
     assert message in str(error.value)
 
 
+def test_an_expansion_file_that_is_not_utf_8_is_refused(tmp_path):
+    (tmp_path / "v.jsonl").write_bytes('{"text": "caf\u00e9", "variants": ["b"]}'.encode("latin-1"))
+    with pytest.raises(UserError, match="v.jsonl is not UTF-8"):
+        read_expansions(tmp_path / "v.jsonl")
+
+
 def test_a_missing_file_is_said_before_any_work(tmp_path):
     with pytest.raises(NotFound, match="expansion file .*none.jsonl does not exist"):
         variants_of(Transform("expansion", file="none.jsonl"), tmp_path)
