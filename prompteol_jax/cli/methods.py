@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,9 @@ from prompteol_jax.errors import AlreadyExists, UserError
 from prompteol_jax.storage import corpus, json_files, paths
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from prompteol_jax.embedder import Embedder
     from prompteol_jax.methods.record import Method
 
 
@@ -90,7 +94,7 @@ def _row(method: Method) -> dict[str, Any]:
 
 def fit(options: FitOptions) -> None:
     """Encode the texts without post stages, fit each stage in turn, and write the folder."""
-    from prompteol_jax.methods import library, post
+    from prompteol_jax.methods import library
     from prompteol_jax.methods.record import FITTED
 
     assert options.method is not None  # `problems` asks for it
@@ -103,17 +107,35 @@ def fit(options: FitOptions) -> None:
         raise UserError(f"{options.input} has no text to fit on")
     bare = dataclasses.replace(method, post=())
     embedder = options.load("float32", method=bare)
-    z_nD = embedder.encode(lines)
-    if options.output.exists():
-        raise AlreadyExists(f"--output {options.output} exists; give a new folder")
-    options.output.mkdir(parents=True)
-    stages: list[Any] = []
+    raw_nD = embedder.encode(lines)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.output.parent) as scratch:
+        folder = Path(scratch) / options.output.name  # whole or not at all: fitting can fail
+        folder.mkdir()
+        _write_fitted(embedder, method, raw_nD, folder)
+        if options.output.exists():
+            raise AlreadyExists(f"--output {options.output} exists; give a new folder")
+        folder.rename(options.output)
+    sys.stderr.write(f"{options.output}: fitted on {len(lines)} texts; --method {options.output}\n")
+
+
+def _write_fitted(embedder: Embedder, method: Method, raw_nD: np.ndarray, folder: Path) -> None:
+    """Fit each stage on the vectors after the stages before it; write the numbers and the record.
+
+    Args:
+        raw_nD: vectors of the texts before all stages.
+    """
+    from prompteol_jax.methods import library, post
+    from prompteol_jax.methods.record import FITTED
+
+    z_nD, stages = raw_nD, []
     for number, stage in enumerate(method.post, 1):
         if stage.kind in FITTED:
             stage = dataclasses.replace(stage, file=f"{number}-{stage.kind}.npz")
-            post.save(options.output / str(stage.file), post.fit(stage, z_nD))
+            post.save(folder / str(stage.file), post.fit(stage, z_nD))
         stages.append(stage)
-        fitted = dataclasses.replace(method, post=tuple(stages), folder=options.output)
-        z_nD = embedder.with_method(dataclasses.replace(fitted)).encode(lines)
-    library.write_method(options.output / library.FILE, fitted)
-    sys.stderr.write(f"{options.output}: fitted on {len(lines)} texts; --method {options.output}\n")
+        fitted = dataclasses.replace(method, post=tuple(stages), folder=folder)
+        after = embedder.with_method(fitted).views.post
+        assert after is not None  # there is one stage or more
+        z_nD = after(raw_nD)
+    library.write_method(folder / library.FILE, dataclasses.replace(method, post=tuple(stages)))

@@ -68,3 +68,15 @@ def test_fit_writes_a_record_that_encode_takes(tmp_path):
     assert library.find_method(folder).post[0].file == "1-center.npz"
     vectors = ModelOptions(model="tiny", method=str(folder)).load("float32").encode(texts)
     np.testing.assert_allclose(vectors.mean(0), 0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_texts_too_few_to_fit_leave_no_folder(tmp_path, capsys):
+    (tmp_path / "t.txt").write_text("A dog runs.\nA cat sleeps.\n")
+    with pytest.raises(SystemExit):
+        main(
+            ["fit", "--model", "tiny", "--method", "whitening/eol"]
+            + ["--input", str(tmp_path / "t.txt"), "--output", str(tmp_path / "fitted")]
+        )
+    assert "fit on more texts" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["t.txt"]
