@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from prompteol_jax.methods.on_model import check_depth
+from prompteol_jax.methods.on_model import blocks_run, check_depth, steps_of, subtract_block
+from prompteol_jax.methods.pooling import find_pooling
 from prompteol_jax.methods.record import FITTED, PLACEHOLDER, Method
-from prompteol_jax.methods.steps import block_range
 from prompteol_jax.text.template import PROMPTEOL, SLOT, Template
 
 LAYERS: Final = 32  # of the models that most methods were published for
@@ -27,18 +27,13 @@ def cost(method: Method, L: int = LAYERS, text: int = TEXT) -> float:
     Raises: UserError where the method does not fit so many layers.
     """
     check_depth(method, L)
-    depth = L
-    if method.collect is not None:
-        depth = block_range(method.collect.first, method.collect.end, L)[1]
-    elif method.layer is not None:
-        depth = method.layer + L + 1 if method.layer < 0 else method.layer
-    scaled = method.subtract is not None and method.subtract.kind == "self_scaled"
-    whole = method.pooling in ("mean", "mean-last") or method.slot is not None or scaled
+    depth = blocks_run(method, L)
+    steps = steps_of(method, L, depth)
+    whole = find_pooling(method.pooling).tokens == "all" or steps.reads_all
     total = sum(_tokens(view.template, text, whole=whole) * depth for view in method.prompts)
     if method.subtract is not None and method.subtract.template is not None:
-        block = block_range(method.subtract.block, None, L)[0]
         own = _tokens(method.subtract.template, text, whole=whole)
-        total += len(method.prompts) * own * (block + 1)
+        total += len(method.prompts) * own * (subtract_block(method, L) + 1)
     return total / (_tokens(PROMPTEOL, text, whole=False) * L)
 
 

@@ -27,13 +27,13 @@ def check_depth(method: Method, L: int) -> None:
 
     Raises: UserError naming all of them.
     """
-    depth = _depth(method, L)
+    depth = blocks_run(method, L)
     found = []
     if method.layer is not None and not 1 <= depth <= L:
         found.append(f"layer {method.layer} of {L}")
     if method.copy is not None and method.copy.exit > depth:
         found.append(f"copy.exit {method.copy.exit} of the {depth} blocks that run")
-    if method.subtract is not None and not 0 <= _block(method, L) < depth:
+    if method.subtract is not None and not 0 <= subtract_block(method, L) < depth:
         found.append(f"subtract.block {method.subtract.block} of the {depth} blocks that run")
     for name in ("collect", "slot"):
         part = getattr(method, name)
@@ -100,7 +100,7 @@ def depth_on(method: Method, L: int, loaded: int | None) -> int | None:
     Raises: UserError where the method needs more than was loaded, or blocks that do not exist.
     """
     layer = layer_to_load(method, L)
-    wanted = _depth(method, L)
+    wanted = blocks_run(method, L)
     have = L if loaded is None else loaded
     if wanted > have or (wanted == L and layer is None and loaded is not None):
         raise UserError(
@@ -145,16 +145,18 @@ def steps_of(method: Method, L: int, depth: int) -> Steps:
         first, end = block_range(slot.first, slot.end, L)
         on_L = LastTokenSlot(weights(first, end, depth, "sum") > 0)
     heads = subtract and SubtractHeads(
-        subtract.kind, np.int32(_block(method, L)), np.float32(subtract.scale)
+        subtract.kind, np.int32(subtract_block(method, L)), np.float32(subtract.scale)
     )
     return Steps(heads, weight_L, on_L)
 
 
-def _block(method: Method, L: int) -> int:
+def subtract_block(method: Method, L: int) -> int:
+    """Return the block in which a method subtracts heads, in a model of L blocks."""
     assert method.subtract is not None
     return block_range(method.subtract.block, None, L)[0]
 
 
-def _depth(method: Method, L: int) -> int:
+def blocks_run(method: Method, L: int) -> int:
+    """Return the blocks that a method runs in a model of L blocks."""
     layer = _layer(method, L)
     return L if layer is None else layer + L + 1 if layer < 0 else layer
