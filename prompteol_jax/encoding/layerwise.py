@@ -81,8 +81,8 @@ class LayerwiseRunner:
             if reading.pooling.layers == "all":
                 inner.append(_read(x_BTD, rows, reading))
         x_BTD = self._edited(x_BTD, len(self._blocks), rows, reading)
-        final = _end(self._ends, rows, x_BTD, context, prefixes[-1], reading)
-        return _join(reading, inner or None, final, outputs)
+        final_BSE, output_BSD = _end(self._ends, rows, x_BTD, context, prefixes[-1], reading)
+        return join(reading, inner, final_BSE, outputs, output_BSD)
 
     def heads(self, rows: Rows, cache: LayerCaches | None, block: int) -> Float[Array, "B S N H"]:
         """Return the heads' outputs of the last tokens in one block, and run no later block."""
@@ -236,10 +236,6 @@ def _end(
     reading: Reading,
 ) -> tuple[jax.Array, Any]:
     return end_as(ends, rows, x_BTD, context, prefix, reading)
-
-
-def _join(reading: Reading, inner: Any, final: tuple[jax.Array, Any], outputs: list) -> jax.Array:
-    return join(reading, inner, final[0], outputs, final[1])
 
 
 def _changing(info: LayerInfo) -> LayerInfo:

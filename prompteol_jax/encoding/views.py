@@ -72,14 +72,8 @@ class Views:
             found += [f"{alone} of them tokenized alone"] if alone else []
         return found
 
-    def encode(
-        self, texts: Sequence[str], report: Report, *, raw: bool = False, **how: Any
-    ) -> Float[np.ndarray, "n W"]:
-        """Return one vector a text; see `Pipeline.encode` for arguments and errors.
-
-        Args:
-            raw: leave the post stages out.
-        """
+    def encode(self, texts: Sequence[str], report: Report, **how: Any) -> Float[np.ndarray, "n W"]:
+        """Return one vector a text; see `Pipeline.encode` for arguments and errors."""
         first = self.pipelines[0]
         if self.single:
             return first.encode(texts, report, **how)
@@ -102,7 +96,7 @@ class Views:
             if pipeline.bodies is not None:
                 pipeline.bodies.forget()
         mean_nW = (total_nW / count_n[:, None]).astype(np.float32)
-        return self.post(mean_nW) if self.post and not raw else mean_nW
+        return self.post(mean_nW) if self.post else mean_nW
 
     def each(self, **changed: Any) -> Views:
         """Return the same views with fields of all pipelines replaced, and without post stages."""
