@@ -223,7 +223,7 @@ def test_geneol_is_the_mean_over_a_text_and_its_variants(family, models, tmp_pat
 def test_a_projection_is_that_of_the_lm_head(name, family, models):
     _, embedder, oracle_of = models(family)
     bare = (
-        echo(oracle_of)
+        echo(oracle_of, TEXTS)
         if name.endswith("echo")
         else oracle_of.prompts(TEXTS, [method_oracles.FILTER])
     )
