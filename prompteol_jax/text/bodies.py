@@ -10,36 +10,39 @@ its body is put before the other one's tail.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from prompteol_jax.text.prompt import Prompt, PromptIds, differ_at_ends, stable_tail
+from prompteol_jax.text.prompt import Prompt, PromptIds, split_at_tail
 
 
 class SharedBodies:
     """Bodies of texts for prompts that share them. Threads may share it.
 
+    Args:
+        tails: stable tail of each prompt.
+
     Attributes:
         tokenized: number of texts that a tokenizer was asked for.
     """
 
-    def __init__(self, prompts: Sequence[Prompt]):
-        self._tails = {prompt: stable_tail(prompt) for prompt in prompts}
+    def __init__(self, tails: Mapping[Prompt, np.ndarray]):
+        self._tails = tails
         self._bodies: dict[str, np.ndarray] = {}
         self.tokenized = 0
 
     def ids(self, prompt: Prompt, texts: Sequence[str]) -> PromptIds:
         """Return the ids of texts in one of the prompts, as the prompt itself gives them."""
-        bodies = dict(self._bodies)  # another call may forget them meanwhile
+        bodies = self._bodies  # `forget` puts another one in its place, and this one stays whole
         unknown = [text for text in texts if text not in bodies]
         if unknown:
-            bodies |= self._tokenize(prompt, unknown)
-        tail = self._tails[prompt]
+            bodies.update(self._tokenize(prompt, unknown))
+        tail, most = self._tails[prompt], prompt.most_own
         found: list[np.ndarray | None] = [
             np.concatenate([bodies[text], tail]) if text in bodies else None for text in texts
         ]
-        alone = [n for n, ids in enumerate(found) if ids is None or len(ids) > prompt.most_own]
+        alone = [n for n, ids in enumerate(found) if ids is None or len(ids) > most]
         shared, truncated = np.ones(len(texts), bool), np.zeros(len(texts), bool)
         if alone:
             self.tokenized += len(alone)
@@ -52,32 +55,27 @@ class SharedBodies:
         self._bodies = {}
 
     def _tokenize(self, prompt: Prompt, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Keep and return the bodies of texts that continue the prefix and are not cut."""
+        """Return the bodies of texts that continue the prefix and are not cut."""
         self.tokenized += len(texts)
         end = len(self._tails[prompt])
         whole = zip(texts, *prompt(texts), strict=True)
-        found = {
+        return {
             text: ids[: len(ids) - end] for text, ids, shared, cut in whole if shared and not cut
         }
-        self._bodies |= found
-        return found
 
 
 def sharing(prompts: Sequence[Prompt]) -> list[SharedBodies | None]:
     """Return what each prompt shares with others; None where it shares nothing."""
-    groups: list[list[Prompt]] = []
+    if len(prompts) < 2:  # nobody to share with
+        return [None] * len(prompts)
+    groups: dict[tuple[bytes, ...], dict[Prompt, np.ndarray]] = {}  # by bodies: tail of each prompt
     for prompt in prompts:
-        for group in groups:
-            if differ_at_ends(group[0], prompt):
-                group.append(prompt)
-                break
-        else:
-            groups.append([prompt])
-    found = {
-        id(prompt): shared
-        for group in groups
-        if len(group) > 1
-        for shared in [SharedBodies(group)]
-        for prompt in group
-    }
-    return [found.get(id(prompt)) for prompt in prompts]
+        split = split_at_tail(prompt)
+        if split is not None:
+            bodies, tail = split
+            groups.setdefault(tuple(body.tobytes() for body in bodies), {})[prompt] = tail
+    found: dict[Prompt, SharedBodies] = {}
+    for tails in groups.values():
+        if len(tails) > 1:
+            found |= dict.fromkeys(tails, SharedBodies(tails))
+    return [found.get(prompt) for prompt in prompts]

@@ -282,27 +282,19 @@ def continue_alike(a: Prompt, b: Prompt) -> bool:
     return bool(np.array_equal(ours.shared, theirs.shared)) and all(same)
 
 
-def stable_tail(prompt: Prompt) -> Int32[np.ndarray, " E"]:
-    """Return the longest ids that all prompts end in, always shorter than a text's own ids."""
-    own = [ids.tolist()[::-1] for ids, shared in zip(*prompt(_PROBES)[:2], strict=True) if shared]
-    shortest = min((len(ids) for ids in own), default=1)
-    tail = commonprefix(own)[: shortest - 1]  # noqa: RUF071
-    return np.array(tail[::-1], np.int32)
+def split_at_tail(
+    prompt: Prompt,
+) -> tuple[list[np.ndarray], Int32[np.ndarray, " E"]] | None:
+    """Return what sentences have between stable prefix and tail, and the ids of that tail.
 
-
-def differ_at_ends(a: Prompt, b: Prompt) -> bool:
-    """Return whether sentences have the same ids in both prompts, but for prefix and stable tail.
-
-    Checked with sentences that begin and end in every awkward way.
+    The tail is the longest ids that all prompts end in, always shorter than a text's own ids. The
+    sentences begin and end in every awkward way; None where one does not continue the prefix.
     """
-    ours, theirs = a(_PROBES), b(_PROBES)
-    cuts = len(stable_tail(a)), len(stable_tail(b))
-    if not (ours.shared.all() and theirs.shared.all()):
-        return False
-    return all(
-        np.array_equal(x[: len(x) - cuts[0]], y[: len(y) - cuts[1]])
-        for x, y in zip(ours.ids, theirs.ids, strict=True)
-    )
+    ids, shared, _ = prompt(_PROBES)
+    if not shared.all():
+        return None
+    tail_E = _stable([own[::-1] for own in ids])[::-1]
+    return [own[: len(own) - len(tail_E)] for own in ids], tail_E
 
 
 def show(template: Template, tokenizer: Tokenizer, text: str) -> str:
