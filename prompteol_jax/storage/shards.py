@@ -128,7 +128,7 @@ class Shards:
         """
         if self._journal is not None:
             self._journal.flush()
-        while not all(_entered(self.folder)):
+        while not all(_entered(self.folder)[0]):
             time.sleep(_POLL)
         found = _resumed(self.folder, self.settings, self.chunks, overwrite=False)
         self.sha256, self.truncated = found.sha256, found.truncated
@@ -323,7 +323,7 @@ def _resumed(
         there = [Chunk(shard["rows"], shard["input_sha256"]) for shard in found["shards"]]
         problems = same_work.differences(found["settings"], settings, ignore=_NAMES)
         problems += _other_texts(there, chunks)
-        entered, cut = _entered(folder), _truncated(folder)
+        entered, cut = _entered(folder)
         width = None if found["width"] is None else int(found["width"])
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         problems = [f"its {MANIFEST} is damaged ({error})"]
@@ -341,33 +341,21 @@ def _digests(manifest: AnyPath) -> list[str | None]:
     return [shard["sha256"] for shard in json_files.read_object(manifest)["shards"]]
 
 
-def _entered(folder: AnyPath) -> list[set[str]]:
-    """The digests that any process entered of each shard."""
+def _entered(folder: AnyPath) -> tuple[list[set[str]], list[int | None]]:
+    """What any process entered of each shard: digests, and how many texts were cut."""
     manifests = (folder / MANIFEST, *folder.glob("manifest.*.json"))
-    found = [
-        {sha256 for sha256 in copies if sha256 is not None}
-        for copies in zip(*map(_digests, manifests), strict=True)
-    ]
+    shards = [json_files.read_object(path)["shards"] for path in manifests]
+    digests: list[set[str]] = []
+    truncated: list[int | None] = []
+    for copies in zip(*shards, strict=True):
+        digests.append({one["sha256"] for one in copies if one["sha256"] is not None})
+        counts = [one.get("truncated") for one in copies]
+        truncated.append(max((n for n in counts if n is not None), default=None))
     for entry in journal.entries(folder):
-        if entry.shard < len(found):
-            found[entry.shard].add(entry.sha256)
-    return found
-
-
-def _truncated(folder: AnyPath) -> list[int | None]:
-    """How many texts of each shard were cut, as the process that wrote it says."""
-    manifests = (folder / MANIFEST, *folder.glob("manifest.*.json"))
-    counts = [
-        [shard.get("truncated") for shard in json_files.read_object(path)["shards"]]
-        for path in manifests
-    ]
-    found = [
-        max((n for n in some if n is not None), default=None) for some in zip(*counts, strict=True)
-    ]
-    for entry in journal.entries(folder):
-        if entry.shard < len(found):
-            found[entry.shard] = entry.truncated
-    return found
+        if entry.shard < len(digests):
+            digests[entry.shard].add(entry.sha256)
+            truncated[entry.shard] = entry.truncated
+    return digests, truncated
 
 
 def _other_texts(found: Sequence[Chunk], asked: Sequence[Chunk]) -> list[str]:
