@@ -88,7 +88,11 @@ def axes_of(side: str) -> list[str]:
 def own_axis(axis: str) -> str:
     """Return the row's own part of an axis."""
     parts = axis.split("|")
-    return next((part for part in parts if part.startswith("(")), parts[0])
+    return parts[_own(parts)]
+
+
+def _own(parts: Sequence[str]) -> int:
+    return next((n for n, part in enumerate(parts) if part.startswith("(")), 0)
 
 
 @functools.cache
@@ -134,7 +138,7 @@ def _fused(dims: str, sizes: Mapping[str, int]) -> list[tuple[list[int], int]]:
     found = []
     for axis in axes_of(dims.split("->", maxsplit=1)[0]):
         parts = axis.split("|")
-        own = next((n for n, part in enumerate(parts) if part.startswith("(")), 0)
         letters = [part.strip("()").split() for part in parts]
-        found.append(([math.prod(sizes[letter] for letter in part) for part in letters], own))
+        widths = [math.prod(sizes[letter] for letter in part) for part in letters]
+        found.append((widths, _own(parts)))
     return found
