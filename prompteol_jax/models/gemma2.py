@@ -17,7 +17,7 @@ from prompteol_jax.models.config import Fields
 from prompteol_jax.models.gemma import GemmaConfig, make_norm, read_gemma_shape
 from prompteol_jax.models.llama import norm_of
 from prompteol_jax.models.rope import read_rope
-from prompteol_jax.models.windows import FULL, SLIDING, layer_types, read_windows, widest
+from prompteol_jax.models.windows import layer_types, periodic, read_windows, widest
 from prompteol_jax.ops.attention import KeysValues
 from prompteol_jax.ops.context import AttentionContext, AttentionSpec
 from prompteol_jax.ops.scan import Saved
@@ -51,10 +51,9 @@ class Gemma2Config(GemmaConfig):
         f.expect("hidden_act", "gelu_pytorch_tanh")
         shape = read_gemma_shape(f)
         L, window = shape["L"], f.integer_or_null("sliding_window", 4096)
-        alternating = [FULL if n % 2 else SLIDING for n in range(L)]
         return shape | dict(
             rope=read_rope(f, shape["H"], shape["P"]),
-            window_L=read_windows(f, L, window, alternating),
+            window_L=read_windows(f, L, window, periodic(2, L)),
             query_scalar=f.integer("query_pre_attn_scalar", 256),
             score_cap=f.number_or_null("attn_logit_softcapping", cls.score_cap),
             logit_cap=f.number_or_null("final_logit_softcapping", cls.logit_cap),

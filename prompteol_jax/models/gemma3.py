@@ -16,7 +16,7 @@ from prompteol_jax.models.gemma import read_gemma_shape
 from prompteol_jax.models.gemma2 import Gemma2Config
 from prompteol_jax.models.qwen3 import HEAD_NORMS
 from prompteol_jax.models.rope import Rope, read_ropes_by_type
-from prompteol_jax.models.windows import FULL, SLIDING, read_windows
+from prompteol_jax.models.windows import FULL, SLIDING, periodic, read_windows
 from prompteol_jax.weights.mapping import TensorMap
 
 _ROPES: Final = {FULL: ("rope_theta", 1e6), SLIDING: ("rope_local_base_freq", 1e4)}
@@ -56,13 +56,12 @@ class Gemma3Config(Gemma2Config):
         if window is not None and not causal:
             window = window // 2 + 1  # to each side
         period = f.integer("sliding_window_pattern", 6)
-        kinds = [SLIDING if (n + 1) % period else FULL for n in range(L)]
         rope, local_rope = read_ropes_by_type(f, shape["H"], shape["P"], _ROPES)
         return shape | dict(
             rope=rope,
             local_rope=local_rope,
             causal=causal,
-            window_L=read_windows(f, L, window, kinds),
+            window_L=read_windows(f, L, window, periodic(period, L)),
             query_scalar=f.integer("query_pre_attn_scalar", 256),
             logit_cap=f.number_or_null("final_logit_softcapping", cls.logit_cap),
         )

@@ -13,7 +13,7 @@ from prompteol_jax.models.config import Fields
 from prompteol_jax.models.context import Layers
 from prompteol_jax.models.olmo2 import Olmo2Config, read_olmo_shape
 from prompteol_jax.models.rope import Rope, read_ropes_by_type
-from prompteol_jax.models.windows import FULL, SLIDING, layer_types, read_windows, widest
+from prompteol_jax.models.windows import FULL, SLIDING, layer_types, periodic, read_windows, widest
 
 # transformers reads `rope_theta` for the layers without a window alone.
 _ROPES: Final = {FULL: ("rope_theta", 5e5), SLIDING: ("", 5e5)}
@@ -41,9 +41,8 @@ class Olmo3Config(Olmo2Config):
         """Read the fields of this family."""
         shape = read_olmo_shape(f)
         L, window = shape["L"], f.integer_or_null("sliding_window", 4096)
-        kinds = [SLIDING if (n + 1) % 4 else FULL for n in range(L)]
         rope, local_rope = read_ropes_by_type(f, shape["H"], shape["P"], _ROPES)
-        window_L = read_windows(f, L, window, kinds)
+        window_L = read_windows(f, L, window, periodic(4, L))
         return shape | dict(rope=rope, local_rope=local_rope, window_L=window_L)
 
     def to_hf(self) -> dict[str, Any]:

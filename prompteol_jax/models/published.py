@@ -24,7 +24,7 @@ from prompteol_jax.models.phi3 import Phi3Config
 from prompteol_jax.models.qwen2 import Qwen2Config
 from prompteol_jax.models.qwen3 import Qwen3Config
 from prompteol_jax.models.rope import Llama3Rope, Rope, YarnRope
-from prompteol_jax.models.windows import Windows, every_layer
+from prompteol_jax.models.windows import SLIDING, Windows, every_layer, periodic
 
 
 def _opt(L: int, D: int, N: int) -> OptConfig:
@@ -49,7 +49,7 @@ def _scaled(factor: float) -> dict[str, Any]:
 
 def _periodic(window: int, period: int, L: int) -> Windows:
     """A window in all layers but the last one of each period."""
-    return tuple(window if (n + 1) % period else None for n in range(L))
+    return tuple(window if kind == SLIDING else None for kind in periodic(period, L))
 
 
 def _gemma2(L: int, D: int, N: int, F: int, **fields: Any) -> Gemma2Config:

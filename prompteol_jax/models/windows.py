@@ -31,6 +31,11 @@ def read_windows(f: Fields, L: int, window: int | None, default: Sequence[str]) 
     return tuple(window if kind == SLIDING else None for kind in kinds)
 
 
+def periodic(period: int, L: int) -> list[str]:
+    """Return the types of layers of which all slide but the last one of each period."""
+    return [SLIDING if (n + 1) % period else FULL for n in range(L)]
+
+
 def every_layer(window: int | None, L: int) -> Windows | None:
     """Return one window for all layers."""
     return None if window is None else (window,) * L
