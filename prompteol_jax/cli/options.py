@@ -245,7 +245,7 @@ class ModelOptions:
             "weights": provenance.model_files(found.folder) if found.folder else found.name,
             "adapter": provenance.adapter_files(adapter) if adapter else None,
             "template": template.name,
-            "prompt": f"{template.head}{{}}{template.suffix}",
+            "prompt": template.content,
             "dtype": self.dtype or default_dtype,
             "vectors": provenance.VECTORS,
         }

@@ -114,10 +114,9 @@ class SavedRun:
         advice = "Put back what it was trained with, or take what is there now with --other-base"
         base = source.resolve(self.model)
         if self.work is not None:
-            template = read_template(self.template)
             now = {
                 "weights": provenance.model_files(base.folder) if base.folder else base.name,
-                "prompt": f"{template.head}{{}}{template.suffix}",
+                "prompt": read_template(self.template).content,
             }
             before = {name: self.work.get(name) for name in now}
             same_work.check_same(self.folder, before, now, advice=advice)

@@ -8,6 +8,7 @@ the space before the colon included, and the tests pin each of them.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,11 @@ class Template:
             f"{self.prefix}{d.text}{self.suffix}{d.word}{_AFTER_WORD}" for d in self.demonstrations
         )
         return "".join(shown) + self.prefix
+
+    @property
+    def content(self) -> str:
+        """What decides the prompts, for a comparison: `{}` for the text, or the list of pieces."""
+        return json.dumps(self.pieces) if self.pieces else f"{self.head}{{}}{self.suffix}"
 
     def fill(self, text: str) -> str:
         """Return the prompt for one text; white space at its two ends is stripped."""

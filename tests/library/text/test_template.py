@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from prompteol_jax.text.template import (
     PROMPTEOL,
+    SLOT,
     TEMPLATES,
     Demonstration,
     Template,
     clean_sentence,
+    from_pieces,
     read_template,
 )
 
@@ -77,6 +79,13 @@ def test_text_stands_between_head_and_suffix_unchanged(text):
 def test_white_space_at_the_ends_of_the_prompt_is_stripped():
     assert TEMPLATES["none"].fill(" a b\n") == "a b"
     assert Template("t", "  x ", " y \n").fill(" a ") == "x  a  y"
+
+
+def test_the_content_holds_every_piece_of_a_prompt():
+    assert Template("x", "a ", " b").content == "a {} b"
+    first, other = (from_pieces(["a ", SLOT, more, SLOT], "x") for more in (" b ", " c "))
+    assert (first.head, first.suffix) == (other.head, other.suffix)
+    assert first.content != other.content
 
 
 def test_several_demonstrations_are_joined_by_a_period_alone():
