@@ -125,14 +125,12 @@ def _adapter(folder: Path) -> dict[str, Any]:
 
 
 def _template(prompt: Prompt) -> dict[str, Any]:
-    filled = prompt.template.fill(EXAMPLE)
-    (ids,) = prompt.tokenizer.ids([filled])
     entry = prompt.tokenizer.entry
     return {
         "name": prompt.template.name,
         **prompt.template.to_json(),
-        "example": filled,
-        "tokens": [{"id": int(i), "token": entry(i)} for i in ids],
+        "example": prompt.template.fill(EXAMPLE),
+        "tokens": [{"id": int(i), "token": entry(i)} for i in prompt.whole(EXAMPLE)],
         "shared_prefix": len(prompt.prefix_C),
     }
 

@@ -129,6 +129,11 @@ class Prompt:
         own = [ids[C:] if is_shared else ids for ids, is_shared in zip(whole, shared, strict=True)]
         return PromptIds(own, np.array(shared, bool), truncated)
 
+    def whole(self, text: str) -> Int32[np.ndarray, " T"]:
+        """Return the ids of a text's prompt with the stable prefix, and without any cut."""
+        (ids,) = self._ids([text])
+        return ids
+
     def second_copy(self, tokens: int) -> int:
         """Return the position of the text's last copy in a prompt of so many ids, prefix included.
 
@@ -306,7 +311,10 @@ def show(template: Template, tokenizer: Tokenizer, text: str) -> str:
     (ids,) = tokenizer.ids([filled])
     prefix_C = stable_prefix(template, tokenizer)
     C = len(prefix_C) if np.array_equal(ids[: len(prefix_C)], prefix_C) else 0
-    covered = ["", *(filled[start:end] for start, end in tokenizer.spans(filled))]
+    covered = [
+        *([""] * len(tokenizer.first_ids)),
+        *(filled[start:end] for start, end in tokenizer.spans(filled)),
+    ]
     entries = [tokenizer.entry(number) for number in ids]
     lines = [
         f"{n:5} {'|' if n < C else ' '} {number:6}  {entry!r:16} {characters!r}"

@@ -8,6 +8,7 @@ import pytest
 
 from prompteol_jax import Embedder
 from prompteol_jax.pretrained import provenance
+from prompteol_jax.text.template import SLOT, from_pieces
 
 
 @pytest.fixture
@@ -40,6 +41,17 @@ def test_a_record_names_every_byte_and_token(checkpoint):
     assert sum(found["dtype"]["weight_bytes"].values()) > 1e6
     assert found["devices"]["mesh"] == "1x1"
     assert {"jax", "transformers", "python"} < set(found["versions"])
+
+
+def test_a_record_has_the_ids_of_a_prompt_in_pieces(embedders):
+    template = from_pieces(["This sen", "tence : ", SLOT, " in", " one word"], "pieces")
+    embedder = embedders("tiny").with_template(template)
+    found = embedder.describe()["template"]
+    prompts = embedder.prompt([provenance.EXAMPLE])
+    assert prompts.shared.all()
+    ids = [*embedder.prompt.prefix_C, *prompts.ids[0]]
+    assert [token["id"] for token in found["tokens"]] == ids
+    assert ids != embedder.prompt.tokenizer.ids([found["example"]])[0].tolist()
 
 
 def test_a_changed_weight_changes_the_record(checkpoint):

@@ -16,7 +16,7 @@ from prompteol_jax.errors import UserError
 from prompteol_jax.models.tiny import tiny_tokenizer
 from prompteol_jax.text.prompt import Prompt, check_length, show
 from prompteol_jax.text.template import PROMPTEOL, TEMPLATES, Template
-from prompteol_jax.text.tokenizer import load_tokenizer
+from prompteol_jax.text.tokenizer import Tokenizer, load_tokenizer
 
 pytestmark = pytest.mark.unit
 
@@ -266,6 +266,12 @@ def test_show_lists_every_token_with_its_characters():
         ["8", "106", "'©'", "'é'"],
     ]
     assert len(lines) == 18
+
+
+def test_show_begins_with_the_text_where_there_is_no_bos():
+    bare = Tokenizer(tokenizer("tiny").backend, bos_id=None)
+    lines = show(PROMPTEOL, bare, "A man.").splitlines()
+    assert lines[1].split() == ["0", "|", "2342", "'This'", "'This'"]
 
 
 def test_show_marks_nothing_where_the_prefix_is_left():
