@@ -23,6 +23,7 @@ from jaxtyping import Float
 from prompteol_jax.errors import UserError
 from prompteol_jax.export.static import POOLINGS, LinearStage
 from prompteol_jax.methods.record import Method
+from prompteol_jax.pretrained.sentence_folder import CONFIG, MODULES, STATES, TRANSFORMER
 from prompteol_jax.storage import json_files
 from prompteol_jax.text.template import Template
 from prompteol_jax.text.tokenizer import Tokenizer, load_tokenizer
@@ -35,7 +36,6 @@ _MODULES: Final = (
     ("", f"{_BASE}.transformer.Transformer"),
     ("1_Pooling", "sentence_transformers.sentence_transformer.modules.pooling.Pooling"),
 )
-_STATES: Final = {"method": "forward", "method_output_name": "last_hidden_state"}
 # Texts whose beginnings and ends tokenizers merge with the prompt, and other hard ones.
 _PROBES: Final = (
     *("A cat sleeps.", "", "(x)", '"quoted"', "  two  spaces  ", "é 😀", "1 2\n3\n"),
@@ -59,10 +59,10 @@ def write_sentence_files(
     _write_modules(folder, stages)
     transformer = {
         "transformer_task": "feature-extraction",
-        "modality_config": {"text": _STATES, "message": {**_STATES, "format": "flat"}},
+        "modality_config": {"text": STATES, "message": {**STATES, "format": "flat"}},
         "module_output_name": "token_embeddings",
     }
-    _write(folder / "sentence_bert_config.json", transformer)
+    _write(folder / TRANSFORMER, transformer)
     mode = POOLINGS[method.pooling]
     pooling = {"embedding_dimension": width, "pooling_mode": mode, "include_prompt": True}
     (folder / _MODULES[1][0]).mkdir(exist_ok=True)
@@ -73,7 +73,7 @@ def write_sentence_files(
         "default_prompt_name": None,
         "similarity_fn_name": "cosine",
     }
-    _write(folder / "config_sentence_transformers.json", overall)
+    _write(folder / CONFIG, overall)
     tokenizer = load_tokenizer(folder)
     _amend_tokenizer(folder, _bos(tokenizer))
     text = chat_template(template, tokenizer)
@@ -92,7 +92,7 @@ def _write_modules(folder: Path, stages: Sequence[LinearStage | None]) -> None:
         {"idx": index, "name": str(index), "path": path, "type": kind}
         for index, (path, kind) in enumerate(kinds)
     ]
-    _write(folder / "modules.json", modules)
+    _write(folder / MODULES, modules)
     for path, stage in after:
         _write_stage(folder / path, stage)
 

@@ -17,8 +17,9 @@ from jaxtyping import Float
 from prompteol_jax.errors import UserError
 from prompteol_jax.methods.post import Post
 from prompteol_jax.methods.record import Method, PostStage
+from prompteol_jax.pretrained import sentence_folder
 
-POOLINGS = {"last": "lasttoken", "mean": "mean"}  # by the names that sentence-transformers has
+POOLINGS = {ours: theirs for theirs, ours in sentence_folder.POOLINGS.items()}
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from prompteol_jax.text.tokenizer import Tokenizer
 from prompteol_jax.weights.safetensors import open_safetensors
 
 MODULES: Final = "modules.json"
-_CONFIG: Final = "config_sentence_transformers.json"
-_TRANSFORMER: Final = "sentence_bert_config.json"
+CONFIG: Final = "config_sentence_transformers.json"
+TRANSFORMER: Final = "sentence_bert_config.json"
 _BYTES: Final = 2**20  # of modules.json at most
 _ACTIVATIONS: Final[Mapping[str, Callable[[np.ndarray], np.ndarray]]] = {
     "torch.nn.modules.linear.Identity": lambda z: z,
@@ -36,9 +36,9 @@ _OLDER_MODES: Final = {
     **{"mean_sqrt_len_tokens": "mean_sqrt_len_tokens", "weightedmean": "weightedmean_tokens"},
     "lasttoken": "lasttoken",
 }
-_PLAIN: Final = {"method": "forward", "method_output_name": "last_hidden_state"}
+STATES: Final = {"method": "forward", "method_output_name": "last_hidden_state"}
 _NO_BOUND: Final = 10**9  # transformers writes a larger number where there is no bound
-_POOLINGS: Final = {"lasttoken": "last", "mean": "mean"}
+POOLINGS: Final = {"lasttoken": "last", "mean": "mean"}  # those of both sides: ours by theirs
 Stage = Callable[[Float[np.ndarray, "n D"]], Float[np.ndarray, "n E"]]
 
 
@@ -163,10 +163,10 @@ def _read_pooling(folder: Path) -> str:
     if modes is None:
         modes = [name for name, is_on in older.items() if is_on] or ["mean"]
     modes = [modes] if type(modes) is str else modes
-    if type(modes) is not list or len(modes) != 1 or modes[0] not in _POOLINGS:
-        f.wrong(f"pooling_mode = {shown(modes)} is not supported; supported: {[*_POOLINGS]}")
+    if type(modes) is not list or len(modes) != 1 or modes[0] not in POOLINGS:
+        f.wrong(f"pooling_mode = {shown(modes)} is not supported; supported: {[*POOLINGS]}")
     f.finish()
-    return _POOLINGS[modes[0]]
+    return POOLINGS[modes[0]]
 
 
 def _read_dense(folder: Path, width: int) -> Dense:
@@ -195,7 +195,7 @@ def _read_dense(folder: Path, width: int) -> Dense:
 
 
 def _read_prompts(folder: Path) -> tuple[dict[str, str], str | None]:
-    path = folder / _CONFIG
+    path = folder / CONFIG
     fields = read_object(path) if path.is_file() else {}
     f = Fields(fields, str(path))
     prompts, default = f.fields("prompts"), f.take("default_prompt_name", None)
@@ -213,13 +213,13 @@ def _read_prompts(folder: Path) -> tuple[dict[str, str], str | None]:
 
 def _max_tokens(folder: Path) -> int:
     """Return the smallest bound of a text that a folder gives."""
-    path = folder / _TRANSFORMER
+    path = folder / TRANSFORMER
     fields = read_object(path) if path.is_file() else {}
     f = Fields(fields, str(path))
     f.expect("do_lower_case", False)
     f.expect("transformer_task", "feature-extraction")
     f.expect("module_output_name", "token_embeddings")
-    f.expect("modality_config", {"text": dict(_PLAIN)})
+    f.expect("modality_config", {"text": dict(STATES)})
     bounds = [_NO_BOUND, f.integer("max_seq_length", _NO_BOUND)]
     f.ignore("unpad_inputs")
     f.finish()
