@@ -274,12 +274,13 @@ class Run:
             self.key,
         )
         with jax.set_mesh(mesh):
-            remat = self.settings.remat or known.get(flags.mesh)
+            layout = f"{flags.mesh} --fsdp" if flags.fsdp else flags.mesh
+            remat = self.settings.remat or known.get(layout)
             if remat is None:
                 # Without recomputation, the layers that --fsdp gathers would all be kept.
                 order = ORDER[1:] if flags.fsdp else ORDER
                 fit = choose_remat(self.train_step, arguments, device_memory(), order)
-                program, known[flags.mesh] = fit.program, fit.remat
+                program, known[layout] = fit.program, fit.remat
                 say(str(fit))
             else:
                 program = compiled(self.train_step, remat, arguments)

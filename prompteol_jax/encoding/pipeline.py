@@ -134,7 +134,7 @@ class Pipeline:
         with jax.set_mesh(self.mesh), DeviceWatch(report) as watch:
             tokens = batch_tokens or self.tokens
             batches = self._batches(texts, tokens, report)
-            launched = (self._watched(self.shrink(batch), watch) for batch in batches)
+            launched = (self._watched(self._fitting(batch, len(texts)), watch) for batch in batches)
             for batch, z_BSW in fetch_behind(self._counted(launched, report)):
                 yield batch.members, z_BSW.reshape(-1, z_BSW.shape[-1])[batch.positions]
 
@@ -328,6 +328,10 @@ class Pipeline:
         subtract = self.steps.subtract
         heads = self.runner.heads(rows, cache, int(subtract.block))
         return replace(self.steps, subtract=replace(subtract, auxiliary_BSNH=heads))
+
+    def _fitting(self, batch: Batch, texts: int) -> Batch:
+        """Return a smaller batch where few texts are encoded; the last one of many stays full."""
+        return self.shrink(batch) if texts < len(batch.rows.ids_BT) else batch
 
     def shrink(self, batch: Batch, *, patience: int = PATIENCE) -> Batch:
         """Return a smaller batch for few sentences, where its bits are shown to be the same.

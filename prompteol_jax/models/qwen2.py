@@ -43,10 +43,11 @@ class Qwen2Config(LlamaConfig):
 def read_upper_windows(f: Fields, L: int) -> Windows | None:
     """Read the windows of the layers, as transformers' Qwen2Config does."""
     is_used = f.flag("use_sliding_window", False)
-    window = f.integer("sliding_window", 4096) if is_used else f.take("sliding_window", None)
+    window = f.integer("sliding_window", 4096) if is_used else 1
+    f.ignore("sliding_window")
     first = f.take("max_window_layers", 28)
     slides = [is_used and type(first) is int and n >= first for n in range(L)]
-    window_L = read_windows(f, L, window or 1, [SLIDING if s else FULL for s in slides])
+    window_L = read_windows(f, L, window, [SLIDING if s else FULL for s in slides])
     if window_L is not None and not is_used:
         f.wrong("layer_types names sliding_attention, but use_sliding_window is not true")
     return window_L

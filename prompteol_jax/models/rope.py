@@ -238,8 +238,8 @@ def read_rope(
     given.setdefault("rope_theta", f.take("rope_theta", None))
     if partial:
         given.setdefault("partial_rotary_factor", f.take("partial_rotary_factor", None))
-    scales = {given.get("rope_type"), given.get("type")} - {None, Rope.kind}
-    if original is not None and scales:
+    is_scaled = any(given.get(name) not in (None, Rope.kind) for name in ("rope_type", "type"))
+    if original is not None and is_scaled:
         given["original_max_position_embeddings"] = original
     return _read(f, given, (H, P), {kind: KINDS[kind] for kind in kinds}, alias or {})
 
@@ -256,7 +256,11 @@ def read_ropes_by_type(
     by_type, scaling = f.fields("rope_parameters"), f.fields("rope_scaling")
     found = []
     for kind, (top, theta) in tops.items():
-        given = dict(by_type.pop(kind, None) or {}) | scaling
+        own = by_type.pop(kind, None)
+        if own is not None and type(own) is not dict:
+            f.wrong(f"rope_parameters of {kind} = {shown(own)} is not an object")
+            own = None
+        given = (own or {}) | scaling
         given.setdefault("rope_theta", f.take(top, theta) if top else theta)
         found.append(_read(f, given, (H, P), KINDS, {}))
         scaling = {}

@@ -60,9 +60,10 @@ def test_duplicates_are_encoded_once(embedders, vectors):
 
 def test_the_report_counts_what_was_computed(embedders):
     embedder = embedders("tiny")
-    embedder.encode(["dog", "a dog"])
+    texts = [f"a dog {n}" for n in range(512 // 13)]
+    embedder.encode(texts)
     report = embedder.report
-    assert report.tokens == sum(len(ids) for ids in embedder.prompt(["dog", "a dog"]).ids)
+    assert report.tokens == sum(len(ids) for ids in embedder.prompt(texts).ids)
     assert report.padded_tokens == 13 * (512 // 13)  # one batch of the bucket of thirteen
     assert 0 <= report.waited < report.seconds
     assert report.whole == report.truncated == 0

@@ -20,8 +20,8 @@ STEPS = 10
 
 def begun(folder, mesh="8x1", **flags):
     """A run of a few steps whose model is loaded."""
-    how = dict(rank=4, dropout=0.0, lr=1e-3) | flags
-    config = TrainConfig(mesh=mesh, batch=16, steps=STEPS, remat="dots", **how)
+    how = dict(rank=4, dropout=0.0, lr=1e-3, remat="dots") | flags
+    config = TrainConfig(mesh=mesh, batch=16, steps=STEPS, **how)
     data = read_data(config)
     settings = resolve(config, make_mesh(parse_mesh(mesh)), data.rows)
     return Run(settings, RunFolder.at(folder), data)
@@ -65,6 +65,13 @@ def test_ten_losses_are_those_of_replicated_weights(mesh, flags, tmp_path):
     expected = losses(replicated)
     assert expected[-1] < expected[0] - 0.02
     np.testing.assert_allclose(losses(sharded), expected, rtol=1e-6)
+
+
+def test_a_run_that_goes_on_with_fsdp_does_not_keep_what_it_gathers(tmp_path):
+    run = begun(tmp_path, "2x1", fsdp=True, remat="auto")
+    run.status.remat = {"2x1": "none"}  # as a checkpoint without --fsdp has it
+    run.program.result()
+    assert run.status.remat == {"2x1": "none", "2x1 --fsdp": "dots"}
 
 
 @pytest.mark.xfail(strict=True, reason="open: some gathers are as large as a whole matrix stack")

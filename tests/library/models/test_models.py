@@ -42,7 +42,7 @@ def test_refuses_a_stored_head_that_is_not_the_embedding_it_is_said_to_be(tmp_pa
     ("content", "message"),
     [
         ("{", "is not JSON"),
-        ('{"model_type": "gpt2"}', r"model_type = 'gpt2' is not supported; supported: \['llama'"),
+        ('{"model_type": "gpt2"}', r"model_type = 'gpt2' is not supported; supported: \['gemma', "),
         ("{}", "model_type = None is not supported"),
         ('{"model_type": "lama"}', r"'lama' is not supported \(did you mean llama\?\)"),
         ('{"model_type": ["llama"]}', r"model_type = \['llama'\] is not supported"),
