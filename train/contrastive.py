@@ -41,8 +41,10 @@ def run(config: TrainConfig, callbacks: Callbacks = NO_CALLBACKS) -> dict[str, A
     from train.data.read import read_data
     from train.loop import Run
     from train.resolve import resolve
+    from train.run.summary import prepare
 
     mesh = start_devices(config)
+    prepare(config)
     data = read_data(config)
     return take(Run, resolve(config, mesh, data.rows), data, callbacks)
 

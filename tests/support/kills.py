@@ -45,6 +45,7 @@ CHANGES = {
     "dtype": (["--dtype", "bfloat16"], ("dtype",)),
     "pooling": (["--pooling", "mean"], ("pooling",)),
     "layer": (["--layer", "1"], ("layer",)),
+    "method": (["--method", "attention-sum"], ("method",)),
 }
 
 
@@ -96,7 +97,7 @@ JOBS = {
         lambda output: len(list(output.glob("shard-*.npy"))),
         10,
         _shards,
-        ("data", "weights", "template", "dtype", "pooling", "layer"),
+        ("data", "weights", "template", "dtype", "pooling", "layer", "method"),
         "texts.txt",
     ),
     "train": Job(
@@ -119,7 +120,7 @@ JOBS = {
         lambda output: len(list(output.glob("cache/*/*.npz"))),
         6,
         _scores,
-        ("data", "weights", "template", "dtype", "pooling", "layer"),
+        ("data", "weights", "template", "dtype", "pooling", "layer", "method"),
         STS_FILE,
         refuses=False,
     ),

@@ -28,8 +28,10 @@ def run(config: AlignConfig, callbacks: Callbacks = NO_CALLBACKS) -> dict[str, A
     from train.align.run import AlignRun
     from train.contrastive import start_devices, take
     from train.data.read import read_data
+    from train.run.summary import prepare
 
     mesh = start_devices(config)
+    prepare(config)
     data = read_data(config)
     settings = resolve(config, mesh, data.rows)
     return take(AlignRun, settings, data, callbacks)

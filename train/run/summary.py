@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from prompteol_jax.storage import paths
+from prompteol_jax import distributed
+from prompteol_jax.storage import atomic, json_files, paths
 from train.flags import RunConfig
 from train.run.folder import RunFolder
 from train.run.metrics import StepTimes
 from train.run.report import write_run_report
 from train.trainable import exported_folder
+
+
+def prepare(flags: RunConfig) -> None:
+    """Make the folder of the result's file, so that no run ends without a place to write it.
+
+    Raises: IsAFolder, CannotWrite.
+    """
+    if flags.json and distributed.is_primary():
+        atomic.prepare(paths.as_path(flags.json))
 
 
 def finish(flags: RunConfig, folder: RunFolder, result: dict[str, Any], times: StepTimes) -> None:
@@ -19,9 +28,7 @@ def finish(flags: RunConfig, folder: RunFolder, result: dict[str, Any], times: S
     page = folder.home / write_run_report(folder.path).name
     folder.publish()
     if flags.json:
-        file = paths.as_path(flags.json)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        json_files.write_object(paths.as_path(flags.json), result)
     from rich.console import Console
 
     console = Console()
