@@ -110,6 +110,7 @@ class Embedder:
         quantize: quant.Kind | None = None,
         *,
         method: str | Path | Method | None = None,
+        any_method: bool = False,
         layer: int | None = None,
         pooling: str | Pooling = "last",
         edits: Sequence[Edit] = (),
@@ -118,7 +119,7 @@ class Embedder:
         max_tokens: int | None = None,
         truncate: Truncation = "end",
     ) -> Embedder:
-        """Load a model by folder or hub name.
+        """Load a model by folder or hub name; other arguments are those of the class.
 
         Args:
             model: a Hugging Face folder, a hub name such as `facebook/opt-2.7b`, or `tiny`.
@@ -126,25 +127,24 @@ class Embedder:
             mesh: DATAxMODEL, devices along each axis; or what `make_mesh` gives.
             dtype: `float32` or `bfloat16`, for activations and weights.
             quantize: `nf4` or `int8`: keep the matrices of linear layers in 4 or 8 bits.
+            any_method: take an adapter that was trained with another method or template.
             layer: number of the `hidden_states` entry to take; the method's or last by default.
-            template and others: as for the class. Only the plan `fixed` gives a text the same bits
-                in any company.
         Raises: UserError, NotFound or OSError that says what to do, before any work.
         """
         load.check_precision(dtype, quantize)
         chosen = on_model.choose(method, template, pooling, layer)
         pooled = find_pooling(chosen.pooling if chosen else pooling)
+        run = chosen or plain_method(as_template(template or PROMPTEOL), pooled.name, layer)
         check_plan(plan, batch_tokens, pooled, edits)
         check_length(max_tokens, truncate)
         if chosen is not None:
             layer = on_model.layer_to_load(chosen, source.resolve_config(str(model)).L)
-        template = as_template(template or PROMPTEOL) if chosen is None else None
         weights: dict[str, Any] = {"dtype": jnp.dtype(dtype), "quantize": quantize, "layer": layer}
-        weights["adapter"] = None if adapter is None else str(adapter)
+        weights |= {"adapter": adapter, "method": None if any_method else run}
         pretrained = load.load_pretrained(str(model), as_mesh(mesh), **weights)
         how: dict[str, Any] = {"plan": plan, "batch_tokens": batch_tokens, "truncate": truncate}
         how |= {"method": chosen, "pooling": pooling, "edits": edits, "max_tokens": max_tokens}
-        return cls(pretrained, template, **how)
+        return cls(pretrained, None if chosen else run.prompts[0].template, **how)
 
     @property
     def decoder(self) -> Decoder:

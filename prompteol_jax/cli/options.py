@@ -164,13 +164,12 @@ class ModelOptions:
         from prompteol_jax.embedder import Embedder
 
         chosen = method or self.record()
-        if self.adapter is not None and not self.any_method:
-            self._check_trained_with(chosen)
         return Embedder.from_pretrained(
             self.model,
             adapter=self.adapter,
             template=None if chosen else self.template,
             method=chosen,
+            any_method=self.any_method,
             mesh=mesh or self.mesh,
             dtype=self.dtype or default_dtype,
             quantize=self.quantize,
@@ -204,16 +203,6 @@ class ModelOptions:
 
         chosen = self.record()
         return read_template(self.template) if chosen is None else one_template(chosen)
-
-    def _check_trained_with(self, chosen: Method | None) -> None:
-        """Refuse an adapter that was trained with another method or template."""
-        from prompteol_jax.methods import library
-        from prompteol_jax.pretrained.load import find_adapter
-        from prompteol_jax.text.template import read_template
-
-        assert self.adapter is not None
-        plain = library.plain_method(read_template(self.template), self.pooling, self.layer)
-        library.check_trained_with(find_adapter(self.adapter), chosen or plain)
 
     def work(self, default_dtype: str) -> dict[str, Any]:
         """Describe everything in these flags that decides a vector, for `same_work`.

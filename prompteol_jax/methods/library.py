@@ -90,7 +90,8 @@ def check_trained_with(adapter: Path, method: Method) -> None:
     if differing:
         raise UserError(
             f"the adapter {adapter} was trained with the method {trained.name}, and {method.name} "
-            f"differs in {', '.join(differing)}; give --method {file}, or allow it: --any-method"
+            f"differs in {', '.join(differing)}; give --method {file}, or allow it: --any-method "
+            "(any_method=True in Python)"
         )
 
 

@@ -16,6 +16,8 @@ from prompteol_jax import models
 from prompteol_jax.errors import UserError
 from prompteol_jax.lora import peft
 from prompteol_jax.mesh import check_mesh
+from prompteol_jax.methods.library import check_trained_with
+from prompteol_jax.methods.record import Method
 from prompteol_jax.models import build, tiny
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.pretrained import hub, source
@@ -73,7 +75,8 @@ def load_pretrained(
     dtype: Any,
     weight_dtype: Any = None,
     quantize: quant.Kind | None = None,
-    adapter: str | None = None,
+    adapter: str | Path | None = None,
+    method: Method | None = None,
     layer: int | None = None,
     base_dropout: float | None = None,
     fsdp: bool = False,
@@ -84,6 +87,7 @@ def load_pretrained(
         dtype: of activations; weight_dtype: of matrices, `dtype` by default.
         quantize: `nf4` or `int8`, for the matrices of linear layers.
         adapter: a PEFT folder or hub name, or the folder of a training run.
+        method: the one that the adapter must have been trained with, if its folder says which.
         layer: run up to `hidden_states[layer]` only, which is then returned raw.
         base_dropout: the model's own dropout of training, instead of its config's.
         fsdp: shard the linear layers' matrices over data too.
@@ -92,6 +96,8 @@ def load_pretrained(
     """
     keep_compiled()
     adapter_folder = None if adapter is None else find_adapter(adapter)
+    if adapter_folder is not None and method is not None:
+        check_trained_with(adapter_folder, method)
     if adapter_folder is not None:
         peft.read_adapter_config(adapter_folder)
     found = source.resolve(name)
@@ -152,7 +158,7 @@ def save_tokenizer(pretrained: Pretrained, folder: Path) -> None:
             shutil.copyfile(pretrained.folder / name, folder / name)
 
 
-def find_adapter(name: str) -> Path:
+def find_adapter(name: str | Path) -> Path:
     """Find an adapter by folder, training run or hub name."""
     given = paths.as_path(name)
     paths.check_bucket(given)

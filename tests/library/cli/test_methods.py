@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from prompteol_jax import Embedder
 from prompteol_jax.cli.main import main
 from prompteol_jax.cli.options import ModelOptions
 from prompteol_jax.errors import UserError
@@ -45,6 +46,35 @@ def test_an_adapter_of_another_method_is_refused_unless_it_is_allowed(tmp_path):
         with pytest.raises(UserError, match=r"was trained with the method eol.*--any-method"):
             library.check_trained_with(tmp_path, other)
     library.check_trained_with(tmp_path / "none", library.find_method("cot"))
+
+
+def in_python(adapter, **how):
+    Embedder.from_pretrained("tiny", adapter=adapter, dtype="float32", **how)
+
+
+def by_flags(adapter, **how):
+    ModelOptions(model="tiny", adapter=str(adapter), **how).load("float32")
+
+
+@pytest.mark.parametrize("load", [in_python, by_flags], ids=lambda load: load.__name__)
+@pytest.mark.parametrize(
+    ("how", "refused"),
+    [
+        ({"template": "cot"}, True),
+        ({"method": "cot"}, True),
+        ({"pooling": "mean"}, True),
+        ({"method": "cot", "any_method": True}, False),
+        ({}, False),
+        ({"method": "eol"}, False),
+    ],
+    ids=str,
+)
+def test_both_faces_refuse_an_adapter_of_another_method(load, how, refused, tmp_path):
+    library.write_method(tmp_path / library.FILE, library.plain_method(PROMPTEOL, "last", None))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    message = "was trained with the method eol" if refused else "base_model_name_or_path|peft_type"
+    with pytest.raises(UserError, match=message):  # the config of the adapter is read afterwards
+        load(tmp_path, **how)
 
 
 @pytest.mark.unit
