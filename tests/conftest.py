@@ -30,13 +30,16 @@ if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
 
 # Oracles and stand-ins are imported by their own names: `import oracle`.
 sys.path.insert(0, str(Path(__file__).parent / "support"))
+pytest_plugins = ("durations",)
 
 
 @pytest.hookimpl(tryfirst=True)  # before marks choose among them
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever is huge is slow too."""
+    """Whatever is huge is slow too, and so is what `fast` leaves out."""
     for item in items:
-        if item.get_closest_marker("huge"):
+        fast = item.get_closest_marker("fast")
+        is_slow = fast is not None and item.callspec.id not in fast.args
+        if is_slow or item.get_closest_marker("huge"):
             item.add_marker("slow")
 
 

@@ -119,6 +119,7 @@ def search_pages(folder):
     return {"layers": folder / "layers.html", "demos": folder / "demos.html"}
 
 
+@pytest.mark.slow
 def test_pages_have_no_errors_and_fit_a_phone(
     chromium, tmp_path, small_downstream, bag_of_words, monkeypatch
 ):

@@ -33,6 +33,7 @@ def test_a_text_has_the_same_bits_whatever_is_beside_it(seed, embedders, vectors
     np.testing.assert_array_equal(embedders("tiny").encode(texts), [vectors[t] for t in texts])
 
 
+@pytest.mark.slow
 def test_a_text_has_the_same_bits_whatever_is_beside_it_on_a_mesh(embedders, vectors):
     spread = embedders("tiny", "4x2")
     whole = spread.encode(TEXTS)
@@ -88,6 +89,7 @@ def test_a_text_too_long_is_cut_counted_and_reported(embedders, caplog):
     np.testing.assert_array_equal(z_nD[0], z_nD[2])
 
 
+@pytest.mark.slow
 def test_a_prompt_that_leaves_the_prefix_is_computed_whole_with_equal_results(embedders):
     # With its space at the end, the template's last id depends on how a sentence begins.
     made = template.Template("made", "This sentence : ", ' means in one word:"')
@@ -168,6 +170,7 @@ def test_takes_what_python_callers_have(embedders, vectors, tmp_path):
         Embedder.from_pretrained(tmp_path / "missing", template=tmp_path / "mine.txt")
 
 
+@pytest.mark.slow
 def test_threads_get_their_own_vectors_and_reports(embedders, vectors):
     for mesh in ("1x1", "4x2"):
         embedder = embedders("tiny", mesh)

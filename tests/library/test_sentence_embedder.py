@@ -77,6 +77,7 @@ def folders(tokenizers, tmp_path_factory):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", FOLDERS)
 def test_vectors_are_those_of_sentence_transformers(name, folders, texts):

@@ -84,6 +84,7 @@ def test_a_step_that_is_not_what_was_written_is_passed_over(bucket, harm):
     assert Checkpoints(folder).restore(state(0))[0] == 2
 
 
+@pytest.mark.slow
 def test_a_run_reads_and_writes_buckets(bucket, coarse, capsys):
     rows = "".join(f"I see {n}.,There is {n}.,Nobody sees {n}.\n" for n in range(40))
     bucket.put("nli.csv", f"sent0,sent1,hard_neg\n{rows}".encode())

@@ -111,6 +111,7 @@ def kill_after(command, metrics, steps):
         process.wait()
 
 
+@pytest.mark.slow
 def test_a_killed_run_that_is_resumed_is_the_same_run(whole, tmp_path):
     run, step = tmp_path / "run", random.randrange(1, STEPS)
     kill_after(whole.command(run), run / "metrics.jsonl", step)
@@ -131,6 +132,7 @@ def test_a_killed_run_that_is_resumed_is_the_same_run(whole, tmp_path):
     }, where
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_gives_its_result_again(whole):
     files = {path: path.read_bytes() for path in whole.folder.glob("*.jsonl")}
     result = contrastive.run(TrainConfig(output=whole.folder, resume=True, **FLAGS))
@@ -196,6 +198,7 @@ def csv_file(path, *columns):
     return str(path)
 
 
+@pytest.mark.slow
 def test_pairs_of_a_file_without_development_data_export_the_last_weights(tmp_path, capsys):
     data = csv_file(tmp_path / "pairs.csv", "sent0", "sent1")
     config = TrainConfig(
@@ -214,6 +217,7 @@ def test_pairs_of_a_file_without_development_data_export_the_last_weights(tmp_pa
     np.testing.assert_allclose(rates, 16)
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_kept_and_later_ties_win(tmp_path, monkeypatch):
     scores = iter([9.0, 1.0, 3.0, 3.0, 2.0])
     monkeypatch.setattr(loop, "development_score", lambda *_, **__: next(scores))
@@ -233,6 +237,7 @@ def test_the_best_weights_are_kept_and_later_ties_win(tmp_path, monkeypatch):
     assert weights(tmp_path / "run") == seen[-1]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_rows(tmp_path):
     run, data = tmp_path / "run", csv_file(tmp_path / "rows.csv", "sent0", "sent1", "hard_neg")
     config = TrainConfig(
@@ -256,6 +261,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_rows(tmp_path):
     assert f": line {', '.join(str(row['line']) for row in rows)} of " in str(error.value)
 
 
+@pytest.mark.slow
 def test_all_weights_train_and_leave_as_a_model(tmp_path):
     from transformers import AutoTokenizer
 
@@ -278,12 +284,14 @@ def test_a_run_without_enough_rows_leaves_nothing_behind(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_development_pairs_come_from_a_folder(tmp_path, data):
     dev = read_data(TrainConfig(dev=data / "senteval")).dev
     assert isinstance(dev, Pairs)
     assert len(dev) == 1500
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_ends_with_a_status_of_its_own(whole, tmp_path):
     run = tmp_path / "run"
     process = subprocess.Popen(whole.command(run), stderr=subprocess.PIPE, text=True)
@@ -305,6 +313,7 @@ def compiled_programs(caplog):
     return [match[1] for match in found if match]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["demo", "real"])
 def test_a_run_compiles_its_step_once_and_nothing_after_its_first_score(
     kind, tmp_path, caplog, request
@@ -343,6 +352,7 @@ def pull(anchor_BD, positive_BD):
     return -cosine_B.mean(), {"cosine": cosine_B.mean()}
 
 
+@pytest.mark.slow
 def test_a_loss_is_one_row_that_collation_metrics_and_page_follow(tmp_path, monkeypatch):
     monkeypatch.setitem(LOSSES, "pull", Loss(("sent0", "sent1"), (), pull))
     data = csv_file(tmp_path / "rows.csv", "sent0", "sent1", "hard_neg")
@@ -355,6 +365,7 @@ def test_a_loss_is_one_row_that_collation_metrics_and_page_follow(tmp_path, monk
     assert "cosine" in (run / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_minutes_make_more_saves(tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(Checkpoints, "save", lambda self, step, *_: saved.append(step))
@@ -365,9 +376,8 @@ def test_minutes_make_more_saves(tmp_path, monkeypatch):
     assert saved == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(
-    ("before", "after"), [("4x2", "2x4"), pytest.param("8x1", "1x1", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [("4x2", "2x4"), ("8x1", "1x1")])
 def test_a_run_goes_on_from_the_same_bits_on_another_mesh(tmp_path, before, after):
     """And its next ten losses are those of the first mesh, to rounding."""
     rows = csv_file(tmp_path / "rows.csv", "sent0", "sent1", "hard_neg")
@@ -398,6 +408,7 @@ def test_a_run_goes_on_from_the_same_bits_on_another_mesh(tmp_path, before, afte
     np.testing.assert_allclose(found[4:], expected[4:], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_save_that_falls_due_while_one_is_written_waits_for_a_later_step(tmp_path, monkeypatch):
     """No step is held up by a slow disk; only the last save is waited for."""
     saved, answers = [], iter([False, False, True, True, False, True, True, True, True])
@@ -409,6 +420,7 @@ def test_a_save_that_falls_due_while_one_is_written_waits_for_a_later_step(tmp_p
     assert saved == [5, 9]
 
 
+@pytest.mark.slow
 def test_patience_ends_a_run_and_its_resumption(tmp_path, monkeypatch):
     scores = iter([9.0, 3.0, 2.0, 3.0, 2.0, 1.0])
     monkeypatch.setattr(loop, "development_score", lambda *_, **__: next(scores))
@@ -419,6 +431,7 @@ def test_patience_ends_a_run_and_its_resumption(tmp_path, monkeypatch):
     assert {**again, "seconds": 0} == {**result, "seconds": 0}
 
 
+@pytest.mark.slow
 def test_weights_exported_behind_a_checkpoint_are_not_taken_for_its_best(tmp_path, monkeypatch):
     """A kill between export and checkpoint, and a resumption whose scores differ by rounding."""
     run = tmp_path / "run"
@@ -432,6 +445,7 @@ def test_weights_exported_behind_a_checkpoint_are_not_taken_for_its_best(tmp_pat
     assert (result["dev_after"], result["best_step"]) == (2.0, 2)
 
 
+@pytest.mark.slow
 def test_the_final_evaluation_is_that_of_the_exported_weights(tmp_path, data):
     from eval.sts import command as sts
 

@@ -28,6 +28,7 @@ def test_prepared_triplets_are_those_of_the_file(tmp_path, capsys, pairs):
     assert f"{len(rows)} {'pairs' if pairs else 'triplets'}" in said.err
 
 
+@pytest.mark.slow
 def test_every_step_sees_the_rows_of_the_file(tmp_path, data):
     path = data / "nli" / "nli_triplets.csv"
     run("triplets", "--input", path, "--output", tmp_path)
@@ -38,6 +39,7 @@ def test_every_step_sees_the_rows_of_the_file(tmp_path, data):
         assert prepared[step] == from_file[step]
 
 
+@pytest.mark.slow
 def test_prepared_sts_sets_are_those_of_the_files(tmp_path, data):
     run("sts", "--data", data / "senteval", "--output", tmp_path)
     for split in SPLITS:

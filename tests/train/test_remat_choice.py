@@ -40,6 +40,7 @@ def job(mesh):
     return train_step, (train_step.abstract_state(start), frozen, batch, prefix_C, key)
 
 
+@pytest.mark.slow
 def test_more_recomputation_needs_less_memory_and_weights_and_state_are_part_of_it():
     train_step, arguments = job((1, 1))
     programs = [compiled(train_step, remat, arguments) for remat in ("none", "full")]
@@ -60,6 +61,7 @@ def programs(monkeypatch):
     return seen
 
 
+@pytest.mark.fast("(1, 1)")
 @pytest.mark.parametrize("shape", [(1, 1), (4, 2)], ids=str)
 def test_a_step_is_lowered_from_shapes_alone(shape):
     train_step, arguments = job(shape)

@@ -141,6 +141,7 @@ def torch_gradients(folder, nli, adapter):
     return loss.item(), grads
 
 
+@pytest.mark.fast("opt-350m-tiny-full")
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
 @pytest.mark.parametrize("name", NAMES)
 def test_loss_and_gradients_are_those_of_torch(name, full, checkpoint, nli, tmp_path):
@@ -199,6 +200,7 @@ def check_cut(folder, nli, mesh, chunks, remat):
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mesh", "chunks", "remat"), CUTS)
 def test_ten_steps_are_the_same_on_every_mesh_and_in_chunks(mesh, chunks, remat, checkpoint, nli):
     check_cut(checkpoint("llama-gqa-tiny"), nli, mesh, chunks, remat)
@@ -233,6 +235,7 @@ def test_ten_steps_without_dropout_are_the_same_on_every_mesh(name, mesh, checkp
     np.testing.assert_allclose(spread, alone, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_dropout_of_a_sentence_is_the_same_in_any_row(checkpoint, nli):
     vectors = []
     for mesh, chunks in (("1x1", 1), ("1x1", 4), ("8x1", 1), ("4x2", 2)):
@@ -274,6 +277,7 @@ def test_the_loss_under_opts_dropout_is_that_of_transformers(checkpoint, nli):
     assert abs(ours.mean() - theirs.mean()) <= 2 * error, (ours.mean(), theirs.mean(), error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["opt-tiny", "llama-gqa-tiny"])
 def test_a_prefix_at_the_head_of_every_row_is_the_prefix(name, checkpoint, nli, monkeypatch):
     found = []
@@ -298,6 +302,7 @@ def products(text):
     return {tuple(sorted(map(int, shape.split(",")))) for shape in found}
 
 
+@pytest.mark.slow
 def test_no_gradient_of_a_frozen_weight_is_computed(checkpoint, nli):
     found = []
     for full in (False, True):

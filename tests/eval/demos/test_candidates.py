@@ -80,6 +80,7 @@ def sources(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_sentences_are_drawn_cleaned_and_get_words_of_the_model(sources, capsys):
     shown = demos_build.build(
         BuildOptions(

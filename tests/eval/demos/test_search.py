@@ -62,6 +62,7 @@ def search(embedder, tmp_path):
     return make
 
 
+@pytest.mark.slow
 def test_each_candidate_scores_what_it_scores_alone(embedder, search):
     ranking = search().run(CANDIDATES)
     alone = {
@@ -73,6 +74,7 @@ def test_each_candidate_scores_what_it_scores_alone(embedder, search):
         assert standing.score == pytest.approx(alone[standing.template.name], abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_search_that_was_killed_goes_on_to_the_same_bits(search, tmp_path, monkeypatch):
     whole = search("whole").run(CANDIDATES)
     cut = search("cut")
@@ -88,6 +90,7 @@ def test_a_search_that_was_killed_goes_on_to_the_same_bits(search, tmp_path, mon
     assert search("torn").run(CANDIDATES) == whole
 
 
+@pytest.mark.slow
 def test_halving_scores_nested_parts_and_the_better_half_goes_on(search):
     ranking = search(halving=True).run(CANDIDATES)
     assert stages(len(PAIRS), True) == (3, 6, 11, 22)
@@ -100,6 +103,7 @@ def test_halving_scores_nested_parts_and_the_better_half_goes_on(search):
     assert search("again", halving=True).run(CANDIDATES) == ranking
 
 
+@pytest.mark.slow
 def test_a_further_demonstration_stands_behind_the_best(search):
     found = search()
     ranking = found.run(CANDIDATES)
@@ -206,6 +210,7 @@ def options(folder, **changes):
     return demos.SearchOptions(**(fields | changes))
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_template_that_every_command_takes(folder, capsys):
     result = demos.search(options(folder, shots=2, batch_tokens=2048))
     best = read_template(str(folder / "run" / "template.json"))

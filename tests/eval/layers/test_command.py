@@ -26,6 +26,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_every_layer_scores_what_it_scores_alone(folder, capsys):
     options = layers.LayersOptions(
         model="tiny", data=folder, json=folder / "layers.json", report=folder / "layers.html"

@@ -86,6 +86,7 @@ def test_the_adapter_satisfies_the_protocol(encoder):
     assert encoder.similarity_pairwise(z[:2], z[1:]) == pytest.approx([whole[0, 1], whole[1, 2]])
 
 
+@pytest.mark.slow
 def test_a_local_task_scores_what_our_cosines_score(encoder, embedder, sts_task):
     from eval.mteb.encoder import run_tasks
 
@@ -97,6 +98,7 @@ def test_a_local_task_scores_what_our_cosines_score(encoder, embedder, sts_task)
     assert found["type"] == "STS"
 
 
+@pytest.mark.slow
 def test_results_of_other_settings_in_one_folder_are_not_used(
     embedder, sts_task, tmp_path, monkeypatch
 ):

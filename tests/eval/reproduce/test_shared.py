@@ -21,6 +21,7 @@ def settings(method, folder, **changes):
     return StsOptions(model="tiny", data=folder, method=method, cache=folder / "kept", **changes)
 
 
+@pytest.mark.slow
 def test_a_model_is_loaded_once_for_methods_of_any_layer(tmp_path):
     lender = Lender()
     for name in ("eol", "cot", "attention-sum"):
@@ -31,6 +32,7 @@ def test_a_model_is_loaded_once_for_methods_of_any_layer(tmp_path):
     assert lender.loads == 1
 
 
+@pytest.mark.slow
 def test_prompts_of_a_mean_come_from_the_vectors_of_others(data, tmp_path):
     model = str(data / "weights" / "tinystories-656k")
     lender = Lender()
@@ -45,6 +47,7 @@ def test_prompts_of_a_mean_come_from_the_vectors_of_others(data, tmp_path):
     assert found == {"ke": 0, "cot": 0, "ck": 2 * len(TEXTS)}
 
 
+@pytest.mark.slow
 def test_rivals_are_compared_and_what_is_not_built_says_so(
     small_downstream, small_is_whole, tmp_path, monkeypatch, capsys
 ):

@@ -59,6 +59,7 @@ def grid(text, method=BOTH, depth=2):
     return cells_of(method, axes, depth), fixed_cells(method, axes, depth)
 
 
+@pytest.mark.slow
 def test_every_cell_scores_what_its_record_scores_alone(embedder, sweep):
     cells, fixed = grid("layer,exit,block=0,scale=0.5/2,dims=8/32")
     found = sweep()

@@ -25,6 +25,7 @@ def by_torch(folder, prompts):
     return (states * batch["attention_mask"][..., None]).mean(1).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", ["none", "prompt"])
 def test_it_depends_on_the_batch_as_in_the_original(template, data):
     folder = data / "weights" / "tinystories-656k"

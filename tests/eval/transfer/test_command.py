@@ -53,6 +53,7 @@ def chosen(accuracies):
     return QUICK.decays[int(np.argmax(means))], max(means)
 
 
+@pytest.mark.slow
 def test_without_a_test_set_folds_within_folds_choose_and_folds_test(torch_probe):
     data = noisy(150, 2, 0)
     predicted, decays, development, tested = np.empty(150, int), [], [], []
@@ -77,6 +78,7 @@ def test_without_a_test_set_folds_within_folds_choose_and_folds_test(torch_probe
     np.testing.assert_array_equal(got.predicted_M, predicted)
 
 
+@pytest.mark.slow
 def test_with_a_test_set_folds_of_the_training_set_choose(torch_probe):
     data, test = noisy(150, 3, 1), noisy(60, 3, 2)
     splits = list(folds(data.y_M, SEED))
@@ -149,6 +151,7 @@ def bag_options(bag_of_words):
     return BagOptions
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_the_contract(folder, tmp_path, capsys, bag_options):
     file = tmp_path / "out" / "transfer.json"
     options = bag_options(model="bag", data=folder, tasks=("CR", "MRPC"), fast=True, json=file)

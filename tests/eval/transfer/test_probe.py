@@ -62,6 +62,7 @@ def test_held_out_rows_and_shuffles_continue_one_stream():
     np.testing.assert_array_equal(got, [state.permutation(38) for _ in range(3)])
 
 
+@pytest.mark.fast("protocol2-3")
 @pytest.mark.parametrize(("protocol", "classes"), [(ADAM, 2), (ADAM, 6), (RMSPROP, 3)])
 def test_every_prediction_is_that_of_a_plain_torch_probe(protocol, classes, torch_probe):
     x_MD, y_M = noisy(403, 24, classes)
@@ -85,6 +86,7 @@ def test_every_prediction_is_that_of_a_plain_torch_probe(protocol, classes, torc
             np.testing.assert_allclose(got.b_XWY[j, w], bias, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_a_fit_does_not_depend_on_its_slot_its_neighbors_or_the_number_of_slots():
     x_MD, y_M = noisy(120, 9, 2)
     rows = np.arange(120)

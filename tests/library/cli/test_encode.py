@@ -55,6 +55,7 @@ def texts(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_file_of_one(texts, tmp_path):
     first, second = encode(texts, tmp_path / "two.npy", "--mesh", "2x1", processes=2)
     encode(texts, tmp_path / "one.npy")

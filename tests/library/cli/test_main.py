@@ -428,6 +428,7 @@ def wait_for(path, process):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_gives_the_vectors_of_an_undisturbed_run(many, tmp_path, embedder):
     output = tmp_path / "vectors.npy"
     arguments = command(many, output, "--dtype", "float32")

@@ -60,6 +60,7 @@ def test_a_packed_sentence_is_found_where_its_batch_says(sentences):
     assert list(packer.rest()) == []
 
 
+@pytest.mark.fast("llama-gqa-tiny-4x2", "opt-350m-tiny-2x4")
 @pytest.mark.usefixtures("coarse")
 @pytest.mark.parametrize("mesh", ["8x1", "4x2", "2x4"])
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_a_packed_sentence_is_found_where_its_batch_says(sentences):
         "olmo3-tiny",  # norms over all heads, which several devices hold
         "phi3-tiny",  # fused in the file
         "tinystories-656k",
-        pytest.param("opt-125m", marks=pytest.mark.slow),
+        "opt-125m",
     ],
 )
 def test_vectors_are_the_same_on_every_mesh(name, mesh, embedders, texts):

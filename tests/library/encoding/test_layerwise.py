@@ -13,6 +13,7 @@ IDS_BT = np.random.default_rng(1).integers(0, 60, (4, 12)).astype(np.int32)
 ROWS = Rows(IDS_BT, np.array([[3], [11], [0], [7]], np.int32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "mesh"), [("opt", "1x1"), ("llama", "4x2")])
 def test_both_runners_give_the_same(name, mesh, decoders):
     _, model = decoders(name, mesh)

@@ -7,6 +7,7 @@ from prompteol_jax.encoding import lm_head
 from prompteol_jax.errors import UserError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["opt-tiny", "llama-tiny"])  # tied, and with its own head
 def test_next_tokens_are_those_of_transformers(name, embedders, references, texts, monkeypatch):
     monkeypatch.setattr(lm_head, "_ROWS", 64)  # 200 texts in four pieces

@@ -31,6 +31,7 @@ def embedder():
     return Embedder.from_pretrained("tiny", dtype="float32")
 
 
+@pytest.mark.slow
 def test_vectors_are_those_of_encode_for_sentences_of_every_kind(embedder):
     # The last id of its prefix depends on the sentence.
     other = Template("other", "In short : ", " means:", (SHOWN[0],))

@@ -34,6 +34,7 @@ METHODS = {
 }
 
 
+@pytest.mark.slow
 def test_several_prompts_are_averaged_raw(embedders):
     tiny = embedders("tiny")
     method = Method("both", tuple(find_method(n).prompts[0] for n in ("eol", "cot")))
@@ -47,6 +48,7 @@ def test_a_record_of_a_template_gives_its_bits(embedders):
     np.testing.assert_array_equal(tiny.with_method("eol").encode(TEXTS), tiny.encode(TEXTS))
 
 
+@pytest.mark.fast("tp", "sum")
 @pytest.mark.parametrize("name", ["tp", "cp", "sum"])
 def test_packed_rows_give_the_vectors_of_fixed_ones(name, embedders):
     tiny = embedders("tiny")

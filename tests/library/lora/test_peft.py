@@ -60,6 +60,9 @@ def case(request, checkpoints, embedders, tmp_path_factory):
     return name, base, peft.load_adapter(base.decoder, base.config, folder, base.mesh), folder
 
 
+@pytest.mark.fast(
+    "llama-gqa-tiny", "opt-tiny", "opt-350m-tiny", "olmo2-tiny", "phi3-tiny", "gemma3-tiny"
+)
 def test_vectors_are_those_of_peft(case, checkpoints, rows):
     name, base, model, folder = case
     ids, ours = rows(name)

@@ -83,6 +83,13 @@ def with_hooks(folder, hook, prompts, prefix_tokens):
 BY_D = np.linspace(-1, 1, 64, dtype=np.float32)
 
 
+@pytest.mark.fast(
+    "copy-0-opt-tiny",
+    "steer-1-opt-tiny",
+    "steer-1-llama-gqa-tiny",
+    "copy-0-llama-gqa-tiny",
+    "copy-1-opt-tiny",
+)
 @pytest.mark.parametrize("name", ["opt-tiny", "llama-gqa-tiny"])
 @pytest.mark.parametrize(
     ("edit", "hook", "says"),
@@ -106,6 +113,7 @@ def test_an_edit_is_a_hook_of_torch(edit, hook, says, name, embedders, checkpoin
     assert embedder.plan.endswith(says) and (says or ";" not in embedder.plan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["opt", "llama"])
 def test_both_runners_run_the_same_edits(name, decoders):
     _, model = decoders(name)

@@ -94,6 +94,7 @@ def test_a_pooling_of_all_tokens_gives_up_the_prefix_and_says_so(embedders, stat
     assert embedder.describe()["pooling"] == "WeightedMean(power=2.0)"
 
 
+@pytest.mark.slow
 def test_the_mean_of_a_span_of_everything_is_the_mean(embedders):
     @dataclass(frozen=True)
     class Own(Mean):

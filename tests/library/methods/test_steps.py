@@ -30,6 +30,7 @@ def all_steps(model, heads, *, block=1, scale=2.0):
     )
 
 
+@pytest.mark.fast("every-block-opt")
 @pytest.mark.parametrize("name", ["opt", "llama"])
 @pytest.mark.parametrize("every", [False, True], ids=["sum", "every-block"])
 def test_both_runners_take_the_same_steps(name, every, decoders):
@@ -63,6 +64,7 @@ def test_another_block_scale_or_range_compiles_nothing(decoders):
     assert sizes[0] == sizes[1] == sizes[2]
 
 
+@pytest.mark.slow
 def test_a_prefix_that_is_padded_is_the_prefix(decoders):
     _, model = decoders("llama")
     ids_C = np.arange(5, dtype=np.int32)

@@ -49,6 +49,7 @@ def gradient(model, remat="none"):
     return jax.grad(loss)(model.embedding.tokens[...])
 
 
+@pytest.mark.fast("opt", "llama")
 @pytest.mark.parametrize("name", NAMES)
 def test_no_gradient_flows_from_a_sentence_to_tokens_behind_its_last(name, decoders):
     _, model = decoders(name)
@@ -56,6 +57,7 @@ def test_no_gradient_flows_from_a_sentence_to_tokens_behind_its_last(name, decod
     np.testing.assert_array_equal(reached_BT, np.arange(12) <= LAST_BS)
 
 
+@pytest.mark.fast("llama", "opt-350m", "opt")
 @pytest.mark.parametrize("name", NAMES)
 def test_what_fills_the_padding_never_matters(name, decoders):
     _, model = decoders(name)
@@ -99,6 +101,7 @@ def test_a_shared_prefix_is_the_same_as_one_in_every_row(name, C, decoders):
     np.testing.assert_allclose(z_BSD, encode(model, whole(prefix, ROWS)), atol=2e-5)
 
 
+@pytest.mark.fast("opt")
 @pytest.mark.parametrize("name", NAMES)
 def test_padding_of_a_prefix_never_matters_and_prefixes_may_be_stacked(name, decoders):
     _, model = decoders(name)
@@ -121,6 +124,7 @@ def test_every_token_may_be_asked_for_and_the_mean_is_theirs(name, decoders):
     np.testing.assert_allclose(encode_mean(model, ROWS), means, atol=2e-5)
 
 
+@pytest.mark.fast("opt-full", "llama-dots")
 @pytest.mark.parametrize("remat", ["dots", "full"])
 @pytest.mark.parametrize("name", ["opt", "llama", "qwen3", "gemma3", "olmo2"])
 def test_recomputing_in_the_backward_pass_changes_no_gradient(name, remat, decoders):

@@ -35,6 +35,16 @@ NAMES = (
 )
 
 
+@pytest.mark.fast(
+    "opt-tiny",
+    "llama-tiny",
+    "phi3-tiny",
+    "llama-gqa-tiny",
+    "tinystories-656k",
+    "olmo3-tiny",
+    "llama3-tiny",
+    "opt-350m-tiny",
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_vectors_are_those_of_transformers(name, embedders, references, texts):
     embedder = embedders(name)
@@ -60,6 +70,7 @@ def test_vectors_of_tinyllama_are_those_of_transformers(checkpoints, texts):
     oracle.assert_close(embedder.encode(texts), theirs)
 
 
+@pytest.mark.fast("none")
 @pytest.mark.parametrize(
     ("template", "prompt"), [("eol-icl-2.7b", oracle.ICL), ("none", "{}")], ids=["icl", "none"]
 )
@@ -230,6 +241,7 @@ def test_a_written_folder_gives_transformers_the_same_model(
     assert build.read_config(tmp_path) == pretrained.config
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32(checkpoints, references, texts):
     vectors = Embedder.from_pretrained(str(checkpoints("opt-tiny"))).encode(texts)
     assert vectors.dtype == np.float32

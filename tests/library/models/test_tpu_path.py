@@ -79,6 +79,7 @@ def gradients(model, mesh, kind):
         return jax.jit(jax.grad(value, has_aux=True))(factors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "shape"), [("opt", (1, 1)), ("llama", (2, 1))], ids=str)
 def test_states_and_gradients_are_those_of_the_plain_path(name, shape, as_on_a_tpu):
     mesh = make_mesh(shape, jax.devices()[: shape[0]])

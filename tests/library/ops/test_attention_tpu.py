@@ -46,6 +46,7 @@ plain = partial(attend, attention.attend)
 fused = partial(attend, attention_tpu.attend, interpret=True)
 
 
+@pytest.mark.fast("1-1-16-0-3-True")
 @pytest.mark.parametrize(
     ("N", "K", "H", "C", "prefix_tokens", "rotated"),
     [(2, 1, 16, 4, 0, False), (4, 2, 16, 4, 0, True), (1, 1, 16, 0, 3, True)],

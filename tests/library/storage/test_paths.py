@@ -154,6 +154,7 @@ def test_a_template_is_read_from_a_bucket(bucket):
     assert template.read_template("gs://bucket/t.txt").prefix == 'Say "'
 
 
+@pytest.mark.fast("v", "v.parquet")
 @pytest.mark.parametrize("name", ["v.npy", "v.parquet", "v"])
 def test_vectors_of_a_bucket_are_those_of_this_machine(bucket, coarse, tmp_path, name):
     texts = "".join(f"Sentence number {i}.\n" for i in range(7)).encode()

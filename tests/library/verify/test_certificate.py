@@ -35,6 +35,7 @@ def test_the_sentences_are_64_and_differ():
     assert len(set(SENTENCES)) == len(SENTENCES) == 64
 
 
+@pytest.mark.slow
 def test_a_sound_checkpoint_passes(sound):
     heard = []
     checks = verify.verify(sound, heard.append)

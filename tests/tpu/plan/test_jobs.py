@@ -30,14 +30,9 @@ def mesh():
     return make_mesh((2, 2))
 
 
+@pytest.mark.fast("packed-tpu", "train-cuda")
 @pytest.mark.parametrize(
-    ("job", "name"),
-    [
-        ("packed", "cuda"),
-        ("packed", "tpu"),
-        ("train", "cuda"),
-        pytest.param("train", "tpu", marks=pytest.mark.slow),
-    ],
+    ("job", "name"), [("packed", "cuda"), ("packed", "tpu"), ("train", "cuda"), ("train", "tpu")]
 )
 def test_jobs_lower_for_accelerators(job, name, mesh, monkeypatch):
     monkeypatch.setattr(platform, "current", lambda: {"cuda": "gpu"}.get(name, name))

@@ -17,6 +17,7 @@ def weights(folder):
     return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_and_resumed_is_the_same_run(tmp_path):
     told, scores = [], []
     callbacks = Callbacks(told.append, lambda step, score: scores.append(step))

@@ -99,6 +99,7 @@ def torch_dpo(folder, adapter, dialogs):
     return loss.item(), found, reward.detach().numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["opt-tiny", "llama-tiny"])
 def test_loss_and_gradients_are_those_of_the_formula_in_float64(name, checkpoint, nli, tmp_path):
     folder, rows = checkpoint(name), nli[:ROWS]
@@ -121,6 +122,7 @@ def test_loss_and_gradients_are_those_of_the_formula_in_float64(name, checkpoint
         assert error <= 1e-5 * max(np.linalg.norm(wanted), 0.1 * largest), tensor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "chunks", "dropout"), [("1x1", 1, 0.1), ("4x2", 2, 0.0)], ids=["1x1", "4x2"]
 )
@@ -135,6 +137,7 @@ def test_a_fresh_adapter_is_its_reference_bit_for_bit(mesh, chunks, dropout, che
     assert any(np.abs(g).max() > 0 for g in jax.tree.leaves(grads))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "chunks", "remat", "block"),
     [("4x2", 2, "dots", 2**24), ("1x1", 1, "none", 10**6)],

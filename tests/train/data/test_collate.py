@@ -136,6 +136,7 @@ def test_every_shard_packs_its_own_sentences_in_rows_for_every_chunk(mesh, chunk
     assert sentences_of(batch, prefix_C, data) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "mesh", "most"), [(64, "4x1", 0.11), (256, "8x1", 0.075)])
 def test_one_shape_holds_every_batch_of_real_triplets_with_little_padding(
     batch, mesh, most, data, opt_prompt

@@ -216,6 +216,7 @@ def test_probable_positives_are_left_out(margin, block, monkeypatch):
     assert abs(plain[0][0] - found[0][0]) > 1e-3
 
 
+@pytest.mark.slow
 def test_an_anchor_that_leaves_out_all_but_its_own_has_no_loss():
     z = vectors(3)
     needs = {"text": np.zeros((B, 3, 2), np.int32)}
@@ -234,6 +235,7 @@ def test_scores_that_do_not_vary_have_no_gradient():
         assert all(not g.any() for g in gradients)
 
 
+@pytest.mark.slow
 def test_metrics_of_every_loss_are_scalars_of_their_own():
     for name, options, columns, needs, _ in CASES.values():
         (_, metrics), _ = ours(name, options, needs)(vectors(columns))
