@@ -164,6 +164,8 @@ class ModelOptions:
         from prompteol_jax.embedder import Embedder
 
         chosen = method or self.record()
+        if chosen is None:
+            self._check_asked()
         return Embedder.from_pretrained(
             self.model,
             adapter=self.adapter,
@@ -181,6 +183,13 @@ class ModelOptions:
             truncate=self.truncate,
         )
 
+    def _check_asked(self) -> None:
+        """Refuse the default template where a folder of another project has its own prompts."""
+        from prompteol_jax.pretrained import sentence_folder, source
+
+        if self.template == "eol":
+            sentence_folder.refuse_unasked(source.resolve(self.model).folder)
+
     def record(self) -> Method | None:
         """Return the method that is asked for; None without one.
 
@@ -192,6 +201,17 @@ class ModelOptions:
 
         template = None if self.template == "eol" else self.template
         return on_model.choose(self.method, template, self.pooling, self.layer)
+
+    def as_method(self) -> Method:
+        """Return the method of these flags: the record that they name, or a template alone.
+
+        Raises: UserError, NotFound where it is unknown.
+        """
+        from prompteol_jax.methods.library import plain_method
+        from prompteol_jax.text.template import read_template
+
+        template = read_template(self.template)
+        return self.record() or plain_method(template, self.pooling, self.layer)
 
     def base_template(self) -> Template:
         """Return the template, which may be that of a method of one prompt and nothing else.
@@ -219,6 +239,8 @@ class ModelOptions:
         from prompteol_jax.text.template import read_template
 
         template, chosen = read_template(self.template), self.record()
+        if chosen is None:
+            self._check_asked()
         adapter = find_adapter(self.adapter) if self.adapter else None
         found = source.resolve(self.model)
         flags = {

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from prompteol_jax.errors import NotFound, UserError, nearest
+from prompteol_jax.methods.library import FILE as METHOD
 from prompteol_jax.models import build
 from prompteol_jax.models.config import Fields, shown
 from prompteol_jax.storage.json_files import parse_object, read_object
@@ -101,6 +102,23 @@ class SentenceFolder:
         for stage in self.stages:
             z_nD = stage(z_nD)
         return z_nD
+
+
+def refuse_unasked(folder: Path | None) -> None:
+    """Refuse a folder of sentence-transformers as a plain decoder with a prompt nobody asked for.
+
+    A folder that `prompteol export` wrote holds its method, and is no other project's.
+
+    Raises: UserError that says what to ask for.
+    """
+    if folder is None or not (folder / MODULES).is_file() or (folder / METHOD).is_file():
+        return
+    raise UserError(
+        f"{folder} is a folder of sentence-transformers ({MODULES}), and no prompt is given. "
+        "Commands read it as a plain decoder, without its own prompts, pooling and modules: say so "
+        "with --method eol, or another --method or --template. For the vectors of "
+        "sentence-transformers use prompteol_jax.sentence_embedder.SentenceEmbedder in Python"
+    )
 
 
 def read_sentence_folder(folder: Path) -> SentenceFolder:

@@ -1,11 +1,13 @@
 """Ranges of flags are checked once, in one way, and all problems stand in one error."""
 
 import dataclasses
+import shutil
 
 import pytest
 
 from prompteol_jax.cli.options import DistributedOptions, ModelOptions, check, flag
 from prompteol_jax.errors import UserError
+from prompteol_jax.methods import library
 
 pytestmark = pytest.mark.unit
 
@@ -64,3 +66,25 @@ def test_work_holds_every_flag_that_decides_a_vector_and_no_other():
     assert ModelOptions(model="tiny", mesh="2x1").work("float32") == work
     assert ModelOptions(model="tiny", template="none").work("float32") != work
     assert "method" in ModelOptions(model="tiny", method="cot").work("float32")
+
+
+@pytest.mark.parametrize(
+    "use",
+    [lambda options: options.work("float32"), lambda options: options.load("float32")],
+    ids=["work", "load"],
+)
+def test_a_folder_of_sentence_transformers_needs_a_prompt_that_is_asked_for(use, data, tmp_path):
+    folder = shutil.copytree(data / "weights/tinystories-656k", tmp_path / "model")
+    (folder / "modules.json").write_text("[]")
+    message = "folder of sentence-transformers.*--method eol.*SentenceEmbedder in Python"
+    with pytest.raises(UserError, match=message):
+        use(ModelOptions(model=str(folder)))
+
+
+def test_such_a_folder_is_read_with_a_prompt_or_where_we_wrote_it(data, tmp_path):
+    folder = shutil.copytree(data / "weights/tinystories-656k", tmp_path / "model")
+    (folder / "modules.json").write_text("[]")
+    asked = [{"method": "eol"}, {"template": "cot"}]
+    assert all(ModelOptions(model=str(folder), **how).work("float32") for how in asked)
+    library.write_method(folder / library.FILE, library.find_method("eol"))
+    assert ModelOptions(model=str(folder)).work("float32")
