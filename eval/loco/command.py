@@ -34,9 +34,8 @@ class LocoOptions(RankingOptions):
 
     def problems(self) -> list[str]:
         """List what does not fit between these flags."""
-        if self.max_tokens:
-            return []
-        return ["--max-tokens is missing; give the length to score at, such as 2048 or 4096"]
+        missing = "--max-tokens is missing; give the length to score at, such as 2048 or 4096"
+        return [*super().problems(), *([] if self.max_tokens else [missing])]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

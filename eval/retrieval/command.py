@@ -24,7 +24,6 @@ from eval.shared import bootstrap, results
 from prompteol_jax.cli.commands import run_main
 from prompteol_jax.cli.options import check
 from prompteol_jax.storage import paths
-from prompteol_jax.text.template import read_template
 
 MAIN: Final = "ndcg@10"
 
@@ -40,7 +39,8 @@ class RetrievalOptions(RankingOptions):
 
     def problems(self) -> list[str]:
         """List what does not fit between these flags."""
-        return [] if self.data else ["--data names no folder; give one BEIR folder or more"]
+        missing = "--data names no folder; give one BEIR folder or more"
+        return [*super().problems(), *([] if self.data else [missing])]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -58,10 +58,9 @@ def run(options: RetrievalOptions) -> dict[str, Any]:
 
 
 def prepare(options: RankingOptions) -> None:
-    """Make the folders of outputs, and look for the templates."""
-    for template in (options.query_template, options.document_template):
-        if template:
-            read_template(template)
+    """Make the folders of outputs, and look for the prompts of both sides."""
+    options.side("query").as_method()
+    options.side("document").as_method()
     paths.refuse_buckets(options.vectors)
     results.prepare(options.json, options.report, options.run)
 
@@ -89,11 +88,15 @@ def score(
         **results.header(command, sides.documents, options),
         **_scores(ranked, lexically),
         "template": sides.template,
+        **({"method": sides.method} if sides.method else {}),
         "clean": options.clean,
         "seconds": seconds,
         "data": data | _content(tasks),
         "templates": {
             name: getattr(sides, name).template.to_json() for name in ("queries", "documents")
+        },
+        "methods": {
+            name: getattr(sides, name).describe_method() for name in ("queries", "documents")
         },
         "max_tokens": sides.documents.max_tokens,
         **results.record(sides.documents, options),
@@ -107,7 +110,8 @@ def score(
 
 def _write(options: RankingOptions, result: dict[str, Any], ranked: Sequence[Ranking]) -> None:
     if options.run:
-        tag = f"{Path(str(result['model'])).name}-{result['template']}"
+        prompt = result.get("method") or result["template"]
+        tag = f"{Path(str(result['model'])).name}-{prompt}"
         for one in ranked:
             trec.write(trec.file_of(options.run, one.task.name, len(ranked)), one.hits, tag)
     if options.json:

@@ -99,18 +99,47 @@ def test_a_run_is_continued_and_other_settings_are_refused(folder, tmp_path, cap
         run(document_template="none")
 
 
-def test_each_side_has_its_template_and_blocks_change_nothing(folder, tmp_path, coarse):
+@pytest.mark.parametrize(
+    ("sides", "queries_with", "documents_with", "name"),
+    [
+        (
+            {"query_template": "none", "document_template": "eol"},
+            {"template": "none"},
+            {"template": "eol"},
+            None,
+        ),
+        (
+            {"query_method": "attention-sum", "document_method": "reverse-eol"},
+            {"method": "attention-sum"},
+            {"method": "reverse-eol"},
+            "attention-sum, documents reverse-eol",
+        ),
+        ({"query_method": "cot"}, {"method": "cot"}, {"template": "eol"}, "cot, documents none"),
+        ({"method": "cot"}, {"method": "cot"}, {"method": "cot"}, "cot"),
+    ],
+    ids=["templates", "methods", "one-method", "method-of-both"],
+)
+def test_each_side_has_its_prompt_and_blocks_change_nothing(
+    sides, queries_with, documents_with, name, folder, tmp_path, coarse
+):
     file = tmp_path / "run"
-    sides = dict(query_template="none", document_template="eol", k=10, run=file, no_lexical=True)
-    command.run(options(folder, shard_rows=8, **sides))
+    given = dict(k=10, run=file, no_lexical=True, json=tmp_path / "out.json", **sides)
+    command.run(options(folder, shard_rows=8, **given))
+    result = results.read(tmp_path / "out.json")
+    assert result.get("method") == name
+    found = [side.get("method", {}).get("name") for side in result["methods"].values()]
+    assert found == [with_.get("method") for with_ in (queries_with, documents_with)]
     corpus, queries = (
-        [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
-        for name in ("corpus", "queries")
+        [json.loads(line) for line in (folder / f"{kind}.jsonl").read_text().splitlines()]
+        for kind in ("corpus", "queries")
     )
-    documents = Embedder.from_pretrained("tiny", dtype="float32")
+    asking, documents = (
+        Embedder.from_pretrained("tiny", dtype="float32", **how)
+        for how in (queries_with, documents_with)
+    )
     texts = [f"{row['title']} {row['text']}".strip() for row in corpus]
     asked = [row for row in queries if row["_id"] in judgments(folder)]
-    z_qD = documents.with_template("none").encode([row["text"] for row in asked])
+    z_qD = asking.encode([row["text"] for row in asked])
     cosines = documents.similarity(z_qD, documents.encode(texts))
     run = read_run(file)
     for row, cosine_n in zip(asked, cosines, strict=True):
@@ -138,6 +167,14 @@ def test_two_results_are_compared_query_by_query(folder, tmp_path, capsys, coars
         (dict(k=9), "--k 9 must be at least 10"),
         (dict(split="dev"), "splits there: test"),
         (dict(query_template="no-such"), "no-such"),
+        (dict(query_method="metaeo"), r"unknown method 'metaeo' \(did you mean metaeol"),
+        (dict(document_method="ck", document_template="eol"), "drop --document-template"),
+        (dict(method="ck", query_template="eol"), "no effect with --method: give --query-method"),
+        (
+            dict(query_method="ck", document_method="eol", pooling="mean"),
+            "--pooling has no effect: both sides have a method",
+        ),
+        (dict(document_method="embed-filter/eol"), "queries have 128 features and documents"),
     ],
 )
 def test_what_cannot_be_run_is_one_error(folder, change, message):
