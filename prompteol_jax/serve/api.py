@@ -73,13 +73,11 @@ class Limits:
     """What a request may ask for.
 
     Attributes:
-        models: names that are served.
-        width: numbers of a vector.
+        widths: numbers of a vector, by the name of what is served; the first is the default.
         texts: most texts of a request.
     """
 
-    models: tuple[str, ...]
-    width: int
+    widths: Mapping[str, int]
     texts: int
 
 
@@ -102,11 +100,11 @@ def read_request(body: bytes, limits: Limits) -> Request:
             param=unknown[0][:100],
         )
     texts = _texts(fields, limits.texts)
-    model = fields.get("model", limits.models[0])
-    if not isinstance(model, str) or model not in limits.models:
+    model = fields.get("model", next(iter(limits.widths)))
+    if not isinstance(model, str) or model not in limits.widths:
         raise ApiError(
             404,
-            f"model {str(model)[:100]!r} is not served; served: {', '.join(limits.models)}",
+            f"model {str(model)[:100]!r} is not served; served: {', '.join(limits.widths)}",
             code="model_not_found",
             param="model",
         )
@@ -117,7 +115,9 @@ def read_request(body: bytes, limits: Limits) -> Request:
             f"encoding_format {str(format_)[:100]!r} is not one of {', '.join(FORMATS)}",
             param="encoding_format",
         )
-    return Request(texts, model, format_, _dimensions(fields.get("dimensions"), limits.width))
+    return Request(
+        texts, model, format_, _dimensions(fields.get("dimensions"), limits.widths[model])
+    )
 
 
 def _texts(fields: Mapping[str, Any], most: int) -> list[str]:

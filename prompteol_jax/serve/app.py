@@ -245,8 +245,8 @@ async def _asked(server: Server, request: Request) -> tuple[api.Request, Engine]
         server.admit(1)
     assert server.engines is not None  # or `admit` had refused
     named = server.engines.named
-    width = next(iter(named.values())).width  # of every template of the model
-    asked = api.read_request(body, api.Limits(tuple(named), width, settings.texts))
+    widths = {name: engine.width for name, engine in named.items()}
+    asked = api.read_request(body, api.Limits(widths, settings.texts))
     return asked, named[asked.model]
 
 
@@ -277,7 +277,8 @@ async def _vectors(
         server.metrics.texts.inc(len(texts))
         server.metrics.tokens.inc(prompts.tokens)
         server.metrics.truncated.inc(int(prompts.truncated.sum()))
-        z_nD, job = await _computed(server, request, engine, prompts)
+        z_mD, job = await _computed(server, request, engine, prompts)
+        z_nD = await run_in_threadpool(engine.finish, prompts, z_mD)
         engine.refuse_not_finite(z_nD)
     finally:
         server.release(len(texts), time.perf_counter() - start)
@@ -310,9 +311,9 @@ async def _computed(
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             loop.call_soon_threadsafe(settle)
 
-    job = Job(len(prompts.sentences), done)
+    job = Job(len(prompts.items), done)
     assert server.batcher is not None and server.engines is not None  # or `admit` had refused
-    server.batcher.submit(job, server.engines.items(engine, prompts.sentences))
+    server.batcher.submit(job, server.engines.items(engine, prompts))
     gone = asyncio.ensure_future(_gone(request))
     try:
         await asyncio.wait({result, gone}, return_when=asyncio.FIRST_COMPLETED)

@@ -57,6 +57,7 @@ class Job:
     """The texts of one request.
 
     Attributes:
+        texts: number of its prompts: a method may have several for each text.
         done: function that is called once, from the device's thread, with the vectors or an error.
         cancelled: the client left; rows that are not launched yet are dropped.
     """

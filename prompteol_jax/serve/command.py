@@ -21,6 +21,7 @@ from typing import Final
 import uvicorn
 
 from prompteol_jax import runtime
+from prompteol_jax.cli.several import load_several
 from prompteol_jax.embedder import Embedder
 from prompteol_jax.serve import like
 from prompteol_jax.serve.app import Server, Settings, make_app
@@ -49,16 +50,14 @@ def serve(options: ServeOptions) -> None:
 
 
 def load(options: ServeOptions) -> Engines:
-    """Load the model and run every shape of every template once."""
+    """Load the model and run every shape of every prompt once."""
     # A request whose text is too long gets its own error, not one of the tokenizer's thread.
     cut = "end" if options.truncate == "error" else options.truncate
-    first = dataclasses.replace(options, truncate=cut).load("float32")
-    templates = {name: first.with_template(text) for name, text in options.others.items()}
-    engines = {}
-    for name, embedder in {**dict.fromkeys(options.names, first), **templates}.items():
-        known = [engine for engine in engines.values() if engine.embedder is embedder]
-        engines[name] = known[0] if known else _warm_engine(options, embedder)
-    return Engines(engines)
+    own = dataclasses.replace(options, truncate=cut)
+    loaded = load_several([own, *own.others.values()], "float32")
+    first, *others = [_warm_engine(options, embedder) for embedder in loaded]
+    named = dict(zip(own.others, others, strict=True))
+    return Engines({**dict.fromkeys(options.names, first), **named})
 
 
 def _warm_engine(options: ServeOptions, embedder: Embedder) -> Engine:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import sys
@@ -18,24 +17,29 @@ from prompteol_jax import distributed
 from prompteol_jax.embedder import Embedder
 from prompteol_jax.encoding.batching import Batch, Sentence, fill_batch
 from prompteol_jax.encoding.pipeline import refuse_not_finite
-from prompteol_jax.errors import UserError
 from prompteol_jax.serve.api import ApiError
 from prompteol_jax.text.template import clean_sentence
 
-Bucket = tuple[int, bool]  # its number, and whether its prompts continue the shared prefix
+# The prompt of the method, the length, and whether the ids continue the shared prefix.
+Bucket = tuple[int, int, bool]
+Item = tuple[int, Sentence]  # a text in one prompt of the method
 NEVER: Final = sys.maxsize  # batches to wait before a shape is compiled while requests wait
 
 
-@dataclass(frozen=True)
+@dataclass
 class Prompts:
     """The prompts of one request.
 
     Attributes:
-        sentences: in the form that batches are filled with.
+        items: in the form that batches are filled with; several a text where the method has
+            several prompts, or reads variants of a text.
+        owners: number of the text of each of them.
+        truncated: texts that lose something in one of their prompts.
         tokens: ids of all prompts, the template included.
     """
 
-    sentences: list[Sentence]
+    items: list[Item]
+    owners: list[int]
     truncated: Bool[np.ndarray, "n"]
     tokens: int
 
@@ -44,22 +48,12 @@ class Engine:
     """An embedder as the batcher's device. One thread launches, another fetches; any tokenizes."""
 
     def __init__(self, embedder: Embedder, *, batch_tokens: int | None = None, clean: bool = False):
-        """Serve an embedder.
-
-        Raises: UserError for a method of several vectors a text, whose mean no batch has.
-        """
-        if len(embedder.views.pipelines) > 1 or embedder.views.variants != (None,):
-            name = embedder.method and embedder.method.name
-            raise UserError(
-                f"serve takes methods of one prompt, and {name} averages several vectors a text; "
-                "encode with it instead"
-            )
         self.embedder = embedder
-        self.pipeline = embedder.pipeline
-        if batch_tokens is not None:
-            self.pipeline = dataclasses.replace(embedder.pipeline, batch_tokens=batch_tokens)
+        views = embedder.views
+        self.views = views if batch_tokens is None else views.with_batch_tokens(batch_tokens)
         self.clean = clean
-        buckets = self.pipeline.buckets(self.pipeline.tokens)
+        first = self.views.pipelines[0]  # the other prompts have its shapes
+        buckets = first.buckets(first.tokens)
         assert buckets is not None  # only the plan `fitted` waits for texts; serve takes `fixed`
         self.buckets = buckets
         self.shapes: list[Bucket] = []
@@ -67,13 +61,22 @@ class Engine:
         self.bits = _bits(embedder, str(self.buckets), clean=clean)
 
     def prompts(self, texts: Sequence[str]) -> Prompts:
-        """Put texts into the template and tokenize them."""
+        """Put texts into the prompts of the method and tokenize them.
+
+        Raises: UserError for a text without the variants that the method reads.
+        """
         if self.clean:
             texts = [clean_sentence(text) for text in texts]
-        found, auxiliary = self.pipeline.tokenize(texts)
-        sentences = list(self.pipeline.sentences(found, auxiliary))
-        prefix = len(self.pipeline.prompt.prefix_C) * int(found.shared.sum())
-        return Prompts(sentences, found.truncated, sum(map(len, found.ids)) + prefix)
+        prompts = Prompts([], [], np.zeros(len(texts), bool), 0)
+        for number, (pipeline, own, owners) in enumerate(self.views.each_prompt(texts)):
+            found, auxiliary = pipeline.tokenize(own)
+            prompts.items += [(number, s) for s in pipeline.sentences(found, auxiliary)]
+            prompts.owners += owners
+            prompts.truncated[np.asarray(owners)[found.truncated]] = True
+            prefix = len(pipeline.prompt.prefix_C) * int(found.shared.sum())
+            prompts.tokens += sum(map(len, found.ids)) + prefix
+        self.views.forget_bodies()
+        return prompts
 
     def refuse_long(self, prompts: Prompts) -> None:
         """Refuse texts that would be cut.
@@ -93,34 +96,42 @@ class Engine:
         """Refuse vectors that are not finite, by number: an error never shows a text."""
         refuse_not_finite(z_nD, [f"input[{n}]" for n in range(len(z_nD))])
 
-    def bucket(self, item: Sentence) -> Bucket:
-        """Return the bucket of a prompt: its number, and if it continues the shared prefix."""
-        return self.buckets.find(item.length, item.shared), item.shared
+    def finish(self, prompts: Prompts, z_mD: Float[np.ndarray, "m D"]) -> Float[np.ndarray, "n W"]:
+        """Return one vector a text, given those of its prompts."""
+        return self.views.combine(z_mD, prompts.owners, len(prompts.truncated))
+
+    def bucket(self, item: Item) -> Bucket:
+        """Return the bucket of a prompt."""
+        number, sentence = item
+        return number, self.buckets.find(sentence.length, sentence.shared), sentence.shared
 
     def rows(self, bucket: Bucket) -> int:
         """Return the rows of a bucket's batches."""
-        return self.buckets.rows[bucket[0]]
+        return self.buckets.rows[bucket[1]]
 
-    def launch(self, bucket: Bucket, items: Sequence[Sentence]) -> tuple[Batch, jax.Array]:
+    def launch(self, bucket: Bucket, items: Sequence[Item]) -> tuple[Batch, jax.Array]:
         """Start computing prompts of one bucket; their vectors come in this order.
 
         Few prompts take a smaller batch, where `warm` has shown that it has the same bits.
         """
-        batch = fill_batch(self.buckets, bucket[0], items)
+        pipeline = self.views.pipelines[bucket[0]]
+        batch = fill_batch(self.buckets, bucket[1], [sentence for _, sentence in items])
         with jax.set_mesh(self.embedder.mesh):
-            batch = self.pipeline.shrink(batch, patience=NEVER)
-            return batch, self.pipeline.launch(batch)
+            batch = pipeline.shrink(batch, patience=NEVER)
+            return batch, pipeline.launch(batch)
 
     def fetch(self, launched: tuple[Batch, jax.Array]) -> Float[np.ndarray, "n D"]:
         """Wait for a batch and return the vectors of its prompts."""
         batch, z = launched
         z_BD = distributed.to_host(z)
-        z_nD = z_BD.reshape(-1, z_BD.shape[-1])[batch.positions]
-        post = self.embedder.views.post
-        return post(z_nD) if post else z_nD
+        return z_BD.reshape(-1, z_BD.shape[-1])[batch.positions]
 
     def warm(self) -> None:
-        """Compile and run every shape once, so that no request waits for the compiler."""
+        """Compile and run every shape once, so that no request waits for the compiler.
+
+        The prompts of a method share the shapes; each has its own cached prefix.
+        """
+        first, *others = self.views.pipelines
         lengths = self.buckets.lengths
         whole = {self.buckets.find(n, shared=False) for n in (1, *lengths)}
         kinds = [(n, True) for n in range(len(lengths))]
@@ -128,21 +139,28 @@ class Engine:
             dummy = self._dummy(lengths[number], shared)
             batch = fill_batch(self.buckets, number, [dummy])
             with jax.set_mesh(self.embedder.mesh):
-                self.fetch((batch, self.pipeline.launch(batch)))
-                self.shapes += [(number, shared)] * (1 + self.pipeline.prove(batch))
+                self.fetch((batch, first.launch(batch)))
+                self.shapes += [(0, number, shared)] * (1 + first.prove(batch))
+        batch = fill_batch(self.buckets, 0, [self._dummy(lengths[0], shared=True)])
+        with jax.set_mesh(self.embedder.mesh):
+            for pipeline in others:
+                self.fetch((batch, pipeline.launch(batch)))
+        self.views.combine(np.zeros((1, first.width), np.float32), [0], 1)
 
     def answers_fast(self) -> bool:
         """Say whether a text alone takes a small batch, shown for the shortest prompts."""
         dummy = self._dummy(self.buckets.lengths[0], shared=True)
         batch = fill_batch(self.buckets, 0, [dummy])
+        first = self.views.pipelines[0]
         with jax.set_mesh(self.embedder.mesh):
-            self.pipeline.prove(batch)
-            return self.pipeline.shrink(batch, patience=NEVER) is not batch
+            first.prove(batch)
+            return first.shrink(batch, patience=NEVER) is not batch
 
     def _dummy(self, length: int, shared: bool) -> Sentence:
         """Return a prompt of so many ids, with an auxiliary one where the method has one."""
         ids = np.zeros(length, np.int32)
-        return Sentence(0, ids, shared, 0, None if self.pipeline.auxiliary is None else ids)
+        auxiliary = self.views.pipelines[0].auxiliary
+        return Sentence(0, ids, shared, 0, None if auxiliary is None else ids)
 
     def words(self, z_nD: Float[np.ndarray, "n D"], k: int) -> list[list[dict[str, Any]]]:
         """Return the k most likely next tokens after each text's prompt."""

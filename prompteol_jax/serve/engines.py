@@ -1,13 +1,13 @@
-"""Several templates of one model, each under a name, as one device of the batcher."""
+"""Several prompts of one model, each under a name, as one device of the batcher."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prompteol_jax.serve.engine import Engine
+from prompteol_jax.serve.engine import Engine, Item, Prompts
 
-Bucket = tuple[int, int, bool]  # number of the engine, and its own bucket
+Bucket = tuple[int, int, int, bool]  # number of the engine, and its own bucket
 
 
 class Engines:
@@ -26,32 +26,31 @@ class Engines:
         """Shapes of batches that are compiled."""
         return sum(len(engine.shapes) for engine in self._all)
 
-    def items(self, engine: Engine, sentences: Sequence[Any]) -> list[tuple[int, Any]]:
+    def items(self, engine: Engine, prompts: Prompts) -> list[tuple[int, Item]]:
         """Return the prompts of one engine in the form that the batcher takes."""
         number = self._all.index(engine)
-        return [(number, sentence) for sentence in sentences]
+        return [(number, item) for item in prompts.items]
 
     def label(self, bucket: Bucket) -> str:
-        """Return the name of a bucket, for metrics."""
-        number, length, shared = bucket
+        """Return the name of a bucket, for metrics; the prompts of a method have one name."""
+        number, _, length, shared = bucket
         engine = self._all[number]
         name = next(name for name, one in self.named.items() if one is engine)
         text = f"{engine.buckets.lengths[length]}{'' if shared else ' whole'}"
         return text if number == 0 else f"{name} {text}"
 
-    def bucket(self, item: tuple[int, Any]) -> Bucket:
+    def bucket(self, item: tuple[int, Item]) -> Bucket:
         """Return the bucket of a prompt; prompts of two engines never share one."""
-        number, sentence = item
-        return (number, *self._all[number].bucket(sentence))
+        number, own = item
+        return (number, *self._all[number].bucket(own))
 
     def rows(self, bucket: Bucket) -> int:
         """Return the rows of a bucket's full batches."""
         return self._all[bucket[0]].rows(bucket[1:])
 
-    def launch(self, bucket: Bucket, items: Sequence[tuple[int, Any]]) -> tuple[int, Any]:
+    def launch(self, bucket: Bucket, items: Sequence[tuple[int, Item]]) -> tuple[int, Any]:
         """Start computing prompts of one bucket."""
-        sentences = [sentence for _, sentence in items]
-        return bucket[0], self._all[bucket[0]].launch(bucket[1:], sentences)
+        return bucket[0], self._all[bucket[0]].launch(bucket[1:], [own for _, own in items])
 
     def fetch(self, launched: tuple[int, Any]) -> Any:
         """Wait for a batch and return the vectors of its prompts."""

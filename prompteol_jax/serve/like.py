@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from prompteol_jax.cli.options import ModelOptions, spelled
 from prompteol_jax.errors import NotFound, UserError
+from prompteol_jax.methods.library import shipped
 from prompteol_jax.storage import json_files, paths, same_work
 from prompteol_jax.storage.shards import MANIFEST
 
 if TYPE_CHECKING:
     from prompteol_jax.serve.options import ServeOptions
 
-_BY_DIGEST = ("adapter",)  # which a manifest knows by its content only
+_BY_CONTENT = ("adapter", "method")  # which a manifest does not name
 _NAMES = ("model", "template")
-_ADVICE = "Give the flags, model and adapter that the corpus was encoded with"
+_ADVICE = "Give the flags, model, method and adapter that the corpus was encoded with"
 
 
 def filled(options: ServeOptions) -> ServeOptions:
@@ -40,20 +41,27 @@ def filled(options: ServeOptions) -> ServeOptions:
     if made.plan != "fixed":
         raise UserError(f"{path}: the corpus was encoded with --plan {made.plan}; serve has fixed")
     work = made.work("float32")
-    before = {name: settings[name] for name in work if name in settings}
+    before = {name: settings[name] for name in {**work, "method": None} if name in settings}
     same_work.check_same(path, before, work, advice=_ADVICE, ignore=_NAMES, label=spelled)
     return made
+
+
+def _shipped_name(record: Any) -> str | None:
+    """Return the name of a shipped method that a record may be; None where it is none of them."""
+    name = record.get("name") if isinstance(record, dict) else None
+    return name if name in shipped() else None
 
 
 def _with(options: ServeOptions, said: dict[str, Any], path: Any) -> ServeOptions:
     """Replace every flag that was left at its default; refuse one that says otherwise."""
     changes: dict[str, Any] = {"raw": not said.get("normalize", False)}
     changes["clean"] = bool(said.get("clean", False))
+    changes["method"] = options.method or _shipped_name(said.get("method"))
     other = []
     defaults = {field.name: field.default for field in dataclasses.fields(options)}
     for field in dataclasses.fields(ModelOptions):
         name = field.name
-        if name in _BY_DIGEST or name not in said:
+        if name in _BY_CONTENT or name not in said:
             continue
         given = getattr(options, name)
         if given == defaults[name]:

@@ -10,6 +10,7 @@ from typing import Annotated, Final, Literal
 import tyro
 
 from prompteol_jax.cli.options import ModelOptions, flag
+from prompteol_jax.cli.several import with_prompt
 from prompteol_jax.errors import NotFound, UserError
 
 KEYS: Final = "PROMPTEOL_API_KEYS"
@@ -27,6 +28,8 @@ class ServeOptions(ModelOptions):
     also: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """NAME=TEMPLATE: another template of the same model, for requests that give NAME as `model`.
     Repeat it for several."""
+    also_method: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """NAME=METHOD: another method of the same model, as --also has templates."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all."""
     port: int = flag(8000, at_least=0, at_most=65535)
@@ -58,21 +61,33 @@ class ServeOptions(ModelOptions):
             found.append("--model is needed, or --like with what a corpus was encoded with")
         if self.plan != "fixed":
             found.append(f"--plan {self.plan} lets vectors depend on others; serve takes fixed")
-        names = [text.partition("=")[0] for text in self.also]
-        wrong = [text for text in self.also if not all(text.partition("=")[::2])]
-        found += [f"--also {text} is not NAME=TEMPLATE" for text in wrong]
-        twice = {name for name in names if names.count(name) > 1 or name in self.names}
-        return found + [f"--also {name} is served under that name already" for name in twice]
+        names = list(self.names)
+        for given, kind in ((self.also, "template"), (self.also_method, "method")):
+            spelling = "--also" if kind == "template" else "--also-method"
+            wrong = [text for text in given if not all(text.partition("=")[::2])]
+            found += [f"{spelling} {text} is not NAME={kind.upper()}" for text in wrong]
+            for name in (text.partition("=")[0] for text in given):
+                if name in names:
+                    found.append(f"{spelling} {name} is served under that name already")
+                names.append(name)
+        return found
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the first template."""
+        """Names of the first prompt."""
         return self.served_name or (self.model,)
 
     @property
-    def others(self) -> dict[str, str]:
-        """The other templates by name."""
-        return {name: template for name, _, template in (text.partition("=") for text in self.also)}
+    def others(self) -> dict[str, ServeOptions]:
+        """The same flags with each of the other templates and methods, by name."""
+        templates, methods = (
+            {name: prompt for name, _, prompt in (text.partition("=") for text in given)}
+            for given in (self.also, self.also_method)
+        )
+        return {
+            **{name: with_prompt(self, template=given) for name, given in templates.items()},
+            **{name: with_prompt(self, method=given) for name, given in methods.items()},
+        }
 
 
 def read_keys(file: Path | None) -> tuple[str, ...]:

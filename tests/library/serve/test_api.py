@@ -13,7 +13,7 @@ from prompteol_jax.serve.api import ApiError, Limits
 
 pytestmark = pytest.mark.unit
 
-LIMITS = Limits(("m", "other"), width=8, texts=3)
+LIMITS = Limits({"m": 8, "other": 4}, texts=3)
 BAD = [
     (b"", 400, "the body is not JSON"),
     (b"\xff", 400, "the body is not JSON"),
@@ -33,6 +33,7 @@ BAD = [
     ({"input": "a", "encoding_format": "hex"}, 400, "'hex' is not one of float, base64"),
     ({"input": "a", "encoding_format": ["float"]}, 400, "is not one of float, base64"),
     ({"input": "a", "dimensions": 9}, 400, "dimensions 9 is not from 1 to 8"),
+    ({"input": "a", "model": "other", "dimensions": 5}, 400, "5 is not from 1 to 4"),
     ({"input": "a", "dimensions": 0}, 400, "dimensions 0 is not from 1 to 8"),
     ({"input": "a", "dimensions": True}, 400, "dimensions True is not from 1 to 8"),
     ({"input": "a", "dimensions": 1.0}, 400, "dimensions 1.0 is not from 1 to 8"),

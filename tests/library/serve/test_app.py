@@ -39,8 +39,11 @@ class Lengths(Engine):
     def prompts(self, texts):
         long = np.array([len(text) > 100 for text in texts])
         ids = [np.array([ord(c) for c in text], np.int32) for text in texts]
-        sentences = [Sentence(n, own, True) for n, own in enumerate(ids)]
-        return Prompts(sentences, long, sum(map(len, texts)))
+        items = [(0, Sentence(n, own, True)) for n, own in enumerate(ids)]
+        return Prompts(items, list(range(len(texts))), long, sum(map(len, texts)))
+
+    def finish(self, prompts, z_nD):
+        return z_nD
 
     def refuse_long(self, prompts):
         if prompts.truncated.any():
@@ -51,7 +54,7 @@ class Lengths(Engine):
             raise NotFinite("1 vectors are not finite, the first that of 'input[0]'")
 
     def bucket(self, item):
-        return 0, item.shared
+        return 0, 0, item[1].shared
 
     def rows(self, bucket):
         return 4
@@ -65,7 +68,7 @@ class Lengths(Engine):
 
     def fetch(self, items):
         assert self.gate.wait(20)
-        texts = ["".join(map(chr, sentence.ids)) for sentence in items]
+        texts = ["".join(map(chr, sentence.ids)) for _, sentence in items]
         value = [np.nan if text == "nan" else len(text) + 1.0 for text in texts]
         return np.array([[v, 0, v] for v in value], np.float32)
 

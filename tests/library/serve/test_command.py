@@ -104,6 +104,41 @@ def test_every_answer_has_the_bits_of_encode_and_sigterm_loses_none(served, embe
     assert server.process.wait(60) == 0
 
 
+@pytest.mark.slow
+def test_each_method_of_one_model_has_its_name_and_the_bits_of_encode(served, embedders, tmp_path):
+    record = {
+        "name": "mine",
+        "prompts": ["eol", {"template": "none", "transform": {"kind": "chunks", "words": 4}}],
+        "post": [{"kind": "truncate", "dims": 24}, {"kind": "normalize"}],
+    }
+    (tmp_path / "mine.json").write_text(json.dumps(record))
+    flags = ["--batch-tokens", "64", "--max-tokens", "64", "--truncate", "end", "--raw"]
+    also = f"--also-method=mine={tmp_path / 'mine.json'}"
+    server = served("--model", "tiny", "--dtype", "float32", *flags, also)
+    sentences, how = texts(24), {"batch_tokens": 64, "max_tokens": 64}
+    expected = {
+        "tiny": embedders("tiny", **how).encode(sentences),
+        "mine": embedders("tiny", method=tmp_path / "mine.json", **how).encode(sentences),
+    }
+    assert expected["mine"].shape == (24, 24)
+    assert server.post({"input": "a", "model": "mine", "dimensions": 25})[0] == 400
+    rng = np.random.default_rng(2)
+    groups = [rng.integers(0, len(sentences), rng.integers(1, 6)) for _ in range(30)]
+
+    def ask(group):
+        name = list(expected)[group.sum() % len(expected)]
+        body = {"input": [sentences[n] for n in group], "encoding_format": "base64", "model": name}
+        status, reply = server.post(body)
+        assert status == 200, reply
+        return name, [base64.b64decode(item["embedding"]) for item in reply["data"]]
+
+    with ThreadPoolExecutor(8) as pool:
+        for group, (name, answers) in zip(groups, pool.map(ask, groups), strict=True):
+            assert answers == [expected[name][n].tobytes() for n in group], name
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(60) == 0
+
+
 def refused(error):
     """The connection was refused or closed before the request was read, or the answer is 503."""
     return isinstance(error, OSError | urllib.error.URLError) or "draining" in str(error)

@@ -54,6 +54,19 @@ def test_a_flag_that_says_otherwise_is_refused_by_name(manifest, flags, message)
         filled(ServeOptions(like=manifest(layer=-2), **flags))
 
 
+def test_a_shipped_method_is_taken_by_its_name_and_another_must_be_given(manifest, tmp_path):
+    found = filled(ServeOptions(like=manifest(method="attention-sum")))
+    assert (found.method, found.template) == ("attention-sum", "eol")
+    record = tmp_path / "mine.json"
+    record.write_text(json.dumps({"name": "mine", "prompts": ["eol", "cot"]}))
+    path = manifest(method=str(record))
+    with pytest.raises(UserError, match=r"--method.name was 'mine' and is now \(nothing\)"):
+        filled(ServeOptions(like=path))
+    assert filled(ServeOptions(like=path, method=str(record))).method == str(record)
+    with pytest.raises(UserError, match="--method.collect was"):
+        filled(ServeOptions(like=manifest(method="attention-sum"), method=str(record)))
+
+
 def test_changed_weights_another_plan_and_no_manifest_are_refused(manifest, tmp_path):
     path = manifest()
     content = json.loads(path.read_text())
@@ -77,6 +90,11 @@ def test_changed_weights_another_plan_and_no_manifest_are_refused(manifest, tmp_
         ({"model": "tiny", "also": ("icl",)}, "--also icl is not NAME=TEMPLATE"),
         ({"model": "tiny", "also": ("tiny=cot",)}, "--also tiny is served under that name already"),
         ({"model": "tiny", "also": ("a=cot", "a=eol")}, "--also a is served under that name"),
+        ({"model": "tiny", "also_method": ("a",)}, "--also-method a is not NAME=METHOD"),
+        (
+            {"model": "tiny", "also": ("a=cot",), "also_method": ("a=cot",)},
+            "--also-method a is served under that name already",
+        ),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(flags, message):

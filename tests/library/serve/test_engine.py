@@ -1,0 +1,38 @@
+"""An engine gives each text of a method the bits of `Embedder.encode`, in any batch."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+import numpy as np
+import pytest
+
+from prompteol_jax.serve.engine import Engine
+
+TEXTS = ["A man plays the guitar.", "", "It rains.", "Two dogs run after one red ball."]
+METHODS = [pytest.param("metaeol", marks=pytest.mark.slow), "reverse-eol", "embed-filter/eol"]
+
+
+def vectors(engine, texts, at_once):
+    """The vectors of texts, computed in batches of at most so many prompts."""
+    prompts = engine.prompts(texts)
+    order = sorted(range(len(prompts.items)), key=lambda n: engine.bucket(prompts.items[n]))
+    found = {}
+    for bucket, members in groupby(order, key=lambda n: engine.bucket(prompts.items[n])):
+        rest, most = list(members), min(at_once, engine.rows(bucket))
+        for some in (rest[n : n + most] for n in range(0, len(rest), most)):
+            z = engine.fetch(engine.launch(bucket, [prompts.items[n] for n in some]))
+            found |= dict(zip(some, z, strict=True))
+    return engine.finish(prompts, np.stack([found[n] for n in range(len(prompts.items))]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_text_has_the_bits_of_encode_in_any_batch(method, embedders, coarse):
+    embedder = embedders("tiny", method=method, max_tokens=320)
+    engine = Engine(embedder)
+    expected = embedder.encode(TEXTS)
+    for at_once in (1, 3):
+        np.testing.assert_array_equal(vectors(engine, TEXTS, at_once), expected)
+    prompts = engine.prompts(["A man. " * 200, "It rains."])
+    assert prompts.truncated.tolist() == [True, False]
+    assert set(prompts.owners) == {0, 1}
