@@ -227,12 +227,14 @@ def test_a_retrieval_task_scores_what_the_exported_folder_does_in_mteb(embedder,
 
     from eval.mteb.encoder import MtebEncoder, run_tasks
     from prompteol_jax.export.sentence_transformers import write_sentence_files
+    from prompteol_jax.methods.library import plain_method
     from prompteol_jax.pretrained.load import save_pretrained
 
     ours = run_tasks(MtebEncoder(embedder, clean=False), [retrieval_task()], None)
     folder = tmp_path / "exported"
     save_pretrained(embedder.pretrained, embedder.decoder, folder, dtype="float32")
-    write_sentence_files(folder, embedder.template, width=embedder.width)
+    method = plain_method(embedder.template, "last", None)
+    write_sentence_files(folder, method, [], width=embedder.width)
     theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
     (result,) = mteb.evaluate(theirs, retrieval_task(), cache=None, co2_tracker=False).task_results
     assert ours["LocalRetrieval"]["score"] == pytest.approx(100 * result.get_score(), abs=0.01)
