@@ -46,7 +46,7 @@ class Linear(nnx.Module):
 
     def apply_with_update(self, x: jax.Array, update: jax.Array | None) -> jax.Array:
         """Apply the map with a given update of its result."""
-        w = self._gathered() if self.fsdp else self.w.get_value()
+        w = self._gathered(x.dtype) if self.fsdp else self.w.get_value()
         if isinstance(w, quant.Quantized):
             y = frozen_dot(self.equation, x, w)
         else:
@@ -57,12 +57,12 @@ class Linear(nnx.Module):
             y = y + update
         return y.astype(x.dtype)
 
-    def _gathered(self) -> Any:
-        """Return the weight of one layer, gathered over data: in few bits where it is quantized."""
+    def _gathered(self, dtype: Any) -> Any:
+        """Return the weight of one layer, gathered over data in this dtype or, quantized, as it is."""
         x_dims, w_dims, _ = split_equation(self.equation)
         w = self.w.get_value()
         if not isinstance(w, quant.Quantized):
-            return gathered(w, w_dims)
+            return gathered(w.astype(dtype), w_dims)
         return w.gathered(w_dims, "".join(c for c in w_dims if c in x_dims))
 
 

@@ -3,14 +3,16 @@
 The walk follows the schedule, and counts a loop body once, times its trips. Compute is the
 compiler's `estimated_cycles` over the clock. Collectives have no estimate: `interconnect` gives
 their time on the links. What is started and awaited later (`-start`, `-done`) costs only the time
-that the instructions between do not cover; the links carry one collective at a time. Copies between
-HBM and the core's memory that overlap with instructions are treated likewise, at the rate of HBM. A
-custom call (a Pallas kernel) has no estimate either: `kernels` counts it.
+that the instructions between do not cover; the links carry one collective at a time. The same holds
+for a collective that libtpu divides among fusions that compute (a chain). Copies between HBM and
+the core's memory that overlap with instructions are treated likewise, at the rate of HBM. A custom
+call (a Pallas kernel) has no estimate either: `kernels` counts it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import defaultdict
 from typing import Any, Final
 
@@ -106,33 +108,52 @@ class _Walk:
         total = Cost()
         free = {"link": 0.0, "hbm": 0.0}  # when each lane is free again
         pending: dict[str, _Pending] = {}
-        bytes_of = {i.name: i.bytes for i in self.program.computations[name]}
+        bytes_of = self._bytes_of(name)
         for instruction in self.program.computations[name]:
             now = total.total_s
-            if started := self._started(instruction, bytes_of, total):
+            chain = self._chain(instruction)
+            if chain is not None and chain in pending:
+                total.compute_s += (instruction.cycles or 0) / self.topology.chip.clock
+                if _ends(instruction):
+                    _await(pending.pop(chain), total)
+            elif started := self._started(instruction, bytes_of, total):
                 lane, seconds = started
                 free[lane] = max(now, free[lane]) + seconds
-                pending[instruction.name] = _Pending(free[lane], lane)
+                pending[chain or instruction.name] = _Pending(free[lane], lane)
             elif instruction.opcode.endswith("-done"):
                 ended = pending.pop(instruction.operands[0], None)
                 if ended is not None:
-                    wait = max(0.0, ended.ends - now)
-                    waited: dict[str, Any] = {_WAITS[ended.lane]: wait}
-                    total.add(Cost(**waited))
+                    _await(ended, total)
             else:
                 self._finished(instruction, bytes_of, total)
         return total
+
+    def _bytes_of(self, name: str) -> dict[str, int]:
+        return {i.name: i.bytes for i in self.program.computations.get(name, ())}
+
+    def _chain(self, instruction: Instruction) -> str | None:
+        """Return the channel of a collective that libtpu divides among several fusions.
+
+        A chain begins with a fusion `async-collective-start`, ends with `async-collective-done`,
+        and the fusions between compute while it is in flight; each has the collective's text.
+        """
+        if instruction.opcode != "fusion":
+            return None
+        collective = self._collective_in(instruction)
+        if collective is None or "chain_id=" not in collective.text:
+            return None
+        channel = re.search(r"channel_id=(\d+)", collective.text)
+        return None if channel is None else f"channel {channel[1]}"
 
     def _started(
         self, instruction: Instruction, bytes_of: dict[str, int], total: Cost
     ) -> tuple[str, float] | None:
         """Return the lane and seconds of what overlaps with the instructions that follow."""
-        if not instruction.opcode.endswith("-start"):
+        if not (instruction.opcode.endswith("-start") or self._chain(instruction)):
             return None
         collective = self._collective_in(instruction)
-        operands = sum(bytes_of.get(name, 0) for name in instruction.operands)
         if collective is not None:
-            return "link", self._count(collective, operands, total)
+            return "link", self._count(instruction, collective, bytes_of, total)
         if instruction.opcode not in COPIES:
             total.unpriced[instruction.opcode] += 1
             return "hbm", 0.0
@@ -146,8 +167,17 @@ class _Walk:
         inner = self.program.computations.get(instruction.called.get("calls", ""), ())
         return next((i for i in inner if interconnect.kind(i)), None)
 
-    def _count(self, collective: Instruction, operands: int, total: Cost) -> float:
+    def _count(
+        self,
+        instruction: Instruction,
+        collective: Instruction,
+        bytes_of: dict[str, int],
+        total: Cost,
+    ) -> float:
         """Add a collective and return its seconds on the links."""
+        if collective is not instruction:  # which may have other operands too
+            bytes_of = self._bytes_of(instruction.called["calls"])
+        operands = sum(bytes_of.get(name, 0) for name in collective.operands)
         seconds = interconnect.seconds(collective, operands, self.topology, self.coordinates)
         kind = interconnect.kind(collective)
         assert kind is not None  # `_collective_in` found one
@@ -159,7 +189,6 @@ class _Walk:
     def _finished(self, instruction: Instruction, bytes_of: dict[str, int], total: Cost) -> None:
         """Add an instruction that ends before the next one begins."""
         opcode, called = instruction.opcode, instruction.called
-        operands = sum(bytes_of.get(name, 0) for name in instruction.operands)
         if opcode == "while":
             total.add(self.cost(called["body"]), self.program.trips(instruction))
         elif opcode == "call":
@@ -171,7 +200,7 @@ class _Walk:
             else:
                 total.kernel_s += seconds
         elif (collective := self._collective_in(instruction)) is not None:
-            total.collective_s += self._count(collective, operands, total)
+            total.collective_s += self._count(instruction, collective, bytes_of, total)
             total.compute_s += (instruction.cycles or 0) / self.topology.chip.clock
         elif instruction.cycles is not None:
             total.compute_s += instruction.cycles / self.topology.chip.clock
@@ -180,3 +209,13 @@ class _Walk:
 
 
 _WAITS: Final = {"link": "collective_s", "hbm": "copy_s"}
+
+
+def _await(ended: _Pending, total: Cost) -> None:
+    """Add the time until a lane has finished what was started."""
+    waited: dict[str, Any] = {_WAITS[ended.lane]: max(0.0, ended.ends - total.total_s)}
+    total.add(Cost(**waited))
+
+
+def _ends(instruction: Instruction) -> bool:
+    return instruction.name.startswith("async-collective-done")

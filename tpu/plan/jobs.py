@@ -85,6 +85,7 @@ class Encode:
         C: Ids of the shared prefix.
         packed: Whether short sentences share rows; all others have a row each, in fixed buckets.
         batch_tokens: Tokens of a batch; None for the device's own number.
+        fsdp: Whether the linear layers' matrices are sharded over data too.
         passes: Useful passes over the weights.
     """
 
@@ -94,7 +95,8 @@ class Encode:
     quantize: Kind | None = None
     packed: bool = False
     batch_tokens: int | None = None
-    passes: int = 1
+    fsdp: bool = False
+    passes: ClassVar[int] = 1
 
     def scaled(self, load: float, chips: int) -> Encode:
         """Return the job with `load` times the tokens of a batch.
@@ -126,7 +128,7 @@ class Encode:
 
     def steps(self, mesh: Mesh) -> Iterator[Step]:
         """Yield the shapes of the stream's batches, on a mesh of described devices."""
-        model = build.abstract_decoder(self.config, mesh, dtype=_DTYPE, quantize=self.quantize)
+        model = _model(self, mesh)
         cache = _cache(model, self.config, mesh, self.C)
         shapes = list(self._batches(mesh))
         batches = sum(shape.count for shape in shapes)
@@ -182,10 +184,11 @@ class Encode:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train:
-    """Training steps of a LoRA adapter on batches of triplets; see `train.config` for the rest.
+    """Training steps on batches of triplets; see `train.config` for the rest.
 
     Attributes:
-        passes: Useful passes over the weights: forward, and backward through the frozen ones.
+        full: Whether every weight trains instead of a LoRA adapter.
+        fsdp: Whether the linear layers' matrices are sharded over data too.
     """
 
     config: models.Config
@@ -195,8 +198,14 @@ class Train:
     batch: int = 256
     chunks: int = 1
     remat: Remat = "none"
-    passes: int = 2
+    full: bool = False
+    fsdp: bool = False
     notes: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def passes(self) -> int:
+        """Useful passes over the weights: forward, backward, and their gradients with `full`."""
+        return 3 if self.full else 2
 
     def scaled(self, load: float, chips: int) -> Train:
         """Return the job with `load` times the triplets of a batch, on any number of chips."""
@@ -205,9 +214,10 @@ class Train:
 
     def steps(self, mesh: Mesh) -> Iterator[Step]:
         """Yield the one step, with as many rows as a typical batch fills."""
-        model = build.abstract_decoder(self.config, mesh, dtype=_DTYPE, quantize=self.quantize)
-        model = attach(model, self.config, LoraConfig(), mesh)
-        graph, start, frozen = nnx.split(model, nn.Lora, ...)
+        model = _model(self, mesh, jnp.float32 if self.full else None)
+        if not self.full:
+            model = attach(model, self.config, LoraConfig(), mesh)
+        graph, start, frozen = nnx.split(model, nn.Weight if self.full else nn.Lora, ...)
         optimizer = make_optimizer(Schedule(5e-4, 1000, 100))
         learner = TrainStep(
             graph=graph,
@@ -238,6 +248,17 @@ class Train:
                 rows = max(rows, len(packing.bins(lengths_B3[own].ravel().tolist(), *shape)))
         rows = rows_of_shard(rows, shards, self.chunks)
         return abstract_batch(mesh, rows * shards, shape, self.batch)
+
+
+def _model(job: Encode | Train, mesh: Mesh, weight_dtype: Any = None) -> Decoder:
+    return build.abstract_decoder(
+        job.config,
+        mesh,
+        dtype=_DTYPE,
+        weight_dtype=weight_dtype,
+        quantize=job.quantize,
+        fsdp=job.fsdp,
+    )
 
 
 def rows_of_shard(rows: int, shards: int, chunks: int) -> int:

@@ -91,6 +91,40 @@ def test_links_carry_one_collective_at_a_time():
     assert found.collective_s == pytest.approx(2 * link)
 
 
+def test_a_collective_among_fusions_that_compute_is_one():
+    link = 2 * 1 / 2 * BYTES / LINK
+    chained = f'channel_id=7, {PAIRS}, frontend_attributes={{chain_id="0"}}'
+
+    def part(name, cycles):
+        return f"%{name} = {ARRAY} fusion(%a, %a), kind=kOutput, calls=%piece, {CYCLES % cycles}"
+
+    def seconds(*cycles):
+        names = "async-collective-start", *map("fusion.{}".format, cycles), "async-collective-done"
+        lines = (f"  {part(n, c)}" for n, c in zip(names, (0, *cycles, 0), strict=True))
+        body = "\n".join((f"  %a = {ARRAY} parameter(0)", *lines))
+        text = f"""HloModule m
+
+%piece (p: f32[]) -> f32[] {{
+  %p = {ARRAY} parameter(0)
+  ROOT %r = {ARRAY} all-reduce(%p), {chained}
+}}
+
+ENTRY %main (a: f32[]) -> f32[] {{
+{body}
+}}
+"""
+        return cost.estimate(hlo.parse(text), V5E, PLACES)
+
+    half = round(link * CLOCK / 2)
+    for between, wait in [((), link), ((half,), link / 2), ((half, 2 * half), 0)]:
+        found = seconds(*between)
+        assert found.link_s == pytest.approx(link)
+        assert found.collective_s == pytest.approx(wait, rel=1e-3, abs=1e-12)
+        assert found.compute_s == pytest.approx(sum(between) / CLOCK)
+        (booked,) = found.collectives.values()
+        assert (booked.count, booked.bytes) == (1, BYTES)
+
+
 def test_copies_out_of_hbm_are_waited_for_likewise():
     start = f"%s = ({ARRAY[:-1]}S(1)}}, {ARRAY}, u32[]{{:S(2)}}) copy-start(%a)"
     found = estimate(start, f"%d = {ARRAY} copy-done(%s)")
