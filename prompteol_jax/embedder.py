@@ -118,6 +118,7 @@ class Embedder:
         plan: Plan = "fixed",
         max_tokens: int | None = None,
         truncate: Truncation = "end",
+        fsdp: bool = False,
     ) -> Embedder:
         """Load a model by folder or hub name; other arguments are those of the class.
 
@@ -129,6 +130,8 @@ class Embedder:
             quantize: `nf4` or `int8`: keep the matrices of linear layers in 4 or 8 bits.
             any_method: take an adapter that was trained with another method or template.
             layer: number of the `hidden_states` entry to take; the method's or last by default.
+            fsdp: shard the matrices of linear layers over data too; each layer's are gathered when
+                it runs. It is done, and logged, where the weights would not fit otherwise.
         Raises: UserError, NotFound or OSError that says what to do, before any work.
         """
         load.check_precision(dtype, quantize)
@@ -140,7 +143,7 @@ class Embedder:
         if chosen is not None:
             layer = on_model.layer_to_load(chosen, source.resolve_config(str(model)).L)
         weights: dict[str, Any] = {"dtype": jnp.dtype(dtype), "quantize": quantize, "layer": layer}
-        weights |= {"adapter": adapter, "method": None if any_method else run}
+        weights |= {"adapter": adapter, "method": None if any_method else run, "fsdp": fsdp}
         pretrained = load.load_pretrained(str(model), as_mesh(mesh), **weights)
         how: dict[str, Any] = {"plan": plan, "batch_tokens": batch_tokens, "truncate": truncate}
         how |= {"method": chosen, "pooling": pooling, "edits": edits, "max_tokens": max_tokens}

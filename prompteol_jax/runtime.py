@@ -16,6 +16,7 @@ _PATIENT: Final = (
     "--xla_cpu_collective_call_warn_stuck_timeout_seconds=600 "
     "--xla_cpu_collective_call_terminate_timeout_seconds=3600"
 )
+_FILLED: Final = 0.9  # of a device's memory: what runs beside a step or a batch needs some
 
 
 def cache_folder() -> Path:
@@ -55,6 +56,17 @@ def simulate_devices(devices: int) -> None:
         jax.config.update("jax_num_cpu_devices", devices)
     except RuntimeError:  # jax runs already, with the devices it has
         return
+
+
+def device_memory() -> int:
+    """Return the bytes of a device that a run may fill; simulated devices share the machine's."""
+    import jax
+
+    devices = jax.local_devices()
+    limit = (devices[0].memory_stats() or {}).get("bytes_limit")
+    if limit is None:
+        limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(devices)
+    return int(_FILLED * limit)
 
 
 def run_on_cpu() -> None:

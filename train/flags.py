@@ -19,6 +19,7 @@ FREE_ON_RESUME: Final = frozenset(
     + [field.name for field in dataclasses.fields(DistributedOptions)]
 )
 MAX_SEED: Final = 2**32 - 1
+REMAT_WITH_FSDP: Final = "--remat none would keep what --fsdp gathers: choose dots, full or auto"
 STOPPED: Final = 75  # exit status of a run that SIGTERM stopped: EX_TEMPFAIL, "try again later"
 ADAPTER: Final = ("rank", "alpha", "lora_targets", "rslora")  # of a fresh adapter
 
@@ -58,7 +59,8 @@ class RunConfig(DistributedOptions):
     mesh: str = "1x1"
     """DATAxMODEL: devices along each axis; a CPU simulates what it lacks."""
     fsdp: bool = False
-    """Shard the linear layers' matrices over DATA too, and gather each layer's when it runs."""
+    """Shard the linear layers' matrices over DATA too, and gather each layer's when it runs. It is
+    chosen by itself where the weights would not fit otherwise."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of activations and frozen weights; float32 on a CPU, bfloat16 elsewhere by default."""
     quantize: Literal["nf4", "int8"] | None = None
@@ -139,7 +141,7 @@ class RunConfig(DistributedOptions):
         """Return what does not fit between the flags."""
         wrong = [*super().problems(), *self._without_effect(), *self._misfits()]
         if self.fsdp and self.remat == "none":
-            wrong.append("--remat none would keep what --fsdp gathers: choose dots, full or auto")
+            wrong.append(REMAT_WITH_FSDP)
         if self.final_eval and self.dev is None:
             wrong.append("--final-eval needs --dev, the folder of the STS tasks")
         if self.patience is not None and self.dev is None and self.data != SYNTHETIC:

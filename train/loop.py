@@ -19,9 +19,11 @@ from eval.sts.scores import development_score
 from prompteol_jax import distributed
 from prompteol_jax.distributed import Share
 from prompteol_jax.embedder import Embedder
+from prompteol_jax.errors import UserError
 from prompteol_jax.methods.library import FILE as METHOD_FILE
 from prompteol_jax.methods.library import plain_method, write_method
 from prompteol_jax.ops.scan import Remat
+from prompteol_jax.runtime import device_memory
 from train.callbacks import NO_CALLBACKS, Callbacks
 from train.config import TrainConfig
 from train.data.batch_shape import choose_batch_shape
@@ -29,9 +31,10 @@ from train.data.collate import CollatedBatch, Collator
 from train.data.needs import placeholders
 from train.data.read import TrainingData
 from train.data.sentences import Sentences, offsets_of
+from train.flags import REMAT_WITH_FSDP
 from train.optimizer import make_optimizer
 from train.preemption import StopAgreement, Stopped
-from train.remat_choice import ORDER, choose_remat, compiled, device_memory
+from train.remat_choice import ORDER, choose_remat, compiled
 from train.resolve import ResolvedConfig
 from train.run.card import write_card
 from train.run.folder import DEV, RunFolder
@@ -92,6 +95,8 @@ class Run:
         self.callbacks = callbacks
         flags, mesh = settings.flags, settings.mesh
         self.trainable = make_trainable(settings.model, mesh)
+        if self.trainable.pretrained.fsdp and settings.remat == "none":
+            raise UserError(REMAT_WITH_FSDP)
         self.embedder = Embedder(self.trainable.pretrained, settings.template)
         self.collate = self._collator()
         self.train_step = self._step()
@@ -265,6 +270,7 @@ class Run:
     def _compiled(self) -> Any:
         """Compile the step for the shape of the run's batches."""
         known, mesh, flags = self.status.remat, self.settings.mesh, self.settings.flags
+        fsdp = self.trainable.pretrained.fsdp
         say(f"compiling the step: {self._described()}")
         start = time.perf_counter()
         arguments = (
@@ -274,11 +280,11 @@ class Run:
             self.key,
         )
         with jax.set_mesh(mesh):
-            layout = f"{flags.mesh} --fsdp" if flags.fsdp else flags.mesh
+            layout = f"{flags.mesh} --fsdp" if fsdp else flags.mesh
             remat = self.settings.remat or known.get(layout)
             if remat is None:
                 # Without recomputation, the layers that --fsdp gathers would all be kept.
-                order = ORDER[1:] if flags.fsdp else ORDER
+                order = ORDER[1:] if fsdp else ORDER
                 fit = choose_remat(self.train_step, arguments, device_memory(), order)
                 program, known[layout] = fit.program, fit.remat
                 say(str(fit))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
@@ -15,7 +14,6 @@ from prompteol_jax.ops.scan import Remat
 from train.step import TrainStep
 
 ORDER: Final[tuple[Remat, ...]] = ("none", "dots", "full")  # from the fastest to the smallest
-_FILLED: Final = 0.9  # of a device's memory: development scores need some
 
 
 class Fit(NamedTuple):
@@ -38,7 +36,9 @@ class Fit(NamedTuple):
         line = f"memory: a step needs {tried} of a device's {self.memory / 1e9:.2f} GB"
         line += f": --remat {self.remat}"
         if self.needs.get(self.remat, 0) > self.memory:
-            line += "; it does not fit: more --chunks, a larger --mesh or --dtype bfloat16 help"
+            line += (
+                "; it does not fit: more --chunks, --fsdp, a larger --mesh, --dtype bfloat16 help"
+            )
         return line
 
 
@@ -84,12 +84,3 @@ def program_bytes(program: Any, arguments: tuple) -> int:
         + analysis.temp_size_in_bytes
         + copy
     )
-
-
-def device_memory() -> int:
-    """Return the bytes of a device that a run may fill; simulated devices share the machine's."""
-    devices = jax.local_devices()
-    limit = (devices[0].memory_stats() or {}).get("bytes_limit")
-    if limit is None:
-        limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(devices)
-    return int(_FILLED * limit)

@@ -79,8 +79,8 @@ class Trainable:
         """Return the model with the weights that were last written into the run."""
         model, folder = self.pretrained, paths.local_copy(exported_folder(run, full=self.full))
         if self.full:
-            dtype = model.decoder.dtype
-            return load_pretrained(str(folder), model.mesh, dtype=dtype, weight_dtype=jnp.float32)
+            how: dict[str, Any] = {"dtype": model.decoder.dtype, "fsdp": model.fsdp}
+            return load_pretrained(str(folder), model.mesh, weight_dtype=jnp.float32, **how)
         decoder = peft.load_adapter(model.decoder, model.config, folder, model.mesh)
         return dataclasses.replace(model, decoder=decoder, adapter=folder)
 
@@ -104,6 +104,7 @@ def make_trainable(settings: ModelSettings, mesh: Mesh) -> Trainable:
         quantize=settings.quantize,
         base_dropout=settings.base_dropout,
         fsdp=settings.fsdp,
+        copies=4 if full else 1,  # gradients and two moments beside the weights
     )
     decoder, lora = pretrained.decoder, settings.lora
     if adapter is not None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from prompteol_jax.text.template import Template
 
 # Flags that change how fast vectors are computed, and of the vectors only their rounding.
-_NOT_DECISIVE: Final = ("mesh", "batch_tokens", "plan", "any_method")
+_NOT_DECISIVE: Final = ("mesh", "fsdp", "batch_tokens", "plan", "any_method")
 
 
 def flag(
@@ -132,6 +132,9 @@ class ModelOptions:
     """Use an adapter with another method or template than it was trained with."""
     mesh: str = "1x1"
     """DATAxMODEL: devices along each axis; a CPU simulates what it lacks."""
+    fsdp: bool = False
+    """Shard the linear layers' matrices over DATA too, and gather each layer's when it runs. It is
+    chosen by itself where the weights would not fit otherwise."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of activations and weights; bfloat16 for encode, float32 for evaluation by default."""
     quantize: Literal["nf4", "int8"] | None = None
@@ -175,6 +178,7 @@ class ModelOptions:
             mesh=mesh or self.mesh,
             dtype=self.dtype or default_dtype,
             quantize=self.quantize,
+            fsdp=self.fsdp,
             layer=self.layer,
             pooling="last" if chosen else self.pooling,
             batch_tokens=self.batch_tokens,

@@ -58,7 +58,7 @@ class Linear(nnx.Module):
         return y.astype(x.dtype)
 
     def _gathered(self, dtype: Any) -> Any:
-        """Return the weight of one layer, gathered over data in this dtype or, quantized, as it is."""
+        """Return the weight of one layer, gathered over data in this dtype, or in few bits."""
         x_dims, w_dims, _ = split_equation(self.equation)
         w = self.w.get_value()
         if not isinstance(w, quant.Quantized):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any, Final
@@ -18,11 +19,11 @@ from prompteol_jax.lora import peft
 from prompteol_jax.mesh import check_mesh
 from prompteol_jax.methods.library import check_trained_with
 from prompteol_jax.methods.record import Method
-from prompteol_jax.models import build, tiny
+from prompteol_jax.models import build, memory, tiny
 from prompteol_jax.models.decoder import Decoder
 from prompteol_jax.pretrained import hub, source
 from prompteol_jax.quant import formats as quant
-from prompteol_jax.runtime import keep_compiled
+from prompteol_jax.runtime import device_memory, keep_compiled
 from prompteol_jax.storage import paths
 from prompteol_jax.text.tokenizer import Tokenizer
 
@@ -31,6 +32,7 @@ TOKENIZER_FILES: Final = (
     *("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
+_log = logging.getLogger("prompteol_jax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Pretrained:
         adapter: the folder of the adapter on it, if any.
         layer: the inner layer it ends at, counted from 1; None for the whole model.
         quantize: kind of the linear layers' matrices; None where they are in its dtype.
+        fsdp: whether those are sharded over data too.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Pretrained:
     adapter: Path | None = None
     layer: int | None = None
     quantize: quant.Kind | None = None
+    fsdp: bool = False
 
 
 def check_precision(dtype: str, quantize: str | None) -> None:
@@ -80,6 +84,7 @@ def load_pretrained(
     layer: int | None = None,
     base_dropout: float | None = None,
     fsdp: bool = False,
+    copies: int = 1,
 ) -> Pretrained:
     """Load `tiny`, a Hugging Face folder or a hub name onto a mesh.
 
@@ -90,7 +95,9 @@ def load_pretrained(
         method: the one that the adapter must have been trained with, if its folder says which.
         layer: run up to `hidden_states[layer]` only, which is then returned raw.
         base_dropout: the model's own dropout of training, instead of its config's.
-        fsdp: shard the linear layers' matrices over data too.
+        fsdp: shard the linear layers' matrices over data too; it is done, and logged, where the
+            weights would not fit a device otherwise.
+        copies: arrays of the size of the weights that a device will hold.
     Raises: UserError, NotFound or OSError, before any weight is read, where an argument
         does not fit; WeightMismatch where the weights do not.
     """
@@ -106,12 +113,18 @@ def load_pretrained(
     check_mesh(config.sizes, (mesh.shape["data"], mesh.shape["model"]))
     layers = build.resolve_layer(layer, config.L)
     tokenizer = found.tokenizer()
-    how: dict[str, Any] = {"weight_dtype": weight_dtype, "quantize": quantize, "fsdp": fsdp}
-    decoder = found.decoder(mesh, dtype=dtype, layers=layers, **how)
+    how: dict[str, Any] = {"dtype": dtype, "weight_dtype": weight_dtype, "quantize": quantize}
+    how |= {"layers": layers}
+    why = None if fsdp else memory.why_fsdp(config, mesh, device_memory(), copies=copies, **how)
+    if why is not None:
+        _log.warning("%s", why)
+        fsdp = True
+    decoder = found.decoder(mesh, **how, fsdp=fsdp)
     if adapter_folder is not None:
         decoder = peft.load_adapter(decoder, config, adapter_folder, mesh)
     return Pretrained(
-        name, found.folder, config, tokenizer, decoder, mesh, adapter_folder, layers, quantize
+        *(name, found.folder, config, tokenizer, decoder, mesh, adapter_folder, layers, quantize),
+        fsdp=fsdp,
     )
 
 

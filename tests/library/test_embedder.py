@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 from prompteol_jax import Embedder
+from prompteol_jax.encoding import runners
 from prompteol_jax.models import build
+from prompteol_jax.models.decoder import Rows
 from prompteol_jax.text import template
 
 WORDS = (
@@ -41,6 +44,20 @@ def test_a_text_has_the_same_bits_whatever_is_beside_it_on_a_mesh(embedders, vec
     order = np.random.default_rng(0).permutation(len(TEXTS))
     np.testing.assert_array_equal(spread.encode([TEXTS[i] for i in order]), whole[order])
     np.testing.assert_array_equal(spread.encode(TEXTS[3:4]), whole[3:4])
+
+
+def test_matrices_sharded_over_data_give_the_same_vectors(embedders, vectors):
+    sharded = Embedder.from_pretrained("tiny", mesh="4x1", dtype="float32", fsdp=True)
+    w = build.leaves(sharded.decoder)["blocks.mlp.up.w"]
+    assert 4 * math.prod(w.sharding.shard_shape(w.shape)) == w.size
+    z_nD = sharded.encode(TEXTS)
+    np.testing.assert_allclose(z_nD, [vectors[t] for t in TEXTS], atol=1e-5)
+    rows = Rows(np.full((4, 8), 5, np.int32), np.full((4, 1), 7, np.int32))
+    found = []
+    for embedder in (sharded, embedders("tiny")):
+        with jax.set_mesh(embedder.pretrained.mesh):  # as an accelerator encodes
+            found.append(np.asarray(runners.encode(embedder.decoder, rows)))
+    np.testing.assert_allclose(*found, atol=1e-5)
 
 
 def test_vectors_are_float32_in_the_order_of_the_texts(embedders, vectors):

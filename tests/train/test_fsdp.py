@@ -1,18 +1,23 @@
 """Laws of `--fsdp`: the same losses, an eighth of the matrices on a device, one layer gathered."""
 
+import itertools
 import math
 import re
 
+import jax
 import numpy as np
 import pytest
 
+from prompteol_jax.errors import UserError
 from prompteol_jax.mesh import make_mesh, parse_mesh
 from prompteol_jax.models import build
+from prompteol_jax.pretrained import load
 from prompteol_jax.quant import formats as quant
 from train.config import TrainConfig
 from train.data.read import read_data
 from train.loop import Run
 from train.resolve import resolve
+from train.run.checkpoints import Checkpoints
 from train.run.folder import RunFolder
 
 STEPS = 10
@@ -74,13 +79,67 @@ def test_a_run_that_goes_on_with_fsdp_does_not_keep_what_it_gathers(tmp_path):
     assert run.status.remat == {"2x1": "none", "2x1 --fsdp": "dots"}
 
 
-@pytest.mark.xfail(strict=True, reason="open: some gathers are as large as a whole matrix stack")
-def test_no_more_than_a_layer_is_gathered_together(tmp_path):
-    run = begun(tmp_path, fsdp=True)
-    text = run.program.result().as_text()
-    gathered = re.findall(r"= (?:\w+)\[([\d,]+)\]\S* all-gather\(", text)
-    sizes = [math.prod(map(int, shape.split(","))) for shape in gathered]
-    one_layer = max(x.size // len(x) for x in matrices(run))
-    assert one_layer in sizes
-    frozen = {x.size for x in matrices(run)}
-    assert not frozen & set(sizes)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"quantize": "nf4"},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"full": True, "rank": 64, "dropout": 0.05}, marks=pytest.mark.slow),
+    ],
+    ids=["nf4", "lora", "full"],
+)
+def test_no_more_than_a_matrix_of_one_layer_is_gathered(flags, checkpoint, tmp_path):
+    model = str(checkpoint("llama-odd-tiny"))  # three layers are scanned
+    run = begun(tmp_path, "4x1", fsdp=True, model=model, **flags)
+    gathered = gathered_sizes(run.program.result().as_text())
+    stacks = [x for x in matrices(run) if not x.sharding.is_fully_replicated]
+    assert len(stacks) >= 5
+    one_layer = {x.size // len(x) for x in stacks}
+    assert one_layer <= set(gathered)
+    assert max(gathered) == max(one_layer)
+
+
+def gathered_sizes(text):
+    """The numbers in every array that an all-gather of a compiled program makes."""
+    results = re.findall(r"= (.*?) all-gather(?:-start)?\(", text)
+    shapes = [shape for result in results for shape in re.findall(r"\w+\[([\d,]+)\]", result)]
+    return [math.prod(map(int, shape.split(","))) for shape in shapes]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_restores_in_the_other_layout(tmp_path):
+    flags = dict(full=True, rank=64, dropout=0.05, lr=1e-4)
+    runs = {fsdp: begun(tmp_path / "run", "4x1", fsdp=fsdp, **flags) for fsdp in (False, True)}
+    for before, after in ((False, True), (True, False)):
+        old, new = runs[before], runs[after]
+        taken = next(old.steps(old.train_step.init(old.trainable.start), old.collated(0)))
+        checkpoints = Checkpoints(tmp_path / str(before), keep=1)
+        checkpoints.save(1, taken.state, {})
+        first = new.train_step.init(new.trainable.start)
+        _, restored, _ = Checkpoints(tmp_path / str(before), keep=1).restore(first)
+        checkpoints.close()
+        for ours, theirs, like in zip(
+            *map(jax.tree.leaves, (restored, taken.state, first)), strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+            assert ours.sharding == like.sharding
+        kept, changed = (
+            [float(x.metrics["loss"]) for x in itertools.islice(run.steps(state, batches), 2)]
+            for run, state, batches in (
+                (old, taken.state, old.collated(1)),
+                (new, restored, new.collated(1)),
+            )
+        )
+        np.testing.assert_allclose(changed, kept, rtol=1e-6)
+
+
+def test_weights_that_do_not_fit_a_device_are_sharded_without_the_flag(
+    tmp_path, monkeypatch, caplog
+):
+    assert not begun(tmp_path / "fits", "4x1").trainable.pretrained.fsdp
+    monkeypatch.setattr(load, "device_memory", lambda: 2_000_000)
+    found = begun(tmp_path / "large", "4x1").trainable.pretrained
+    assert found.fsdp
+    assert "GB with --fsdp, which is chosen" in caplog.text
+    with pytest.raises(UserError, match="--remat none would keep"):
+        begun(tmp_path / "none", "4x1", remat="none")

@@ -18,6 +18,7 @@ from prompteol_jax.cli.options import check, flag, spelled
 from prompteol_jax.errors import NotFound, UserError, nearest
 from prompteol_jax.storage import atomic, json_files
 from tpu.chips import parse_topology
+from train.flags import REMAT_WITH_FSDP
 
 if TYPE_CHECKING:
     from prompteol_jax import models
@@ -34,7 +35,7 @@ class PlanOptions:
     model: str
     """A published shape (opt-6.7b, llama-2-7b, llama-3.1-405b, ...), a folder or a hub name."""
     job: Literal["encode", "train"] = "encode"
-    """Encoding a steady stream, or a LoRA step on triplets."""
+    """Encoding a steady stream, or a training step on triplets, of LoRA unless --full."""
     topology: str = "v5e:2x4"
     """CHIP:AxB, such as v5e:2x4 or v5p:2x2x1; `auto` finds the smallest v5e slice that fits."""
     mesh: str = AUTO
@@ -47,6 +48,8 @@ class PlanOptions:
     """Lengths of the stream, from `python -m tpu.lengths`; STS-B dev or NLI triplets by default."""
     quantize: Literal["nf4", "int8"] | None = None
     """Kind of the linear layers' frozen matrices."""
+    fsdp: bool = False
+    """Shard the linear layers' matrices over DATA too, and gather each layer's when it runs."""
     packed: bool = True
     """Encode: several short sentences a row; --no-packed for one a row in fixed buckets."""
     batch_tokens: int | None = flag(None, at_least=1)
@@ -57,6 +60,8 @@ class PlanOptions:
     """Train: parts that a batch is encoded in."""
     remat: Literal["none", "dots", "full"] = "dots"
     """Train: what the backward pass recomputes."""
+    full: bool = False
+    """Train: every weight, in float32 with its two moments, instead of an adapter."""
     json: Path | None = None
     """File for the plan; with several, the best one's fields and `ranking` or `sweep`."""
     plot: Path | None = None
@@ -69,6 +74,7 @@ class PlanOptions:
         topologies = [*self.slices(), *([] if self.topology == AUTO else [self.topology])]
         return [
             *(f"{flag} changes nothing in {job}: drop it" for flag, job in self._unused()),
+            *self._misfits(),
             *problems(parse_topology, topologies),
             *problems(parse_mesh, () if self.mesh == AUTO else (self.mesh,)),
         ]
@@ -77,9 +83,21 @@ class PlanOptions:
         """Return the slices of --sweep."""
         return [] if self.sweep is None else self.sweep.split(",")
 
+    def _misfits(self) -> list[str]:
+        """Return what no run takes either."""
+        wrong = []
+        if self.full and self.quantize is not None:
+            wrong.append(f"--full trains every weight, --quantize {self.quantize} freezes them")
+        if self.job == "train" and self.fsdp and self.remat == "none":
+            wrong.append(REMAT_WITH_FSDP)
+        return wrong
+
     def _unused(self) -> Iterator[tuple[str, str]]:
         """Yield the flags that were given and that the job does not read."""
-        other = {"encode": ("batch", "chunks", "remat"), "train": ("packed", "batch_tokens")}
+        other = {
+            "encode": ("batch", "chunks", "remat", "full"),
+            "train": ("packed", "batch_tokens"),
+        }
         jobs = [(name, f"--job {self.job}") for name in other[self.job]]
         jobs += [
             ("plot", "a plan without --sweep") if self.sweep is None else ("topology", "--sweep")
@@ -142,6 +160,7 @@ def make_job(options: PlanOptions) -> Encode | Train:
             lengths=lengths,
             C=C,
             quantize=options.quantize,
+            fsdp=options.fsdp,
             packed=options.packed,
             batch_tokens=options.batch_tokens,
         )
@@ -150,6 +169,8 @@ def make_job(options: PlanOptions) -> Encode | Train:
         lengths=lengths,
         C=C,
         quantize=options.quantize,
+        full=options.full,
+        fsdp=options.fsdp,
         batch=options.batch,
         chunks=options.chunks,
         remat=options.remat,

@@ -105,7 +105,7 @@ def compile_job(job: Encode | Train, topology: Topology, mesh: Mesh) -> list[Com
 def compile_step(step: Step, topology: Topology, mesh: Mesh) -> Compiled:
     """Compile one shape; for one that does not fit return the bytes that it needs."""
     start = time.perf_counter()
-    held = sum(map(_shard_bytes, jax.tree.leaves(step.arguments)))
+    held = sum(map(shard_bytes, jax.tree.leaves(step.arguments)))
     if held > topology.chip.hbm_bytes:  # weights alone do not fit: nothing to compile
         return Compiled(step, held, 0, held, 0.0, 0, None, 0.0)
     with _quiet():
@@ -127,7 +127,8 @@ def compile_step(step: Step, topology: Topology, mesh: Mesh) -> Compiled:
     return Compiled(step, held, memory.temp_size_in_bytes, needed, flops, output, estimated, spent)
 
 
-def _shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+def shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+    """Return the bytes of a placeholder on one device; a key's are not counted."""
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return 0
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize

@@ -162,10 +162,19 @@ class _Walk:
         return "hbm", min(moved, default=0) / self.topology.chip.bandwidth
 
     def _collective_in(self, instruction: Instruction) -> Instruction | None:
+        """Return the collective that an instruction is or holds.
+
+        A fusion `all-reduce-scatter` is a reduce-scatter, written as an all-reduce and a slice.
+        """
         if interconnect.kind(instruction):
             return instruction
-        inner = self.program.computations.get(instruction.called.get("calls", ""), ())
-        return next((i for i in inner if interconnect.kind(i)), None)
+        called = instruction.called.get("calls", "")
+        inner = self.program.computations.get(called, ())
+        found = next((i for i in inner if interconnect.kind(i)), None)
+        if found is None or not called.startswith("all-reduce-scatter"):
+            return found
+        source = found.source or instruction.source
+        return dataclasses.replace(found, opcode="reduce-scatter", source=source)
 
     def _count(
         self,

@@ -91,6 +91,26 @@ def test_links_carry_one_collective_at_a_time():
     assert found.collective_s == pytest.approx(2 * link)
 
 
+def test_a_fused_all_reduce_and_slice_is_a_reduce_scatter():
+    text = f"""HloModule m
+
+%all-reduce-scatter.1 (p: f32[]) -> f32[] {{
+  %p = {ARRAY} parameter(0)
+  %sum = {ARRAY} all-reduce(%p), {ALL}
+  ROOT %r = f32[32,1024]{{1,0}} dynamic-slice(%sum)
+}}
+
+ENTRY %main (a: f32[]) -> f32[] {{
+  %a = {ARRAY} parameter(0)
+  ROOT %b = f32[32,1024]{{1,0}} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
+}}
+"""
+    found = cost.estimate(hlo.parse(text), V5E, PLACES)
+    (booked,) = found.collectives.values()
+    assert (booked.kind, booked.count, booked.bytes) == ("reduce-scatter", 1, BYTES)
+    assert found.collective_s == pytest.approx(7 / 8 * BYTES / (2 * LINK))
+
+
 def test_a_collective_among_fusions_that_compute_is_one():
     link = 2 * 1 / 2 * BYTES / LINK
     chained = f'channel_id=7, {PAIRS}, frontend_attributes={{chain_id="0"}}'

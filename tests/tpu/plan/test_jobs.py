@@ -11,6 +11,7 @@ from prompteol_jax.models.published import PUBLISHED
 from prompteol_jax.ops import platform
 from prompteol_jax.ops.einsum import matrix_flops
 from tpu.lengths import read_lengths
+from tpu.plan.compiled import shard_bytes
 from tpu.plan.jobs import Encode, Train, linear_weights
 
 pytestmark = pytest.mark.unit
@@ -43,6 +44,17 @@ def test_jobs_lower_for_accelerators(job, name, mesh, monkeypatch):
     kernel = "tpu_custom_call" in text
     assert kernel == (name == "tpu" and job == "packed")
     assert "bitcast_convert" not in text.split("dot_general")[0]
+
+
+@pytest.mark.parametrize(("full", "bytes_of_weight"), [(False, 2), (True, 12)])
+def test_fsdp_halves_what_a_device_of_two_data_shards_holds(full, bytes_of_weight, mesh):
+    job, held = dataclasses.replace(JOBS["train"], full=full), {}
+    for fsdp in (False, True):
+        (step,) = dataclasses.replace(job, fsdp=fsdp).steps(mesh)
+        held[fsdp] = sum(map(shard_bytes, jax.tree.leaves(step.arguments)))
+    on_a_model_shard = linear_weights(job.config) * bytes_of_weight // mesh.shape["model"]
+    assert held[False] - held[True] == on_a_model_shard // 2
+    assert job.passes == 2 + full
 
 
 def test_the_shares_of_the_buckets_are_a_whole(mesh):
