@@ -127,11 +127,9 @@ class Embedder:
             adapter: a PEFT folder or hub name, or the folder of a training run.
             mesh: DATAxMODEL, devices along each axis; or what `make_mesh` gives.
             dtype: `float32` or `bfloat16`, for activations and weights.
-            quantize: `nf4` or `int8`: keep the matrices of linear layers in 4 or 8 bits.
+            quantize: `nf4` or `int8`, for the linear layers' matrices; fsdp: shard them over data.
             any_method: take an adapter that was trained with another method or template.
             layer: number of the `hidden_states` entry to take; the method's or last by default.
-            fsdp: shard the matrices of linear layers over data too; each layer's are gathered when
-                it runs. It is done, and logged, where the weights would not fit otherwise.
         Raises: UserError, NotFound or OSError that says what to do, before any work.
         """
         load.check_precision(dtype, quantize)
@@ -140,8 +138,7 @@ class Embedder:
         run = chosen or plain_method(as_template(template or PROMPTEOL), pooled.name, layer)
         check_plan(plan, batch_tokens, pooled, edits)
         check_length(max_tokens, truncate)
-        if chosen is not None:
-            layer = on_model.layer_to_load(chosen, source.resolve_config(str(model)).L)
+        layer = on_model.layer_to_load(chosen, source.resolve_config(model).L) if chosen else layer
         weights: dict[str, Any] = {"dtype": jnp.dtype(dtype), "quantize": quantize, "layer": layer}
         weights |= {"adapter": adapter, "method": None if any_method else run, "fsdp": fsdp}
         pretrained = load.load_pretrained(str(model), as_mesh(mesh), **weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
@@ -11,6 +12,8 @@ from jax.sharding import Mesh
 from prompteol_jax.models import Config, build
 from prompteol_jax.models.decoder import Decoder
 
+_log = logging.getLogger("prompteol_jax")
+
 
 def device_bytes(model: Decoder) -> int:
     """Return the bytes of a device that the arrays of a model, or their placeholders, take."""
@@ -18,8 +21,8 @@ def device_bytes(model: Decoder) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
-def why_fsdp(config: Config, mesh: Mesh, memory: int, *, copies: int = 1, **how: Any) -> str | None:
-    """Return why matrices have to be sharded over data; None where the weights fit without that.
+def choose_fsdp(config: Config, mesh: Mesh, memory: int, *, copies: int = 1, **how: Any) -> bool:
+    """Return whether the weights fit a device only with matrices sharded over data, and log it.
 
     Args:
         memory: bytes of a device that may be filled.
@@ -28,15 +31,16 @@ def why_fsdp(config: Config, mesh: Mesh, memory: int, *, copies: int = 1, **how:
         how: arguments of `build.abstract_decoder`.
     """
     if mesh.shape["data"] == 1:
-        return None
+        return False
     replicated, sharded = (
         copies * device_bytes(build.abstract_decoder(config, mesh, fsdp=fsdp, **how))
         for fsdp in (False, True)
     )
     if replicated <= memory:
-        return None
+        return False
     what = "weights" if copies == 1 else "weights, gradients and moments"
-    return (
-        f"the {what} need {replicated / 1e9:.2f} GB of a device's {memory / 1e9:.2f} GB, and "
-        f"{sharded / 1e9:.2f} GB with --fsdp, which is chosen"
+    _log.warning(
+        "the %s need %.2f GB of a device's %.2f GB, and %.2f GB with --fsdp, which is chosen",
+        *(what, replicated / 1e9, memory / 1e9, sharded / 1e9),
     )
+    return True

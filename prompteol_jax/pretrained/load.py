@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import shutil
 from pathlib import Path
 from typing import Any, Final
@@ -32,7 +31,6 @@ TOKENIZER_FILES: Final = (
     *("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
-_log = logging.getLogger("prompteol_jax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,18 +93,13 @@ def load_pretrained(
         method: the one that the adapter must have been trained with, if its folder says which.
         layer: run up to `hidden_states[layer]` only, which is then returned raw.
         base_dropout: the model's own dropout of training, instead of its config's.
-        fsdp: shard the linear layers' matrices over data too; it is done, and logged, where the
-            weights would not fit a device otherwise.
+        fsdp: shard the linear layers' matrices over data too; see `memory.choose_fsdp`.
         copies: arrays of the size of the weights that a device will hold.
     Raises: UserError, NotFound or OSError, before any weight is read, where an argument
         does not fit; WeightMismatch where the weights do not.
     """
     keep_compiled()
-    adapter_folder = None if adapter is None else find_adapter(adapter)
-    if adapter_folder is not None and method is not None:
-        check_trained_with(adapter_folder, method)
-    if adapter_folder is not None:
-        peft.read_adapter_config(adapter_folder)
+    adapter_folder = None if adapter is None else _checked_adapter(adapter, method)
     found = source.resolve(name)
     config = build.replace_dropout(found.config, base_dropout)
     found = dataclasses.replace(found, config=config)
@@ -114,18 +107,22 @@ def load_pretrained(
     layers = build.resolve_layer(layer, config.L)
     tokenizer = found.tokenizer()
     how: dict[str, Any] = {"dtype": dtype, "weight_dtype": weight_dtype, "quantize": quantize}
-    how |= {"layers": layers}
-    why = None if fsdp else memory.why_fsdp(config, mesh, device_memory(), copies=copies, **how)
-    if why is not None:
-        _log.warning("%s", why)
-        fsdp = True
-    decoder = found.decoder(mesh, **how, fsdp=fsdp)
+    how["layers"] = layers
+    fsdp = fsdp or memory.choose_fsdp(config, mesh, device_memory(), copies=copies, **how)
+    decoder = found.decoder(mesh, fsdp=fsdp, **how)
     if adapter_folder is not None:
         decoder = peft.load_adapter(decoder, config, adapter_folder, mesh)
-    return Pretrained(
-        *(name, found.folder, config, tokenizer, decoder, mesh, adapter_folder, layers, quantize),
-        fsdp=fsdp,
-    )
+    first = (name, found.folder, config, tokenizer, decoder, mesh, adapter_folder)
+    return Pretrained(*first, layers, quantize, fsdp)
+
+
+def _checked_adapter(name: str | Path, method: Method | None) -> Path:
+    """Find an adapter and refuse one that cannot be read or was trained with another method."""
+    folder = find_adapter(name)
+    if method is not None:
+        check_trained_with(folder, method)
+    peft.read_adapter_config(folder)
+    return folder
 
 
 def save_pretrained(pretrained: Pretrained, decoder: Decoder, folder: Path, *, dtype: str) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from prompteol_jax.mesh import make_mesh
 from prompteol_jax.models import build, tiny
-from prompteol_jax.models.memory import device_bytes, why_fsdp
+from prompteol_jax.models.memory import device_bytes, choose_fsdp
 
 HOW = {"dtype": jnp.bfloat16}
 
@@ -26,9 +26,8 @@ def test_bytes_of_a_device_are_those_of_its_shards():
     ("shape", "copies", "room", "chosen"),
     [((4, 1), 1, 0, False), ((4, 1), 1, -1, True), ((4, 1), 4, 0, True), ((1, 4), 1, -1, False)],
 )
-def test_fsdp_is_for_weights_that_do_not_fit_and_a_data_axis(shape, copies, room, chosen):
+def test_fsdp_is_for_weights_that_do_not_fit_and_a_data_axis(shape, copies, room, chosen, caplog):
     memory = of(shape) + room
-    why = why_fsdp(tiny.CONFIG, make_mesh(shape), memory, copies=copies, **HOW)
-    assert (why is not None) == chosen
-    if why is not None:
-        assert ("gradients and moments" in why) == (copies > 1)
+    found = choose_fsdp(tiny.CONFIG, make_mesh(shape), memory, copies=copies, **HOW)
+    assert found == chosen == ("which is chosen" in caplog.text)
+    assert ("gradients and moments" in caplog.text) == (chosen and copies > 1)
