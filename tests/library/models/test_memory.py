@@ -5,7 +5,7 @@ import pytest
 
 from prompteol_jax.mesh import make_mesh
 from prompteol_jax.models import build, tiny
-from prompteol_jax.models.memory import device_bytes, choose_fsdp
+from prompteol_jax.models.memory import choose_fsdp, device_bytes
 
 HOW = {"dtype": jnp.bfloat16}
 
