@@ -79,13 +79,10 @@ def test_a_run_that_goes_on_with_fsdp_does_not_keep_what_it_gathers(tmp_path):
     assert run.status.remat == {"2x1": "none", "2x1 --fsdp": "dots"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
-    [
-        {"quantize": "nf4"},
-        pytest.param({}, marks=pytest.mark.slow),
-        pytest.param({"full": True, "rank": 64, "dropout": 0.05}, marks=pytest.mark.slow),
-    ],
+    [{"quantize": "nf4"}, {}, {"full": True, "rank": 64, "dropout": 0.05}],
     ids=["nf4", "lora", "full"],
 )
 def test_no_more_than_a_matrix_of_one_layer_is_gathered(flags, checkpoint, tmp_path):
