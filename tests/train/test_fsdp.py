@@ -112,9 +112,9 @@ def test_a_checkpoint_restores_in_the_other_layout(tmp_path):
         taken = next(old.steps(old.train_step.init(old.trainable.start), old.collated(0)))
         checkpoints = Checkpoints(tmp_path / str(before), keep=1)
         checkpoints.save(1, taken.state, {})
+        checkpoints.close()
         first = new.train_step.init(new.trainable.start)
         _, restored, _ = Checkpoints(tmp_path / str(before), keep=1).restore(first)
-        checkpoints.close()
         for ours, theirs, like in zip(
             *map(jax.tree.leaves, (restored, taken.state, first)), strict=True
         ):
