@@ -16,7 +16,7 @@ _PATIENT: Final = (
     "--xla_cpu_collective_call_warn_stuck_timeout_seconds=600 "
     "--xla_cpu_collective_call_terminate_timeout_seconds=3600"
 )
-_FILLED: Final = 0.9  # of a device's memory: what runs beside a step or a batch needs some
+_FILLED: Final = 0.9  # of a device's memory; the rest is for what runs with a step or a batch
 
 
 def cache_folder() -> Path:

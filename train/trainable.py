@@ -104,7 +104,7 @@ def make_trainable(settings: ModelSettings, mesh: Mesh) -> Trainable:
         quantize=settings.quantize,
         base_dropout=settings.base_dropout,
         fsdp=settings.fsdp,
-        copies=4 if full else 1,  # gradients and two moments beside the weights
+        copies=4 if full else 1,  # the weights, gradients and two moments
     )
     decoder, lora = pretrained.decoder, settings.lora
     if adapter is not None:

@@ -46,6 +46,7 @@ def test_a_text_has_the_same_bits_whatever_is_beside_it_on_a_mesh(embedders, vec
     np.testing.assert_array_equal(spread.encode(TEXTS[3:4]), whole[3:4])
 
 
+@pytest.mark.slow
 def test_matrices_sharded_over_data_give_the_same_vectors(embedders, vectors):
     sharded = Embedder.from_pretrained("tiny", mesh="4x1", dtype="float32", fsdp=True)
     w = build.leaves(sharded.decoder)["blocks.mlp.up.w"]

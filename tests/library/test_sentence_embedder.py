@@ -62,7 +62,7 @@ def folders(tokenizers, tmp_path_factory):
         frame = (None, "<|endoftext|>") if "qwen" in name else ("<s>", "</s>")
         with_end(place / "model", *frame)
         modules = [Transformer(str(place / "model"), max_seq_length=96)]
-        width = modules[0].get_word_embedding_dimension()
+        width = modules[0].get_embedding_dimension()
         modules.append(Pooling(width, pooling_mode=pooling))
         for wider, activation in dense:
             function = getattr(torch.nn, activation)()

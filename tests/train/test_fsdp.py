@@ -48,6 +48,7 @@ def matrices(run):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "flags"),
     [
@@ -72,6 +73,7 @@ def test_ten_losses_are_those_of_replicated_weights(mesh, flags, tmp_path):
     np.testing.assert_allclose(losses(sharded), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_with_fsdp_does_not_keep_what_it_gathers(tmp_path):
     run = begun(tmp_path, "2x1", fsdp=True, remat="auto")
     run.status.remat = {"2x1": "none"}  # as a checkpoint without --fsdp has it
@@ -130,6 +132,7 @@ def test_a_checkpoint_restores_in_the_other_layout(tmp_path):
         np.testing.assert_allclose(changed, kept, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit_a_device_are_sharded_without_the_flag(
     tmp_path, monkeypatch, caplog
 ):

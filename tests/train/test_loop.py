@@ -140,6 +140,7 @@ def test_resuming_a_finished_run_gives_its_result_again(whole):
     assert {path: path.read_bytes() for path in files} == files
 
 
+@pytest.mark.slow
 def test_the_adapter_is_loaded_by_its_run_and_by_peft_with_the_same_outputs(whole, tmp_path):
     embedder = Embedder.from_pretrained("tiny", dtype="float32")
     trained = Embedder.from_pretrained("tiny", adapter=str(whole.folder), dtype="float32")

@@ -61,7 +61,8 @@ def test_every_value_out_of_range_is_told_with_what_is_allowed(given, told):
 def test_work_holds_every_flag_that_decides_a_vector_and_no_other():
     work = ModelOptions(model="tiny").work("float32")
     names = {field.name for field in dataclasses.fields(ModelOptions)}
-    assert names - work.keys() == {"mesh", "batch_tokens", "plan", "any_method", "method"}
+    not_decisive = {"mesh", "fsdp", "batch_tokens", "plan", "any_method", "method"}
+    assert names - work.keys() == not_decisive
     assert work["dtype"] == "float32" and work["weights"] == "tiny"
     assert ModelOptions(model="tiny", mesh="2x1").work("float32") == work
     assert ModelOptions(model="tiny", template="none").work("float32") != work

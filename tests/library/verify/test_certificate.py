@@ -89,6 +89,7 @@ def test_a_quantized_base_is_told_from_the_whole_one(checkpoints, coarse):
     assert 0.9 < check.numbers["smallest_cosine"] < 0.999999
 
 
+@pytest.mark.slow
 def test_a_changed_weight_fails_parity_alone(sound):
     embedder = changed(sound, lambda path, leaf: leaf * 1.5 if path == "last.mlp.up.w" else leaf)
     checks = verify.verify(embedder)
