@@ -1,4 +1,4 @@
-"""The law that a fast test is fast: it takes few seconds of processor time.
+"""The law that a test of `make test` is fast: it takes few seconds of processor time.
 
 Processor time, since other work on the machine must not make a test fail. A test that imports
 torch, transformers and the like for the whole process is not charged for it. `make test` ends with
@@ -39,8 +39,9 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     outcome: Any = yield
     seconds = _spent() - start
     item.user_properties.append(("processor seconds", round(seconds, 2)))
-    is_exempt = item.get_closest_marker("slow") or len(sys.modules) - modules > _IMPORTS
-    if seconds > LIMIT and not is_exempt and outcome.excinfo is None:
+    is_held = item.config.option.markexpr == "not slow"
+    is_exempt = len(sys.modules) - modules > _IMPORTS
+    if is_held and not is_exempt and seconds > LIMIT and outcome.excinfo is None:
         message = f"took {seconds:.1f} s of processor time, more than {LIMIT:.0f}: mark it slow"
         outcome.force_exception(pytest.fail.Exception(message))
 
