@@ -116,6 +116,7 @@ def test_mean_pooling_is_over_all_tokens_of_the_prompt_and_no_padding(
     oracle.assert_close(embedders(name, pooling="mean").encode(texts), references(name).mean)
 
 
+@pytest.mark.fast("opt-tiny", "opt-350m-tiny", "llama-odd-tiny", "llama3-tiny", "tinystories-656k")
 @pytest.mark.parametrize(
     "name",
     [
