@@ -12,8 +12,6 @@ from prompteol_jax.methods import on_model
 from prompteol_jax.methods.library import find_method
 from prompteol_jax.methods.record import Collect, Copy, ExtraSlot
 
-pytestmark = pytest.mark.unit
-
 
 def changed(name, **fields):
     return dataclasses.replace(find_method(name), **fields)
