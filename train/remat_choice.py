@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-import jax
-
 from prompteol_jax.distributed import Channel
+from prompteol_jax.models.memory import device_bytes
 from prompteol_jax.ops.scan import Remat
 from train.step import TrainStep
 
@@ -74,13 +72,11 @@ def program_bytes(program: Any, arguments: tuple) -> int:
     """Return the bytes of a device that a step needs: weights, batch, state, the copy of the state
     that is being saved, and all that is computed.
     """
-    state = jax.tree.leaves(arguments[0])
-    copy = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in state)
     analysis = program.memory_analysis()
     return (
         analysis.argument_size_in_bytes
         + analysis.output_size_in_bytes
         - analysis.alias_size_in_bytes
         + analysis.temp_size_in_bytes
-        + copy
+        + device_bytes(arguments[0])
     )

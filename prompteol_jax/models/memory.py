@@ -10,15 +10,17 @@ import jax
 from jax.sharding import Mesh
 
 from prompteol_jax.models import Config, build
-from prompteol_jax.models.decoder import Decoder
 
 _log = logging.getLogger("prompteol_jax")
 
 
-def device_bytes(model: Decoder) -> int:
-    """Return the bytes of a device that the arrays of a model, or their placeholders, take."""
-    leaves = jax.tree.leaves(model)
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+def device_bytes(tree: Any) -> int:
+    """Return the bytes of a device that arrays or their placeholders take; keys are not counted."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+        if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    )
 
 
 def choose_fsdp(config: Config, mesh: Mesh, memory: int, *, copies: int = 1, **how: Any) -> bool:

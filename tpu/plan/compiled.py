@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import math
 import os
 import re
 import time
@@ -18,6 +17,7 @@ from jax.sharding import Mesh
 from prompteol_jax import runtime
 from prompteol_jax.errors import UserError
 from prompteol_jax.mesh import make_mesh
+from prompteol_jax.models.memory import device_bytes
 from prompteol_jax.ops.einsum import matrix_flops
 from tpu.chips import Topology
 from tpu.plan import cost, hlo
@@ -105,7 +105,7 @@ def compile_job(job: Encode | Train, topology: Topology, mesh: Mesh) -> list[Com
 def compile_step(step: Step, topology: Topology, mesh: Mesh) -> Compiled:
     """Compile one shape; for one that does not fit return the bytes that it needs."""
     start = time.perf_counter()
-    held = sum(map(shard_bytes, jax.tree.leaves(step.arguments)))
+    held = device_bytes(step.arguments)
     if held > topology.chip.hbm_bytes:  # weights alone do not fit: nothing to compile
         return Compiled(step, held, 0, held, 0.0, 0, None, 0.0)
     with _quiet():
@@ -125,13 +125,6 @@ def compile_step(step: Step, topology: Topology, mesh: Mesh) -> Compiled:
     needed += memory.generated_code_size_in_bytes
     spent = time.perf_counter() - start
     return Compiled(step, held, memory.temp_size_in_bytes, needed, flops, output, estimated, spent)
-
-
-def shard_bytes(leaf: jax.ShapeDtypeStruct) -> int:
-    """Return the bytes of a placeholder on one device; a key's are not counted."""
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return 0
-    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def _needed(message: str, label: str, held: int) -> int:

@@ -116,8 +116,8 @@ class _Walk:
                 total.compute_s += (instruction.cycles or 0) / self.topology.chip.clock
                 if _ends(instruction):
                     _await(pending.pop(chain), total)
-            elif started := self._started(instruction, bytes_of, total):
-                lane, seconds = started
+            elif chain is not None or instruction.opcode.endswith("-start"):
+                lane, seconds = self._started(instruction, bytes_of, total)
                 free[lane] = max(now, free[lane]) + seconds
                 pending[chain or instruction.name] = _Pending(free[lane], lane)
             elif instruction.opcode.endswith("-done"):
@@ -147,10 +147,8 @@ class _Walk:
 
     def _started(
         self, instruction: Instruction, bytes_of: dict[str, int], total: Cost
-    ) -> tuple[str, float] | None:
+    ) -> tuple[str, float]:
         """Return the lane and seconds of what overlaps with the instructions that follow."""
-        if not (instruction.opcode.endswith("-start") or self._chain(instruction)):
-            return None
         collective = self._collective_in(instruction)
         if collective is not None:
             return "link", self._count(instruction, collective, bytes_of, total)

@@ -7,11 +7,11 @@ import pytest
 
 from prompteol_jax.mesh import make_mesh
 from prompteol_jax.models import build, tiny
+from prompteol_jax.models.memory import device_bytes
 from prompteol_jax.models.published import PUBLISHED
 from prompteol_jax.ops import platform
 from prompteol_jax.ops.einsum import matrix_flops
 from tpu.lengths import read_lengths
-from tpu.plan.compiled import shard_bytes
 from tpu.plan.jobs import Encode, Train, linear_weights
 
 pytestmark = pytest.mark.unit
@@ -51,7 +51,7 @@ def test_fsdp_halves_what_a_device_of_two_data_shards_holds(full, bytes_of_weigh
     job, held = dataclasses.replace(JOBS["train"], full=full), {}
     for fsdp in (False, True):
         (step,) = dataclasses.replace(job, fsdp=fsdp).steps(mesh)
-        held[fsdp] = sum(map(shard_bytes, jax.tree.leaves(step.arguments)))
+        held[fsdp] = device_bytes(step.arguments)
     on_a_model_shard = linear_weights(job.config) * bytes_of_weight // mesh.shape["model"]
     assert held[False] - held[True] == on_a_model_shard // 2
     assert job.passes == 2 + full
