@@ -9,7 +9,7 @@ has its own cached prefix.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,31 +77,29 @@ class Views:
         first = self.pipelines[0]
         if self.single:
             return first.encode(texts, report, **how)
-        total_nW = np.zeros((len(texts), first.width))
-        count_n = np.zeros(len(texts))
-        for pipeline, chosen, owners in self.each_prompt(texts):
-            own = Report()
-            counted = pipeline is first and chosen is texts  # a bar counts each text once
-            how |= {} if counted else {"progress": False}
-            z_mW = pipeline.encode(chosen, own, **how)
-            if chosen is texts:  # far faster than `add.at`, with the same bits
-                total_nW += z_mW
-                count_n += 1
-            else:
-                np.add.at(total_nW, owners, z_mW)
-                np.add.at(count_n, owners, 1)
-            report.add(own)
+        z_nW = self._mean(self._parts(texts, report, how), len(texts))
         report.texts, report.distinct = len(texts), len(set(texts))
         self.forget_bodies()
-        return self._finished(total_nW, count_n)
+        return z_nW
+
+    def _parts(
+        self, texts: Sequence[str], report: Report, how: Mapping[str, Any]
+    ) -> Iterator[tuple[np.ndarray, Sequence[int]]]:
+        """Yield the vectors of each prompt, and whose each of them is."""
+        for pipeline, chosen, owners in self.each_prompt(texts):
+            own = Report()
+            counted = pipeline is self.pipelines[0] and chosen is texts  # a bar counts a text once
+            quiet = {} if counted else {"progress": False}
+            yield pipeline.encode(chosen, own, **{**how, **quiet}), owners
+            report.add(own)
 
     def each_prompt(
         self, texts: Sequence[str]
-    ) -> Iterator[tuple[Pipeline, Sequence[str], list[int]]]:
+    ) -> Iterator[tuple[Pipeline, Sequence[str], Sequence[int]]]:
         """Yield what encodes each prompt, the texts that it reads, and whose each of them is."""
         for pipeline, variants in zip(self.pipelines, self.variants, strict=True):
             if variants is None:
-                yield pipeline, texts, list(range(len(texts)))
+                yield pipeline, texts, range(len(texts))
             else:
                 yield pipeline, *flattened(variants, texts)
 
@@ -120,14 +118,20 @@ class Views:
             owners: number of the text of each vector.
             texts: number of texts.
         """
-        if self.single:
-            return z_mD
-        total_nD, count_n = np.zeros((texts, z_mD.shape[1])), np.zeros(texts)
-        np.add.at(total_nD, owners, z_mD)
-        np.add.at(count_n, owners, 1)
-        return self._finished(total_nD, count_n)
+        return z_mD if self.single else self._mean([(z_mD, owners)], texts)
 
-    def _finished(self, total_nD: np.ndarray, count_n: np.ndarray) -> Float[np.ndarray, "n W"]:
+    def _mean(
+        self, parts: Iterable[tuple[np.ndarray, Sequence[int]]], texts: int
+    ) -> Float[np.ndarray, "n W"]:
+        """Return the mean of each text's vectors, after the post stages."""
+        total_nD, count_n = np.zeros((texts, self.pipelines[0].width)), np.zeros(texts)
+        for z_mD, owners in parts:
+            if isinstance(owners, range):  # each text once: far faster, with the same bits
+                total_nD += z_mD
+                count_n += 1
+            else:
+                np.add.at(total_nD, owners, z_mD)
+                np.add.at(count_n, owners, 1)
         mean_nD = (total_nD / count_n[:, None]).astype(np.float32)
         return self.post(mean_nD) if self.post else mean_nD
 
