@@ -34,15 +34,15 @@ def load_several(options: Sequence[ModelOptions], default_dtype: str) -> list[Em
     """
     from prompteol_jax.methods.library import check_trained_with
     from prompteol_jax.pretrained import source
+    from prompteol_jax.pretrained.load import find_adapter
 
     first = options[0]
     L = source.resolve_config(first.model).L
     deepest = max(range(len(options)), key=lambda n: _depth(options[n], L))
     if first.adapter is not None and not first.any_method:
-        from prompteol_jax.pretrained.load import find_adapter
-
+        adapter = find_adapter(first.adapter)
         for one in options:
-            check_trained_with(find_adapter(first.adapter), one.as_method())
+            check_trained_with(adapter, one.as_method())
     loaded = options[deepest].load(default_dtype)
     return [
         loaded if n == deepest else _on_weights_of(loaded, one) for n, one in enumerate(options)

@@ -62,13 +62,16 @@ class ServeOptions(ModelOptions):
         if self.plan != "fixed":
             found.append(f"--plan {self.plan} lets vectors depend on others; serve takes fixed")
         names = list(self.names)
-        for given, kind in ((self.also, "template"), (self.also_method, "method")):
-            spelling = "--also" if kind == "template" else "--also-method"
-            wrong = [text for text in given if not all(text.partition("=")[::2])]
-            found += [f"{spelling} {text} is not NAME={kind.upper()}" for text in wrong]
-            for name in (text.partition("=")[0] for text in given):
+        for flag_, given, kind in (
+            ("--also", self.also, "TEMPLATE"),
+            ("--also-method", self.also_method, "METHOD"),
+        ):
+            for text in given:
+                name, prompt = _named(text)
+                if not (name and prompt):
+                    found.append(f"{flag_} {text} is not NAME={kind}")
                 if name in names:
-                    found.append(f"{spelling} {name} is served under that name already")
+                    found.append(f"{flag_} {name} is served under that name already")
                 names.append(name)
         return found
 
@@ -80,14 +83,19 @@ class ServeOptions(ModelOptions):
     @property
     def others(self) -> dict[str, ServeOptions]:
         """The same flags with each of the other templates and methods, by name."""
-        templates, methods = (
-            {name: prompt for name, _, prompt in (text.partition("=") for text in given)}
-            for given in (self.also, self.also_method)
-        )
         return {
-            **{name: with_prompt(self, template=given) for name, given in templates.items()},
-            **{name: with_prompt(self, method=given) for name, given in methods.items()},
+            **{name: with_prompt(self, template=given) for name, given in map(_named, self.also)},
+            **{
+                name: with_prompt(self, method=given)
+                for name, given in map(_named, self.also_method)
+            },
         }
+
+
+def _named(text: str) -> tuple[str, str]:
+    """Split NAME=PROMPT; both may be empty."""
+    name, _, prompt = text.partition("=")
+    return name, prompt
 
 
 def read_keys(file: Path | None) -> tuple[str, ...]:
