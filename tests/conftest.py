@@ -35,7 +35,7 @@ pytest_plugins = ("durations",)
 
 @pytest.hookimpl(tryfirst=True)  # before marks choose among them
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever is huge is slow too, and so is what `fast` leaves out."""
+    """Mark huge tests slow too, and the parametrizations that `fast` does not name."""
     for item in items:
         fast = item.get_closest_marker("fast")
         is_slow = fast is not None and item.callspec.id not in fast.args

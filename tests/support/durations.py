@@ -7,6 +7,7 @@ the tests that took longest.
 
 from __future__ import annotations
 
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -22,14 +23,8 @@ _times: dict[str, float] = {}
 
 def _spent() -> float:
     """Return processor seconds of this process and its ended children."""
-    return time.process_time() + sum(_children())
-
-
-def _children() -> tuple[float, float]:
-    import resource
-
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime, usage.ru_stime
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 @pytest.hookimpl(hookwrapper=True)
