@@ -17,9 +17,12 @@ until url=$(grep -o 'ready on http://[^,]*' "$scratch/log" | cut -d' ' -f3) && [
 done
 
 "$python" "$here/clients.py" expected "$scratch/expected.npy"
-for client in openai langchain-openai llama-index-embeddings-openai; do
+for client in openai langchain-openai llama-index-embeddings-openai mteb; do
     "$python" -m venv "$scratch/$client"
-    "$scratch/$client/bin/pip" install --quiet "$client" numpy
+    more=
+    [ "$client" = mteb ] && more="openai tiktoken"
+    # shellcheck disable=SC2086 # two packages
+    "$scratch/$client/bin/pip" install --quiet "$client" numpy $more
     OPENAI_BASE_URL="$url/v1" OPENAI_API_KEY=none \
         "$scratch/$client/bin/python" "$here/clients.py" "$client" "$scratch/expected.npy"
 done

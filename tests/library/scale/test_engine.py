@@ -12,7 +12,9 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from prompteol_jax.models import tiny
 
@@ -23,18 +25,22 @@ ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if name != "XLA_FLAGS"},
     **{"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"},
 }
-SHARDS = 8
+SHARDS = 16
+WORKERS = Path(__file__).resolve().parents[2] / "support" / "ray_workers.py"
 
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
-    """A folder of two files, of four shards each."""
+    """A folder of four files of three shards each, and one of four."""
     folder = tmp_path_factory.mktemp("texts")
     words = random.Random(0)
-    for name in ("a.txt", "b.jsonl"):
-        rows = [" ".join(words.choices(tiny.WORDS, k=6)) for _ in range(120)]
-        lines = rows if name == "a.txt" else [json.dumps({"text": row}) for row in rows]
-        (folder / name).write_text("".join(f"{line}\n" for line in lines))
+    for n in range(5):
+        rows = [" ".join(words.choices(tiny.WORDS, k=6)) for _ in range(90 if n < 4 else 120)]
+        if n < 4:
+            parquet.write_table(pa.table({"text": rows}), folder / f"{n}.parquet")
+        else:
+            lines = [json.dumps({"text": row}) for row in rows]
+            (folder / f"{n}.jsonl").write_text("\n".join(lines))
     return folder
 
 
@@ -72,7 +78,7 @@ def plain(texts, tmp_path_factory):
 @pytest.mark.slow
 def test_ray_writes_the_bytes_of_a_plain_run(texts, plain, tmp_path):
     said = encode(texts, tmp_path / "v", *RAY)
-    assert "240 encoded, " in said and "by 1 workers, 0 shards retried" in said
+    assert "480 encoded, " in said and "by 1 workers, 0 shards retried" in said
     assert content(tmp_path / "v") == plain
 
 
@@ -87,7 +93,7 @@ def test_a_killed_driver_is_continued_by_the_other_engine(texts, plain, tmp_path
     process.kill()
     process.communicate()
     said = encode(texts, folder, *second)
-    assert 3 <= int(re.search(r"(\d+) of 8 shards were there", said)[1]) <= SHARDS
+    assert 3 <= int(re.search(r"(\d+) of 16 shards were there", said)[1]) <= SHARDS
     assert content(folder) == plain
 
 
@@ -101,6 +107,58 @@ def test_a_killed_worker_is_replaced_and_no_shard_is_lost(texts, plain, tmp_path
     assert process.returncode == 0, said
     assert content(folder) == plain
     assert "by 2 workers" in said
+
+
+def drive(kind, texts, output, *flags, of=(), status=0):
+    """Run the command with other workers, or on a cluster; what it said, and its figures."""
+    command = [sys.executable, WORKERS, kind, *of, "--", "--model", "tiny", "--dtype", "float32"]
+    command += ["--shard-rows", "30", "--input", texts, "--output", output, *flags]
+    on_loopback = ENVIRONMENT | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    done = subprocess.run(
+        [str(word) for word in command],
+        env=on_loopback,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == status, done.stderr
+    return done.stderr.splitlines()[-1], done.stdout.splitlines()
+
+
+@pytest.mark.slow
+def test_a_killed_node_is_replaced_and_no_shard_is_lost(texts, plain, tmp_path):
+    cluster = ("--nodes", "3", "1", "--kill-after", "2")
+    said, lines = drive("slow", texts, tmp_path / "v", "--workers", "2", of=cluster)
+    killed = int(re.search(r"killed a node with (\d+) shards entered", "".join(lines))[1])
+    assert 2 <= killed < SHARDS
+    assert "480 encoded" in said
+    assert content(tmp_path / "v") == plain
+    assert json.loads(lines[-1])["backend"] is False, "the driver has started jax"
+
+
+@pytest.mark.slow
+def test_a_shard_that_ends_its_workers_is_named_and_the_others_are_kept(texts, plain, tmp_path):
+    folder = tmp_path / "v"
+    said, _ = drive("ends", texts, folder, "--workers", "1", status=2)
+    found = re.search(
+        r"shard 00002 \(0.parquet, 30 texts\) ended its worker 11 times.*; (\d+)", said
+    )
+    assert found, said
+    said = encode(texts, folder)
+    assert f"{found[1]} of 16 shards were there" in said or found[1] == "0"
+    assert content(folder) == plain
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mesh", "workers"), [("1x1", 4), ("2x1", 2), ("4x1", 1)])
+def test_each_worker_sees_the_chips_of_its_mesh(texts, tmp_path, mesh, workers):
+    flags = ("--mesh", mesh, "--device", "tpu", "--workers", str(workers))
+    drive("chips", texts, tmp_path / "v", *flags, of=("--nodes", "6", "--tpus", "4"))
+    found = [json.loads(path.read_text()) for path in tmp_path.glob("chips-*.json")]
+    seen = [one.get("TPU_VISIBLE_CHIPS") for one in found]
+    assert len(found) == workers, found
+    if workers > 1:  # one worker with all chips of a host gets no bounds
+        assert sorted(",".join(seen).split(",")) == ["0", "1", "2", "3"]
 
 
 @pytest.mark.slow

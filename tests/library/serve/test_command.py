@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,9 +15,11 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
+from http_load import Answers, Client, closed_loop
 
 from prompteol_jax.errors import NotFound, UserError
 from prompteol_jax.serve import api
@@ -34,7 +38,8 @@ class Served:
     """A running `prompteol serve`."""
 
     def __init__(self, *flags):
-        command = [sys.executable, "-m", "prompteol_jax.cli", "serve", "--port", "0", *flags]
+        port = [] if "--port" in flags else ["--port", "0"]
+        command = [sys.executable, "-m", "prompteol_jax.cli", "serve", *port, *flags]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         self.lines, self.ready = [], threading.Event()
         self.reader = threading.Thread(target=self._read, daemon=True)
@@ -46,6 +51,13 @@ class Served:
             if found := re.search(r"ready on (http://\S+), bits", line):
                 self.url = found[1]
                 self.ready.set()
+
+    def end(self):
+        """Kill the process."""
+        self.process.kill()
+        self.process.wait()
+        self.reader.join()
+        self.process.stderr.close()
 
     def post(self, body):
         """Send a request; its status and body."""
@@ -69,10 +81,7 @@ def served():
 
     yield start
     for server in running:
-        server.process.kill()
-        server.process.wait()
-        server.reader.join()
-        server.process.stderr.close()
+        server.end()
 
 
 @pytest.mark.slow
@@ -137,6 +146,89 @@ def test_each_method_of_one_model_has_its_name_and_the_bits_of_encode(served, em
             assert answers == [expected[name][n].tobytes() for n in group], name
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(60) == 0
+
+
+@pytest.mark.slow
+def test_no_answer_of_five_thousand_changes_under_a_mixed_load(served, embedders):
+    flags = ["--dtype", "float32", "--batch-tokens", "512", "--max-tokens", "64"]
+    server = served("--model", "tiny", *flags, "--truncate", "end")
+    sentences = texts(256)
+    z_nD = embedders("tiny", batch_tokens=512, max_tokens=64).encode(sentences)
+    z_nD = api.shape_vectors(z_nD, None, normalize=True)
+    answers = Answers({text: z.tobytes() for text, z in zip(sentences, z_nD, strict=True)})
+    draw = random.Random(3)
+    clients = [Client(server.url, "tiny") for _ in range(64)]
+    closed_loop(clients[:1], [[text] for text in sentences], answers)  # alone
+    closed_loop(clients[:1], [draw.choices(sentences, k=2048)], answers)
+    stop = threading.Event()
+
+    def come_and_go():
+        while not stop.is_set():
+            Client(server.url, "tiny").leave(draw.choices(sentences, k=8))
+            time.sleep(0.01)
+
+    leaving = threading.Thread(target=come_and_go)
+    leaving.start()
+    mixed = [draw.choices(sentences, k=draw.randint(1, 12)) for _ in range(500)]
+    closed_loop(clients, mixed, answers)
+    stop.set()
+    leaving.join()
+    status, body = clients[0].send(input=sentences[:50], encoding_format="float")
+    numbers = np.array([one["embedding"] for one in body["data"]], np.float32)
+    assert (status, numbers.tobytes()) == (200, z_nD[:50].tobytes())
+    assert answers.texts >= 5000
+    assert answers.changed == 0
+    for client in clients:
+        client.close()
+    with urllib.request.urlopen(f"{server.url}/metrics") as reply:
+        dropped = re.search(r"(?m)^prompteol_dropped_texts_total (\S+)", reply.read().decode())
+    assert float(dropped[1]) > 0
+
+
+@pytest.mark.slow
+def test_memory_is_flat_over_twenty_thousand_requests(served):
+    flags = ["--dtype", "float32", "--batch-tokens", "64", "--max-tokens", "64"]
+    server = served("--model", "tiny", *flags, "--truncate", "end")
+    sentences, clients = texts(100), [Client(server.url, "tiny") for _ in range(8)]
+
+    def resident_mb():
+        status = Path(f"/proc/{server.process.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
+
+    def send(count):
+        closed_loop(clients, ([sentences[n % 100]] for n in range(count)), Answers())
+        return resident_mb()
+
+    first, last = send(2_000), send(18_000)
+    for client in clients:
+        client.close()
+    assert last - first < 20, f"{first:.0f} MB after 2,000 requests, {last:.0f} after 20,000"
+
+
+@pytest.mark.slow
+def test_a_server_is_healthy_once_it_is_warm_and_no_sooner():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    server = Served("--model", "tiny", "--max-tokens", "64", "--port", str(port))
+    statuses = []
+    try:
+        while 200 not in statuses:
+            was_ready = server.ready.is_set()
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as reply:
+                    statuses.append(reply.status)
+            except urllib.error.HTTPError as error:
+                assert not was_ready
+                statuses.append(error.code)
+            except OSError:
+                assert server.process.poll() is None, "".join(server.lines)
+            time.sleep(0.02)
+        assert server.ready.wait(5)
+        assert statuses.count(503) > 3
+        assert set(statuses) == {200, 503}
+    finally:
+        server.end()
 
 
 def refused(error):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
+import jax
 import numpy as np
 import pytest
 
@@ -36,3 +37,24 @@ def test_a_text_has_the_bits_of_encode_in_any_batch(method, embedders, coarse):
     prompts = engine.prompts(["A man. " * 200, "It rains."])
     assert prompts.truncated.tolist() == [True, False]
     assert set(prompts.owners) == {0, 1}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_warm_engine_compiles_nothing_more(method, embedders, coarse):
+    engine = Engine(embedders("tiny", method=method, max_tokens=321))
+    compiled = []
+
+    def note(event, seconds, **_):
+        if "backend_compile" in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        engine.warm()
+        assert compiled
+        compiled.clear()
+        for at_once in (1, 3):
+            vectors(engine, TEXTS, at_once)
+        assert not compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
