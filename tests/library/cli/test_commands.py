@@ -3,6 +3,9 @@
 import os
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +77,11 @@ def test_an_interrupted_command_says_so(capsys):
         run_command("demo", failing(KeyboardInterrupt()), "options")
     assert stopped.value.code == 130
     assert capsys.readouterr().err == "demo: interrupted\n"
+
+
+def test_each_installed_command_is_a_function():
+    file = Path(__file__).resolve().parents[3] / "pyproject.toml"
+    scripts = tomllib.loads(file.read_text(encoding="utf-8"))["project"]["scripts"]
+    assert "prompteol" in scripts
+    for name, value in scripts.items():
+        assert callable(EntryPoint(name, value, "console_scripts").load()), name
