@@ -38,6 +38,7 @@ from prompteol_jax.encoding.report import DeviceWatch, Report
 from prompteol_jax.encoding.runners import Reading, Runner, WholeRunner
 from prompteol_jax.encoding.small_batches import PATIENCE, SmallBatches
 from prompteol_jax.encoding.strategy import Plan, default_batch_tokens
+from prompteol_jax.encoding.streams import Streams
 from prompteol_jax.errors import NotFinite, UserError
 from prompteol_jax.methods.edits import Edit
 from prompteol_jax.methods.pooling import LAST, Pooling
@@ -131,10 +132,11 @@ class Pipeline:
         self, texts: Sequence[str], report: Report, batch_tokens: int | None = None
     ) -> Iterator[tuple[list[int], Float[np.ndarray, "B W"]]]:
         """Yield vectors as they are done, batch by batch, with their indices in `texts`."""
-        with jax.set_mesh(self.mesh), DeviceWatch(report) as watch:
+        with jax.set_mesh(self.mesh), DeviceWatch(report) as watch, Streams(self.mesh) as streams:
             tokens = batch_tokens or self.tokens
             batches = self._batches(texts, tokens, report)
-            launched = (self._watched(self._fitting(batch, len(texts)), watch) for batch in batches)
+            fitting = (self._fitting(batch, len(texts)) for batch in batches)
+            launched = (self._started(batch, streams, watch) for batch in fitting)
             for batch, z_BSW in fetch_behind(self._counted(launched, report)):
                 yield batch.members, z_BSW.reshape(-1, z_BSW.shape[-1])[batch.positions]
 
@@ -346,10 +348,10 @@ class Pipeline:
         """Try the smaller shapes of a batch now; return their number. The mesh must be set."""
         return self.seen.small.prove_all(batch, self.launch, self.mesh.shape["data"])
 
-    def _watched(self, batch: Batch, watch: DeviceWatch) -> tuple[Batch, jax.Array]:
+    def _started(self, batch: Batch, streams: Streams, watch: DeviceWatch) -> tuple[Batch, Any]:
         """Launch a batch and note when; a compilation does not count as waiting."""
         start = time.perf_counter()
-        z_BSW = self.launch(batch)
+        z_BSW = streams.start(self.launch, batch)
         is_new = batch.shape not in self.seen.shapes
         self.seen.shapes.add(batch.shape)
         watch.launched(z_BSW, start if is_new else time.perf_counter())

@@ -130,6 +130,14 @@ def runs_layer_by_layer(mesh: Mesh) -> bool:
     return platform.of(mesh) == "cpu"
 
 
+def streams(mesh: Mesh) -> int:
+    """Return how many batches should run at the same time: two on a CPU, where both fill its cores.
+
+    Simulated devices share the cores already.
+    """
+    return 2 if platform.of(mesh) == "cpu" and mesh.size == 1 else 1
+
+
 # One kernel for each product, however few its rows are, and no approximation of exp that differs
 # between the vector and the scalar code of a loop.
 _ROW_STABLE: Final[Mapping[str, Any]] = MappingProxyType(
