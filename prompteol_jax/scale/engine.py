@@ -44,7 +44,7 @@ def encode_missing(options: EncodeOptions, vectors: Shards) -> list[str]:
     rows = sum(vectors.chunks[number].rows for number in missing)
     with _cluster(ray, options), progress_bar("encode", rows, None) as advance:
         room = _Room.of(ray, options, len(missing))
-        ledger = ray.remote(num_cpus=0)(_Ledger).remote()
+        ledger = _ledger_here(ray)
         vectors.begin(vectors.width)
         try:
             for receipt in _receipts(ray, options, vectors, room, ledger):
@@ -59,7 +59,7 @@ def encode_missing(options: EncodeOptions, vectors: Shards) -> list[str]:
 
 
 class _Ledger:
-    """Counts how often each shard was started; it outlives the workers."""
+    """Counts how often each shard was started."""
 
     def __init__(self) -> None:
         self._counts: collections.Counter[int] = collections.Counter()
@@ -71,6 +71,14 @@ class _Ledger:
     def counts(self) -> dict[int, int]:
         """Return the starts by shard."""
         return dict(self._counts)
+
+
+def _ledger_here(ray: Any) -> Any:
+    """Start a ledger on the driver's node: the loss of any other node must not end the run."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(_Ledger).remote()
 
 
 class _Started:
