@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from prompteol_jax import nn
 from prompteol_jax.mesh import gathered
 from prompteol_jax.models.decoder import Decoder, Rows
 from prompteol_jax.ops import dropout, select
+from prompteol_jax.ops.platform_jit import PlatformJit
 from prompteol_jax.ops.scan import Remat
 from train.gradcache import in_chunks
 from train.losses.loss import LossFunction, check_metrics
@@ -109,6 +110,7 @@ class TrainStep:
         shards: number of shards of a batch along data.
         chunks: number of parts that the rows are encoded in, with memory for one.
         stochastic: whether the model has dropout, so that a step needs keys.
+        weights: of a layer's largest matrix, for the compiler's options.
     """
 
     graph: nnx.GraphDef
@@ -119,6 +121,7 @@ class TrainStep:
     chunks: int = 1
     remat: Remat = "none"
     stochastic: bool = False
+    weights: int = 0
 
     def init(self, trainable: PyTree) -> TrainState:
         """Return the state before the first step."""
@@ -136,13 +139,18 @@ class TrainStep:
         return TrainState(jnp.int32(0), trainable, self.optimizer.init(trainable))
 
     @cached_property
-    def step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    def step(self) -> PlatformJit:
         """The jitted step, `(state, frozen, batch, prefix_C, key) -> (state, metrics)`.
 
         A step donates its state. Metrics are those before the update; `finite_B` says for every
         triplet, in the order as read, whether its vectors are finite.
         """
-        return jax.jit(self._step, donate_argnums=0, out_shardings=(self.shardings, None))
+        return PlatformJit(
+            self._step,
+            lambda *_: self.weights,
+            donate_argnums=0,
+            out_shardings=(self.shardings, None),
+        )
 
     def _step(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -22,6 +23,7 @@ from prompteol_jax.methods.edits import Edit, apply_edits
 from prompteol_jax.methods.pooling import LAST, Pooling, read_states
 from prompteol_jax.methods.steps import NOTHING, HeadsTap, Steps, StepTap
 from prompteol_jax.models.decoder import Decoder, KVCache, Rows
+from prompteol_jax.ops.platform_jit import PlatformJit
 from prompteol_jax.ops.scan import Saved
 from prompteol_jax.ops.tap import NO_TAP, Tap
 
@@ -81,7 +83,12 @@ jax.tree_util.register_dataclass(
 )
 
 
-@jax.jit
+def _jitted(function: Callable[..., Any]) -> PlatformJit:
+    """Compile a function of a decoder, its first argument, and of others."""
+    return PlatformJit(function, lambda model, *_: model.layers.D * model.layers.F)
+
+
+@_jitted
 def encode(model: Decoder, rows: Rows, cache: KVCache | None = None) -> Float[Array, "B S D"]:
     """Return the final hidden states of the last tokens of the sentences in `rows`, float32.
 
@@ -91,13 +98,13 @@ def encode(model: Decoder, rows: Rows, cache: KVCache | None = None) -> Float[Ar
     return model(rows, cache)
 
 
-@jax.jit
+@_jitted
 def prefill(model: Decoder, ids_C: Int[Array, "C"]) -> KVCache:
     """Return the keys and values of a prompt prefix, for all sentences that continue it."""
     return model.prefill(ids_C)
 
 
-@jax.jit
+@_jitted
 def encode_as(
     model: Decoder, rows: Rows, cache: KVCache | None, reading: Reading
 ) -> Float[Array, "B S W"]:
@@ -151,7 +158,7 @@ def join(
     return functools.reduce(jnp.add, outputs, output_BSD)
 
 
-@jax.jit
+@_jitted
 def auxiliary_heads(
     model: Decoder, rows: Rows, cache: KVCache | None, block: Int[Array, ""]
 ) -> Float[Array, "B S N H"]:
@@ -195,13 +202,13 @@ def heads_of(
     return tap.found
 
 
-@jax.jit
+@_jitted
 def encode_after(model: Decoder, rows: Rows, caches: KVCache) -> Float[Array, "A B S D"]:
     """`encode` after each of A prefixes, stacked along a leading axis of `caches`."""
-    return jax.vmap(lambda cache: encode(model, rows, cache))(caches)
+    return jax.vmap(lambda cache: model(rows, cache))(caches)
 
 
-@jax.jit
+@_jitted
 def prefill_padded(model: Decoder, ids_AC: Int[Array, "A C"], tokens_A: Int[Array, "A"]) -> KVCache:
     """`prefill` of A prefixes, each padded after its tokens, for `encode_after`."""
 

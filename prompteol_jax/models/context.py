@@ -83,7 +83,8 @@ class Layers:
     """What a family's layers are, but for their weights.
 
     Attributes:
-        depth: layers that the model runs, D: width of the residual stream, H: width of a head.
+        depth: layers that the model runs.
+        D, H, F: widths of the residual stream, of a head, and of the feed-forward layer.
         ropes: kinds of rope tables; none for a family without rope.
         rope_L: number of each layer's rope table; None where there is one at most.
         window_L: window of each layer, None for all tokens; None where no layer has a window.
@@ -93,6 +94,7 @@ class Layers:
     depth: int
     D: int
     H: int
+    F: int
     ropes: tuple[Rope, ...] = ()
     rope_L: tuple[int, ...] | None = None
     window_L: tuple[int | None, ...] | None = None

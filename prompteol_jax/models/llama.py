@@ -102,7 +102,7 @@ class LlamaConfig:
     def layers(self, depth: int) -> Layers:
         """Return what the first `depth` layers are, but for their weights."""
         window_L = self.window_L and self.window_L[:depth]
-        return Layers(depth, self.D, self.H, ropes=(self.rope,), window_L=window_L)
+        return Layers(depth, self.D, self.H, self.F, ropes=(self.rope,), window_L=window_L)
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> LlamaConfig:

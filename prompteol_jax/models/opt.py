@@ -76,7 +76,7 @@ class OptConfig:
 
     def layers(self, depth: int) -> Layers:
         """Return what the first `depth` layers are, but for their weights."""
-        return Layers(depth, self.D, self.D // self.N)
+        return Layers(depth, self.D, self.D // self.N, self.F)
 
     @classmethod
     def from_hf(cls, fields: Mapping[str, Any]) -> OptConfig:

@@ -62,7 +62,7 @@ def read(fields, **how):
 def tables(rope, lengths, T=48):
     """Return cosines and sines of rows of texts, right-padded to T tokens."""
     rows = Rows(jnp.zeros((len(lengths), T), jnp.int32), jnp.array(lengths)[:, None] - 1)
-    (table,) = Layers(1, 64, H, ropes=(rope,)).context(rows, 0).ropes
+    (table,) = Layers(1, 64, H, 32, ropes=(rope,)).context(rows, 0).ropes
     return [np.broadcast_to(part, (len(lengths), T, H // 2)) for part in table]
 
 

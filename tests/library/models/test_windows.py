@@ -28,14 +28,14 @@ def rows(T):
     ],
 )
 def test_windows_are_dropped_where_no_text_is_longer_than_the_smallest(T, offset, mask_C, matters):
-    layers = Layers(3, 16, 8, window_L=WINDOWS)
+    layers = Layers(3, 16, 8, 32, window_L=WINDOWS)
     context = layers.context(rows(T), offset, mask_C)
     assert (context.position_BT is not None) is matters
     assert (context.of_layer(layers.info(0)).window is not None) is matters
 
 
 def test_layers_without_any_window_need_no_positions():
-    layers = Layers(3, 16, 8, window_L=(None, None, None))
+    layers = Layers(3, 16, 8, 32, window_L=(None, None, None))
     assert layers.context(rows(2000), 0).position_BT is None
 
 
@@ -47,7 +47,7 @@ def test_fields_of_a_config():
 
 
 def test_in_both_directions_a_token_sees_its_own_text_within_the_window_and_no_padding():
-    layers = Layers(1, 16, 8, window_L=(2,), causal=False)
+    layers = Layers(1, 16, 8, 32, window_L=(2,), causal=False)
     packed = Rows(
         jnp.zeros((1, 7), jnp.int32), jnp.array([[3, 5, 0]]), jnp.array([[0, 0, 0, 0, 4, 4, 4]])
     )
@@ -66,5 +66,5 @@ def test_in_both_directions_a_token_sees_its_own_text_within_the_window_and_no_p
     np.testing.assert_array_equal(last.row_mask(7)[0], [wanted[3], wanted[5]])
     assert layers.short_tokens == 0
     alone = Rows(jnp.zeros((1, 3), jnp.int32), jnp.array([[1]]))
-    end_BT = Layers(1, 16, 8, causal=False).context(alone, 0).end_BT
+    end_BT = Layers(1, 16, 8, 32, causal=False).context(alone, 0).end_BT
     np.testing.assert_array_equal(visible(3, None, None, 0, end_BT)[0, 0], [1, 1, 0])

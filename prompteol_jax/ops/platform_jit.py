@@ -1,0 +1,65 @@
+"""`jax.jit` with the compiler options that suit the device in context and a model's matrices.
+
+XLA gives one op of a TPU 16 MiB of the core's memory by default and keeps activations, and weights
+that it fetches early, in the rest. Where a matrix has more bytes than that rest can hold, products
+are faster with larger tiles, which take 32 MiB.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Final
+
+import jax
+
+from prompteol_jax.mesh import axis_size
+from prompteol_jax.ops import platform
+
+# Kinds of devices whose core has at least 64 MiB of memory.
+_LARGE: Final = ("TPU v5 lite", "TPU v5e", "TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e")
+_MATRIX: Final = 2**25  # weights of a matrix on one device; more do not stay in the core's memory
+
+
+def options(weights: int) -> dict[str, str]:
+    """Return compiler options for the device in context.
+
+    Args:
+        weights: of a layer's largest matrix, over the model axis.
+    """
+    if platform.kind() in _LARGE and weights > _MATRIX * axis_size("model"):
+        return {"xla_tpu_scoped_vmem_limit_kib": "32768"}
+    return {}
+
+
+class PlatformJit:
+    """A jitted function, compiled with `options`.
+
+    Args:
+        weights: returns the weights of a layer's largest matrix from the function's arguments.
+        settings: of `jax.jit`.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], weights: Callable[..., int], **settings: Any
+    ) -> None:
+        @functools.cache
+        def jitted(chosen: tuple[tuple[str, str], ...]) -> Any:
+            return jax.jit(function, compiler_options=dict(chosen), **settings)
+
+        self._jitted, self._weights = jitted, weights
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._with_options(arguments)(*arguments)
+
+    def trace(self, *arguments: Any) -> Any:
+        """Return the traced function, as `jax.jit(...).trace` does."""
+        return self._with_options(arguments).trace(*arguments)
+
+    def lower(self, *arguments: Any) -> Any:
+        """Return the lowered function, as `jax.jit(...).lower` does."""
+        return self._with_options(arguments).lower(*arguments)
+
+    def _with_options(self, arguments: tuple) -> Any:
+        return self._jitted(tuple(options(self._weights(*arguments)).items()))
