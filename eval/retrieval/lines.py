@@ -117,9 +117,9 @@ def texts(
 ) -> Iterator[str]:
     """Yield the texts of a file that was read before without a problem, as a corpus reads them."""
     for number, raw in enumerate(file):
-        line = raw.removeprefix(b"\xef\xbb\xbf") if number == 0 else raw
+        line = decode(raw.removeprefix(b"\xef\xbb\xbf") if number == 0 else raw)
         if line.strip():
-            found = text(json.loads(decode(line)))
+            found = text(json.loads(line))
             if found is not None:
                 assert isinstance(found, str)  # as when it was read before
                 yield found

@@ -48,6 +48,18 @@ def test_a_folder_is_read_titles_joined_and_unjudged_queries_left_out(tmp_path, 
     assert task.qrels == {"q1": {"d1": 2, "d3": 0}}
 
 
+def test_a_line_of_white_space_is_no_document_however_it_is_written(tmp_path):
+    folder = write(tmp_path / "cats")
+    path = folder / "corpus.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    blank = ["\ufeff \n", "\n", "\u2003\n", "\x1d\r\n"]
+    pairs = zip(blank, [*lines, ""], strict=True)
+    path.write_text("".join(part for pair in pairs for part in pair), encoding="utf-8")
+    corpus = beir.read(folder).corpus
+    assert corpus.ids == ["d1", "d2", "d3"]
+    assert list(corpus.texts()) == ["Cats A cat sleeps.", "", "A dog."]
+
+
 HEADER = "query-id\tcorpus-id\tscore\n"
 BAD = [
     (dict(corpus=[*CORPUS, CORPUS[0]]), "corpus.jsonl:4: the id 'd1' was given on line 1 already"),
