@@ -9,9 +9,10 @@ import pytest
 
 
 @pytest.mark.slow
-def test_killed_and_damaged_runs_end_as_undisturbed_ones_or_refuse():
+@pytest.mark.parametrize("kind", ["contrastive", "fsdp", "two-sources", "align"])
+def test_killed_and_damaged_runs_end_as_undisturbed_ones_or_refuse(kind):
     script = Path(__file__).parents[1] / "support" / "chaos.py"
-    command = [sys.executable, str(script), "--kills", "8", "--damages", "3"]
+    command = [sys.executable, str(script), "--kinds", kind, "--kills", "8", "--damages", "3"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert "all as undisturbed" in done.stdout
