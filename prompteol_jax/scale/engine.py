@@ -249,5 +249,6 @@ def _counted(receipts: Sequence[Receipt], rate: float, retried: int) -> list[str
         f"{sum(one.truncated for one in receipts)} cut",
         f"{rate:,.1f} sentences/s",
         f"the device waited {100 * waited / max(seconds, 1e-9):.1f} % of the time",
-        f"by {len({one.worker for one in receipts})} workers, {retried} shards retried",
+        f"{seconds:,.1f} s of encoding by {len({one.worker for one in receipts})} workers",
+        f"{retried} shards retried",
     ]

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from http_load import Answers, Client, Load, closed_loop
 
 TEMPLATE = 'This sentence : "{}" means in one word:"'
-STS = "senteval/STS/STSBenchmark/sts-dev.csv"
+STS = "senteval/downstream/STS/STSBenchmark/sts-dev.csv"
 # Clients, texts of a request, and requests of all clients.
 LOADS = {
     "1 client": (1, 1, 50),

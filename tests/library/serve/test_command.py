@@ -34,56 +34,6 @@ def texts(n):
     return [" ".join(rng.choice(WORDS, rng.integers(0, 40))) for _ in range(n)]
 
 
-class Served:
-    """A running `prompteol serve`."""
-
-    def __init__(self, *flags):
-        port = [] if "--port" in flags else ["--port", "0"]
-        command = [sys.executable, "-m", "prompteol_jax.cli", "serve", *port, *flags]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self.lines, self.ready = [], threading.Event()
-        self.reader = threading.Thread(target=self._read, daemon=True)
-        self.reader.start()
-
-    def _read(self):
-        for line in self.process.stderr:
-            self.lines.append(line)
-            if found := re.search(r"ready on (http://\S+), bits", line):
-                self.url = found[1]
-                self.ready.set()
-
-    def end(self):
-        """Kill the process."""
-        self.process.kill()
-        self.process.wait()
-        self.reader.join()
-        self.process.stderr.close()
-
-    def post(self, body):
-        """Send a request; its status and body."""
-        request = urllib.request.Request(f"{self.url}/v1/embeddings", json.dumps(body).encode())
-        try:
-            with urllib.request.urlopen(request, timeout=120) as reply:
-                return reply.status, json.load(reply)
-        except urllib.error.HTTPError as error:
-            return error.code, json.load(error)
-
-
-@pytest.fixture
-def served():
-    running = []
-
-    def start(*flags):
-        server = Served(*flags)
-        running.append(server)
-        assert server.ready.wait(400), "".join(server.lines)
-        return server
-
-    yield start
-    for server in running:
-        server.end()
-
-
 @pytest.mark.slow
 def test_every_answer_has_the_bits_of_encode_and_sigterm_loses_none(served, embedders):
     server = served("--model", "tiny", "--dtype", "float32", "--batch-tokens", "64")
@@ -206,29 +156,26 @@ def test_memory_is_flat_over_twenty_thousand_requests(served):
 
 
 @pytest.mark.slow
-def test_a_server_is_healthy_once_it_is_warm_and_no_sooner():
+def test_a_server_is_healthy_once_it_is_warm_and_no_sooner(served):
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
-    server = Served("--model", "tiny", "--max-tokens", "64", "--port", str(port))
-    statuses = []
-    try:
-        while 200 not in statuses:
-            was_ready = server.ready.is_set()
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as reply:
-                    statuses.append(reply.status)
-            except urllib.error.HTTPError as error:
-                assert not was_ready
-                statuses.append(error.code)
-            except OSError:
-                assert server.process.poll() is None, "".join(server.lines)
-            time.sleep(0.02)
-        assert server.ready.wait(5)
-        assert statuses.count(503) > 3
-        assert set(statuses) == {200, 503}
-    finally:
-        server.end()
+    flags = ["--max-tokens", "64", "--port", str(port)]
+    server, statuses = served("--model", "tiny", *flags, wait=False), []
+    while 200 not in statuses:
+        was_ready = server.ready.is_set()
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as reply:
+                statuses.append(reply.status)
+        except urllib.error.HTTPError as error:
+            assert not was_ready
+            statuses.append(error.code)
+        except OSError:
+            assert server.process.poll() is None, "".join(server.lines)
+        time.sleep(0.02)
+    assert server.ready.wait(5)
+    assert statuses.count(503) > 3
+    assert set(statuses) == {200, 503}
 
 
 def refused(error):

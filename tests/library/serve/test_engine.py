@@ -39,22 +39,40 @@ def test_a_text_has_the_bits_of_encode_in_any_batch(method, embedders, coarse):
     assert set(prompts.owners) == {0, 1}
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_warm_engine_compiles_nothing_more(method, embedders, coarse):
-    engine = Engine(embedders("tiny", method=method, max_tokens=321))
-    compiled = []
+@pytest.fixture
+def compiled():
+    """What jax compiles, as it happens."""
+    events = []
 
     def note(event, seconds, **_):
         if "backend_compile" in event:
-            compiled.append(event)
+            events.append(event)
 
     jax.monitoring.register_event_duration_secs_listener(note)
-    try:
-        engine.warm()
-        assert compiled
-        compiled.clear()
-        for at_once in (1, 3):
-            vectors(engine, TEXTS, at_once)
-        assert not compiled
-    finally:
-        jax.monitoring.unregister_event_duration_listener(note)
+    yield events
+    jax.monitoring.unregister_event_duration_listener(note)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_warm_engine_compiles_nothing_more(method, embedders, coarse, compiled):
+    engine = Engine(embedders("tiny", method=method, max_tokens=321))
+    engine.warm()
+    assert compiled
+    compiled.clear()
+    for at_once in (1, 3):
+        vectors(engine, TEXTS, at_once)
+    assert not compiled
+
+
+def test_an_engine_with_the_programs_of_another_runs_no_shape_again(embedders, coarse, compiled):
+    plain = embedders("tiny", max_tokens=322)
+    first = Engine(plain)
+    first.warm()
+    same, other = (Engine(plain.with_method(name)) for name in ("reverse-eol", "attention-sum"))
+    compiled.clear()
+    same.warm([first])
+    assert not compiled
+    assert not same.shapes
+    np.testing.assert_array_equal(vectors(same, TEXTS, 1), same.embedder.encode(TEXTS))
+    other.warm([first, same])
+    assert other.shapes
