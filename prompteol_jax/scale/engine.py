@@ -171,7 +171,7 @@ def _cluster(ray: Any, options: EncodeOptions) -> Iterator[None]:
         how |= dict(num_cpus=max(workers[1] + 1, os.cpu_count() or 1), include_dashboard=False)
     try:
         ray.init(**how)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # a machine under load makes Ray raise just that
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"Ray at {address or 'this machine'} cannot be used: {reason}") from error
     try:
