@@ -344,20 +344,6 @@ class Pipeline:
             batch, self.launch, self.mesh.shape["data"], patience=patience
         )
 
-    def has_programs_of(self, other: Pipeline) -> bool:
-        """Say whether batches of both pipelines run the same compiled programs.
-
-        Then only the values of their prefixes differ. Pipelines that change states or attention
-        are taken to be different.
-        """
-        mine, its = (
-            (len(p.prompt.prefix_C), p.prefix_length, p.buckets(p.tokens), p.pooling)
-            for p in (self, other)
-        )
-        plain = not any(p.edits or p.auxiliary or not p.steps.none for p in (self, other))
-        same_weights = self.decoder is other.decoder and self.mesh == other.mesh
-        return plain and same_weights and mine == its
-
     def prove(self, batch: Batch) -> int:
         """Try the smaller shapes of a batch now; return their number. The mesh must be set."""
         return self.seen.small.prove_all(batch, self.launch, self.mesh.shape["data"])

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final
 
 import uvicorn
@@ -55,21 +55,18 @@ def load(options: ServeOptions) -> Engines:
     cut = "end" if options.truncate == "error" else options.truncate
     own = dataclasses.replace(options, truncate=cut)
     loaded = load_several([own, *own.others.values()], "float32")
-    engines: list[Engine] = []
-    for embedder in loaded:
-        engines.append(_warm_engine(options, embedder, engines))
-    first, *others = engines
+    first, *others = [_warm_engine(options, embedder) for embedder in loaded]
     named = dict(zip(own.others, others, strict=True))
     return Engines({**dict.fromkeys(options.names, first), **named})
 
 
-def _warm_engine(options: ServeOptions, embedder: Embedder, warm: Sequence[Engine]) -> Engine:
+def _warm_engine(options: ServeOptions, embedder: Embedder) -> Engine:
     """Return an engine of encode's batches, or of small ones on a CPU that must fill a batch."""
     engine = Engine(embedder, clean=options.clean)
     chosen = options.batch_tokens is not None or options.like is not None
     if not chosen and runtime.on_cpu() and not engine.answers_fast():
         engine = Engine(embedder, batch_tokens=CPU_BATCH_TOKENS, clean=options.clean)
-    engine.warm(warm)
+    engine.warm()
     return engine
 
 

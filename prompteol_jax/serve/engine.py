@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -126,30 +126,12 @@ class Engine:
         z_BD = distributed.to_host(z)
         return z_BD.reshape(-1, z_BD.shape[-1])[batch.positions]
 
-    def warm(self, others: Iterable[Engine] = ()) -> None:
+    def warm(self) -> None:
         """Compile and run every shape once, so that no request waits for the compiler.
 
         The prompts of a method share the shapes; each has its own cached prefix.
-
-        Args:
-            others: warm engines; the shapes of one with the same programs are not run again.
         """
-        first = self.views.pipelines[0]
-        warm = (engine.views.pipelines[0] for engine in others)
-        same = next((pipeline for pipeline in warm if first.has_programs_of(pipeline)), None)
-        if same is None:
-            self._run_shapes()
-        else:
-            first.seen.small.equal.update(same.seen.small.equal)
-        lengths = self.buckets.lengths
-        batch = fill_batch(self.buckets, 0, [self._dummy(lengths[0], shared=True)])
-        with jax.set_mesh(self.embedder.mesh):
-            for pipeline in self.views.pipelines:
-                self.fetch((batch, pipeline.launch(batch)))
-        self.views.combine(np.zeros((1, first.width), np.float32), [0], 1)
-
-    def _run_shapes(self) -> None:
-        first = self.views.pipelines[0]
+        first, *others = self.views.pipelines
         lengths = self.buckets.lengths
         whole = {self.buckets.find(n, shared=False) for n in (1, *lengths)}
         kinds = [(n, True) for n in range(len(lengths))]
@@ -159,6 +141,11 @@ class Engine:
             with jax.set_mesh(self.embedder.mesh):
                 self.fetch((batch, first.launch(batch)))
                 self.shapes += [(0, number, shared)] * (1 + first.prove(batch))
+        batch = fill_batch(self.buckets, 0, [self._dummy(lengths[0], shared=True)])
+        with jax.set_mesh(self.embedder.mesh):
+            for pipeline in others:
+                self.fetch((batch, pipeline.launch(batch)))
+        self.views.combine(np.zeros((1, first.width), np.float32), [0], 1)
 
     def answers_fast(self) -> bool:
         """Say whether a text alone takes a small batch, shown for the shortest prompts."""

@@ -62,17 +62,3 @@ def test_a_warm_engine_compiles_nothing_more(method, embedders, coarse, compiled
     for at_once in (1, 3):
         vectors(engine, TEXTS, at_once)
     assert not compiled
-
-
-def test_an_engine_with_the_programs_of_another_runs_no_shape_again(embedders, coarse, compiled):
-    plain = embedders("tiny", max_tokens=322)
-    first = Engine(plain)
-    first.warm()
-    same, other = (Engine(plain.with_method(name)) for name in ("reverse-eol", "attention-sum"))
-    compiled.clear()
-    same.warm([first])
-    assert not compiled
-    assert not same.shapes
-    np.testing.assert_array_equal(vectors(same, TEXTS, 1), same.embedder.encode(TEXTS))
-    other.warm([first, same])
-    assert other.shapes
