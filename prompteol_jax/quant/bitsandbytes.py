@@ -24,14 +24,19 @@ _LUT: Final = 65536  # entries of bitsandbytes' table of scales, from -1 to 1
 
 
 def quantize(
-    kind: Kind, matrix: Shaped[np.ndarray, "rows columns"], name: str
+    kind: Kind, matrix: Shaped[np.ndarray, "rows columns"], name: str, rows: slice = slice(None)
 ) -> dict[str, np.ndarray]:
     """Quantize a weight, given as the matrix of its file, into the arrays of `quant.Nf4` or `Int8`.
 
     The codes of nf4 are flat and padded to full blocks; the caller gives them their shape.
 
+    Args:
+        rows: those of the weight, where the matrix holds several weights. They get the numbers that
+            they have in the whole matrix, but nf4 rows that would divide a group of scales are
+            quantized like a matrix without the others.
     Raises: UserError naming a tensor that holds NaN or infinity.
     """
+    whole, matrix = matrix, matrix[rows]
     parts = _nf4(matrix.reshape(-1)) if kind == "nf4" else _int8(matrix)
     scales = parts.pop("scales") if kind == "nf4" else parts["peaks"]
     if not np.isfinite(scales).all():
@@ -39,7 +44,26 @@ def quantize(
             f"tensor {name!r} holds NaN or infinity (in the file: {matrix.dtype}). "
             "The checkpoint is damaged."
         )
-    return parts if kind == "int8" else parts | double_quantize(scales)
+    if kind == "int8":
+        return parts
+    shares_offset = matrix.shape != whole.shape and _divides_no_group(whole, rows)
+    peaks = _peaks(whole.reshape(-1)) if shares_offset else scales
+    return parts | double_quantize(scales, torch_mean(peaks))
+
+
+def _divides_no_group(matrix: np.ndarray, rows: slice) -> bool:
+    """Return whether rows begin and end where groups of scales do, as does the matrix."""
+    first, end, _ = rows.indices(len(matrix))
+    columns, group = matrix.shape[1], BLOCK * GROUP
+    return matrix.size % BLOCK == 0 and first * columns % group == end * columns % group == 0
+
+
+def _peaks(flat: Shaped[np.ndarray, " n"]) -> Float32[np.ndarray, " blocks"]:
+    """Return the largest magnitude of each block of a tensor that is whole blocks."""
+    tiles = (flat[start : start + _TILE] for start in range(0, flat.size, _TILE))
+    return np.concatenate(
+        [np.abs(np.asarray(tile, np.float32)).reshape(-1, BLOCK).max(axis=1) for tile in tiles]
+    )
 
 
 def _nf4(flat: Shaped[np.ndarray, " n"]) -> dict[str, np.ndarray]:
@@ -102,9 +126,8 @@ def _over_tiles(tile: Callable[[int], None], size: int, step: int = _TILE) -> No
             pass
 
 
-def double_quantize(scales: Float32[np.ndarray, " blocks"]) -> dict[str, Any]:
-    """Quantize the scales of a tensor: codes, steps and offset."""
-    offset = torch_mean(scales)
+def double_quantize(scales: Float32[np.ndarray, " blocks"], offset: np.float32) -> dict[str, Any]:
+    """Quantize the scales of a tensor, less their mean: codes, steps and that offset."""
     blocks = scales.size
     shifted = np.zeros((-(-blocks // GROUP), GROUP), np.float32)
     shifted.reshape(-1)[:blocks] = scales - offset

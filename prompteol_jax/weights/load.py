@@ -26,7 +26,9 @@ from prompteol_jax.weights.mapping import (
     expand,
     file_shape,
     lengths,
+    own_part,
     parse,
+    parts_of,
 )
 
 FLOAT_TYPES: Final = ("float16", "bfloat16", "float32", "float64")
@@ -96,8 +98,8 @@ def read_weights(
     for target, leaf in leaves.items():
         names, stacked, dims = sources[target]
         present = [name if name in tensors else alias[name] for name in names]
-        views = [(name, arrange(tensors[name], dims, sizes)) for name in present]
-        arrays[target] = _place(leaf, views, stacked=stacked)
+        held = [(name, tensors[name]) for name in present]
+        arrays[target] = _read(leaf, held, dims, sizes, stacked=stacked)
     return arrays
 
 
@@ -152,6 +154,23 @@ def _problems(
     return missing, unexpected, misshapen
 
 
+def _read(
+    leaf: jax.ShapeDtypeStruct | quant.Quantized,
+    held: Sequence[tuple[str, np.ndarray]],
+    dims: str,
+    sizes: Mapping[str, int],
+    *,
+    stacked: bool,
+) -> jax.Array | quant.Quantized:
+    """Return a leaf from the tensors that hold it, one for each layer where it is stacked."""
+    if isinstance(leaf, quant.Quantized) and parts_of(dims) > 1:
+        file, target = parse(dims)
+        assert sum(file, ()) == sum(target, ())  # a part of the rows, as they are
+        return place_quantized(leaf, held, stacked=stacked, rows=own_part(dims, sizes)[0])
+    views = [(name, arrange(tensor, dims, sizes)) for name, tensor in held]
+    return _place(leaf, views, stacked=stacked)
+
+
 Index = tuple[slice, ...]
 
 
@@ -180,17 +199,23 @@ def _place(
 
 
 def place_quantized(
-    leaf: quant.Quantized, views: Sequence[tuple[str, np.ndarray]], *, stacked: bool
+    leaf: quant.Quantized,
+    views: Sequence[tuple[str, np.ndarray]],
+    *,
+    stacked: bool,
+    rows: slice = slice(None),
 ) -> quant.Quantized:
     """Quantize the tensors of a leaf, one at a time, and put the result on the leaf's devices.
 
     Args:
         views: names and weights, one for each layer where the leaf is stacked, else one.
+        rows: those of the leaf, where a weight's matrix holds those of other leaves too.
     """
     described = leaf.parts()
     hosts = {name: _aligned(part.shape, part.dtype) for name, part in described.items()}
     for layer, (name, view) in enumerate(views):
-        parts = bitsandbytes.quantize(leaf.kind, view.reshape(leaf.outputs, -1), name)
+        matrix = view.reshape(leaf.outputs, -1) if rows == slice(None) else view
+        parts = bitsandbytes.quantize(leaf.kind, matrix, name, rows)
         for part, host in hosts.items():
             target = host[layer, ...] if stacked else host
             target[...] = parts[part].reshape(target.shape)

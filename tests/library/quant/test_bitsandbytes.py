@@ -9,6 +9,7 @@ import torch
 
 from prompteol_jax.quant import bitsandbytes
 from prompteol_jax.quant import formats as quant
+from prompteol_jax.quant.torch_sum import torch_mean
 
 SHAPES = [(1, 1), (3, 5), (7, 9), (64, 64), (96, 128), (64, 176), (512, 80), (1000, 1000)]
 
@@ -73,7 +74,7 @@ def test_levels_are_those_of_qwix_where_scales_are_whole():
 
 def test_a_scale_is_looked_up_in_the_table_of_bitsandbytes():
     x = np.random.default_rng(0).normal(size=100_001).astype(np.float32) ** 3
-    ours = bitsandbytes.double_quantize(x)
+    ours = bitsandbytes.double_quantize(x, torch_mean(x))
     offset = torch.tensor(x).mean()
     theirs, state = bnb.quantize_blockwise(torch.tensor(x) - offset, blocksize=256)
     np.testing.assert_array_equal(ours["scale_codes"], theirs.numpy())
@@ -97,3 +98,17 @@ def test_the_whole_of_a_tensor_decides_its_scales_codes():
     assert whole["offset"] != half["offset"]
     assert (whole["scale_codes"][: half["scale_codes"].size] != half["scale_codes"]).any()
     assert (whole["codes"][: half["codes"].size] == half["codes"]).all()
+
+
+@pytest.mark.parametrize("kind", quant.KINDS)
+def test_rows_of_a_fused_matrix_have_the_codes_that_they_have_in_it(kind):
+    """Where they divide no group of scales, as in every published Phi; else they stand alone."""
+    w, rows = drawn((384, 128), "float32"), slice(128, 256)
+    whole, ours = bitsandbytes.quantize(kind, w, "w"), bitsandbytes.quantize(kind, w, "w", rows)
+    for name, part in ours.items():
+        expected = whole[name] if name == "offset" else np.split(whole[name], 3)[1]
+        np.testing.assert_array_equal(part, expected)
+    across = slice(64, 128)
+    alone = bitsandbytes.quantize(kind, w[across], "w")
+    for name, part in bitsandbytes.quantize(kind, w, "w", across).items():
+        np.testing.assert_array_equal(part, alone[name])
