@@ -180,7 +180,7 @@ def put_tokens(
 def with_last_tokens(
     context: AttentionContext, last_BS: Int[Array, "B S"], is_on: Any
 ) -> AttentionContext:
-    """Return a context whose keys end in the last tokens of the row, which all its tokens see.
+    """Return a layer's context whose keys end in the last tokens of the row, which all others see.
 
     Args:
         is_on: the extra keys are visible.
@@ -201,7 +201,8 @@ def with_last_tokens(
         start_BQ = jnp.take_along_axis(context.segment_start_BT, query_BQ, axis=1)
         start_BS = jnp.take_along_axis(context.segment_start_BT, last_BS, axis=1)
         own_BQS = start_BQ[:, :, None] == start_BS[:, None]
-    mask_BQT = jnp.broadcast_to(context.mask_BQT, (B, *context.mask_BQT.shape[1:]))
+    mask_BQT = context.row_mask(T)  # a window does not hide the extra keys
+    mask_BQT = jnp.broadcast_to(mask_BQT, (B, *mask_BQT.shape[1:]))
 
     def longer(x_BT: jax.Array) -> jax.Array:
         x_BT = jnp.broadcast_to(x_BT, (B, *x_BT.shape[1:]))
@@ -212,7 +213,8 @@ def with_last_tokens(
         mask_BQT=jnp.concatenate([mask_BQT, own_BQS & is_on], axis=-1),
         query_BQ=query_BQ,
         ropes=tuple((longer(cos), longer(sin)) for cos, sin in context.ropes),
-        position_BT=None if context.position_BT is None else longer(context.position_BT),
+        position_BT=None,
+        window=None,
         segment_start_BT=None,
     )
 

@@ -28,6 +28,7 @@ AUXILIARY = 'The irrelevant information of this sentence : "{}" means in one wor
 PROMPT_STH = 'This sentence : "{}" means something'
 PROMPT_SUM = 'This sentence : "{}" can be summarized as'
 CONTEXT = "Context: {}\nCompress the Context in one word:"
+QUERY = "Query: {}\nCompress the Query in one word:"
 FILTER = 'Summarize the sentence: "{}" in one word:"'
 META = (
     "In this task, you're presented with a text excerpt. Your task is to categorize the excerpt "
@@ -190,13 +191,15 @@ def _with_slot(model: Any, slot: Slot) -> Iterator[None]:
     ) -> tuple:
         groups = q.shape[1] // k.shape[1]
         k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
-        scores = q @ k.transpose(2, 3) * scaling
-        if kwargs.get("softcap") is not None:
-            scores = torch.tanh(scores / kwargs["softcap"]) * kwargs["softcap"]
-        scores = scores + mask[..., : k.shape[2]]
+
+        def scored(k: Any) -> Any:
+            scores = q @ k.transpose(2, 3) * scaling
+            cap = kwargs.get("softcap")
+            return scores if cap is None else torch.tanh(scores / cap) * cap
+
+        scores = scored(k) + mask[..., : k.shape[2]]
         if module.layer_idx in slot.blocks:
-            extra = q @ k[:, :, -1:].transpose(2, 3) * scaling + slot.bias
-            scores = torch.cat([extra, scores], dim=-1)
+            scores = torch.cat([scored(k[:, :, -1:]) + slot.bias, scores], dim=-1)
             v = torch.cat([v[:, :, -1:], v], dim=2)
         return (torch.softmax(scores, -1) @ v).transpose(1, 2).contiguous(), None
 

@@ -11,11 +11,14 @@ import pytest
 
 from prompteol_jax.encoding.layerwise import LayerwiseRunner
 from prompteol_jax.encoding.runners import Reading, WholeRunner, auxiliary_heads, encode_as
+from prompteol_jax.errors import UserError
 from prompteol_jax.methods import steps
 from prompteol_jax.methods.edits import TokenCopy
 from prompteol_jax.methods.pooling import EveryLayer
 from prompteol_jax.methods.steps import CollectOutputs, LastTokenSlot, Steps, SubtractHeads
+from prompteol_jax.models.context import Layers
 from prompteol_jax.models.decoder import Rows
+from prompteol_jax.ops.context import LONG
 
 IDS_BT = np.random.default_rng(1).integers(0, 60, (4, 12)).astype(np.int32)
 ROWS = Rows(IDS_BT, np.array([[3], [11], [1], [7]], np.int32))
@@ -80,6 +83,24 @@ def test_empty_positions_of_packed_rows_are_left_alone():
     index_BS = jnp.array([[0, 2, 0], [1, 3, 0]])
     found = steps.put_tokens(x_BTD, index_BS, jnp.ones((2, 3, 3)) * jnp.arange(1, 4)[:, None])
     assert found[..., 0].tolist() == [[1, 0, 2, 0], [0, 1, 0, 2]]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_an_extra_slot_is_seen_beyond_a_window(causal):
+    rows = Rows(jnp.zeros((1, 5), jnp.int32), jnp.full((1, 1), 4))
+    layers = Layers(1, 16, 8, 32, window_L=(2,), causal=causal)
+    context = layers.context(rows, 0).of_layer(layers.info(0))
+    wider = steps.with_last_tokens(context, rows.last_BS, True)
+    np.testing.assert_array_equal(wider.row_mask(6)[..., :5], context.row_mask(5))
+    assert wider.row_mask(6)[..., 5].all() and not context.row_mask(5)[0, 0, 4]
+
+
+def test_an_extra_slot_refuses_prompts_that_it_does_not_take():
+    rows = Rows(jnp.zeros((1, LONG + 1), jnp.int32), jnp.full((1, 1), LONG))
+    layers = Layers(1, 16, 8, 32)
+    context = layers.context(rows, 0).of_layer(layers.info(0))
+    with pytest.raises(UserError, match=f"at most {LONG} tokens; give max_tokens {LONG}"):
+        steps.with_last_tokens(context, rows.last_BS, True)
 
 
 @pytest.mark.parametrize(
