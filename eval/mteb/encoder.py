@@ -13,6 +13,8 @@ from jaxtyping import Float
 
 from prompteol_jax.embedder import Embedder
 from prompteol_jax.errors import Unreachable, UserError
+from prompteol_jax.methods.library import describe
+from prompteol_jax.methods.record import Method
 from prompteol_jax.pretrained import provenance
 from prompteol_jax.text import template
 
@@ -23,30 +25,34 @@ if TYPE_CHECKING:
 
 
 class MtebEncoder:
-    """An encoder as MTEB's protocol has it, with one model and a template per type of task.
+    """An encoder as MTEB's protocol has it, with one model and a prompt per type of task.
 
     Args:
-        embedder: Model with the template of every task that `templates` does not name.
-        templates: Templates by type and side, such as `Retrieval:query` or `Retrieval:document`, by
-            type, `Retrieval`, or by side, `query` or `document`; the first of these is taken.
+        embedder: Model with the template or method of every task that `prompts` does not name.
+        prompts: Templates and methods by type and side, such as `Retrieval:query` or
+            `Retrieval:document`, by type, `Retrieval`, or by side, `query` or `document`; the first
+            of these is taken.
         clean: Whether the original's rules of punctuation are applied first.
     """
 
     def __init__(
         self,
         embedder: Embedder,
-        templates: Mapping[str, template.Template] | None = None,
+        prompts: Mapping[str, template.Template | Method] | None = None,
         *,
         clean: bool = True,
     ):
         self.embedder, self.clean = embedder, clean
-        self.templates = dict(templates or {})
+        self.prompts = dict(prompts or {})
         self._by_task = {
-            key: embedder.with_template(chosen) for key, chosen in self.templates.items()
+            key: embedder.with_method(chosen)
+            if isinstance(chosen, Method)
+            else embedder.with_template(chosen)
+            for key, chosen in self.prompts.items()
         }
 
     def embedder_for(self, task_type: str, side: str | None) -> Embedder:
-        """Return the embedder whose template is meant for a type of task and one of its sides."""
+        """Return the embedder whose prompt is meant for a type of task and one of its sides."""
         for key in (f"{task_type}:{side}", task_type, str(side)):
             if key in self._by_task:
                 return self._by_task[key]
@@ -89,8 +95,10 @@ class MtebEncoder:
         MTEB keeps results by name and revision, so one folder serves any number of settings.
         """
         described = self.embedder.describe()
-        templates = {key: chosen.to_json() for key, chosen in self.templates.items()}
-        digest = provenance.digest(described, {"clean": self.clean, "templates": templates})
+        prompts = describe_prompts(self.prompts)
+        given = {"clean": self.clean, "templates": prompts["task_templates"]}
+        methods = prompts["task_methods"]
+        digest = provenance.digest(described, given | ({"methods": methods} if methods else {}))
         return f"{described['model']['revision'] or 'local'}-{digest[:16]}"
 
     @property
@@ -111,6 +119,17 @@ class MtebEncoder:
                 "framework": ["JAX"],
             }
         )
+
+
+def describe_prompts(prompts: Mapping[str, template.Template | Method]) -> dict[str, Any]:
+    """Return templates and methods by task, for a result file."""
+    found: dict[str, Any] = {"task_templates": {}, "task_methods": {}}
+    for key, chosen in prompts.items():
+        if isinstance(chosen, Method):
+            found["task_methods"][key] = describe(chosen)
+        else:
+            found["task_templates"][key] = chosen.to_json()
+    return found
 
 
 def find_tasks(names: Sequence[str]) -> list[AbsTask]:

@@ -104,6 +104,8 @@ def settings(result: Mapping[str, Any]) -> dict[str, str]:
         )
     if result.get("task_templates"):
         found["templates by task"] = ", ".join(result["task_templates"])
+    if result.get("task_methods"):
+        found["methods by task"] = ", ".join(result["task_methods"])
     return found
 
 
@@ -121,6 +123,7 @@ def title(result: Mapping[str, Any]) -> str:
         **{"sentences": "raw sentences", "split": "{} split"},
         "as the released script": "as the released script, {}",
         **{"templates by task": "other templates for {}", "texts": "texts {}"},
+        "methods by task": "other methods for {}",
     }
     shown = [found["model"]]
     shown += [

@@ -10,6 +10,7 @@ from scipy import stats
 
 from eval.mteb import command
 from prompteol_jax import Embedder
+from prompteol_jax.methods.library import find_method
 from prompteol_jax.text.template import TEMPLATES, Template, clean_sentence
 
 mteb = pytest.importorskip("mteb", reason="the extra mteb is not installed")
@@ -114,6 +115,7 @@ def test_results_of_other_settings_in_one_folder_are_not_used(
         MtebEncoder(embedder, clean=False),
         MtebEncoder(embedder, {"STS": TEMPLATES["none"]}),
         MtebEncoder(embedder.with_template(Template("eol", "the same name: ", " means "))),
+        MtebEncoder(embedder, {"STS": find_method("attention-sum")}),
     ]
     assert len({encoder.revision for encoder in encoders}) == len(encoders)
     found = [score(encoder, tmp_path) for encoder in encoders]
@@ -136,12 +138,17 @@ def test_a_classification_task_runs(encoder):
 
 
 @pytest.mark.slow
-def test_a_type_of_task_and_a_side_have_their_templates(embedder):
+def test_a_type_of_task_and_a_side_have_their_prompts(embedder):
     from eval.mteb.encoder import MtebEncoder
 
     query = Template("q", "Query: ", "")
     encoder = MtebEncoder(
-        embedder, {"Retrieval": TEMPLATES["cot"], "Retrieval:query": query}, clean=False
+        embedder,
+        {
+            **{"Retrieval": TEMPLATES["cot"], "Retrieval:query": query},
+            "Clustering": find_method("reverse-eol"),
+        },
+        clean=False,
     )
 
     def vector(kind, side):
@@ -158,6 +165,8 @@ def test_a_type_of_task_and_a_side_have_their_templates(embedder):
     for (kind, side), template in made.items():
         alone = Embedder(embedder.pretrained, template).encode(["A cat"])
         assert np.array_equal(vector(kind, side), alone)
+    method = embedder.with_method("reverse-eol").encode(["A cat"])
+    assert np.array_equal(vector("Clustering", None), method)
 
 
 def test_the_template_of_a_side_serves_every_type_that_has_none(embedder):
@@ -247,10 +256,12 @@ def test_the_command_writes_a_result(sts_task, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(mteb_encoder, "find_tasks", lambda names: [sts_task])
     file = tmp_path / "mteb.json"
     settings = {"tasks": ("LocalSTS",), "task_templates": ("STS=cot",), "output": tmp_path / "o"}
+    settings["task_methods"] = ("Retrieval=attention-sum",)
     command.run(command.MtebOptions(model="tiny", json=file, **settings))
     result = json.loads(file.read_text())
     assert result["average"] == result["scores"]["LocalSTS"]
     assert result["task_templates"]["STS"]["prefix"].startswith("After thinking")
+    assert result["task_methods"]["Retrieval"]["collect"] == {}
     assert result["provenance"]["versions"]["jax"]
     assert "LocalSTS" in capsys.readouterr().out
 
@@ -261,6 +272,12 @@ def test_the_command_writes_a_result(sts_task, monkeypatch, tmp_path, capsys):
         (["--tasks", "STS1200"], "STS1200"),
         (["--tasks", "STS12", "--task-templates", "STS"], "takes TYPE=TEMPLATE"),
         (["--tasks", "STS12", "--task-templates", "STS=none.json"], "none.json"),
+        (["--tasks", "STS12", "--task-methods", "STS"], "--task-methods takes TYPE=METHOD"),
+        (["--tasks", "STS12", "--task-methods", "STS=cck"], "did you mean ck"),
+        (
+            ["--tasks", "STS12", "--task-templates", "STS=eol", "--task-methods", "STS=ck"],
+            "--task-methods STS=ck: STS has another prompt already",
+        ),
         (["--tasks", "STS12"], "could not download the data of STS12"),
     ],
 )

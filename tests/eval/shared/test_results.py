@@ -74,6 +74,7 @@ PROTOCOL = {"folds": 5, "optimizer": "rmsprop", "seed": 1111}
             "x/m, template eol, float32, fast protocol",
         ),
         ({"task_templates": {"STS": {}}}, "x/m, template eol, float32, other templates for STS"),
+        ({"task_methods": {"STS": {}}}, "x/m, template eol, float32, other methods for STS"),
     ],
 )
 def test_a_title_names_every_setting_that_is_not_usual(changes, title):
