@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MethodsOptions:
-    """Lists the methods that --method takes by name: what each costs, needs and scored."""
+    """Lists the methods that --method takes by name: cost, needs, what is given up, scores."""
 
     beginning: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="BEGINNING")] = ""
     """Of the names to list, such as `tp`; all by default."""
@@ -65,12 +65,13 @@ def list_methods(options: MethodsOptions) -> None:
         title=f"cost: FLOPs against eol, {LAYERS} layers, {TEXT} tokens a text, estimated",
         title_justify="left",
     )
-    for column in ("method", "cost", "needs", "paper", "published STS"):
+    for column in ("method", "cost", "needs", "gives up", "paper", "published STS"):
         grid.add_column(column)
     for row in rows:
         scores = [f"{s['sts']:.2f} {s['model'].split('/')[-1]}" for s in row["published"]]
         paper = row["paper"] or ""
-        cells = (row["name"], f"{row['cost']:.2f}", ", ".join(row["needs"]), paper)
+        lists = ("; ".join(row[name]) for name in ("needs", "gives_up"))
+        cells = (row["name"], f"{row['cost']:.2f}", *lists, paper)
         grid.add_row(*map(text.Text, (*cells, "\n".join(scores))))
     console.Console().print(grid)
     if options.json:
@@ -86,6 +87,7 @@ def _row(method: Method) -> dict[str, Any]:
         "name": method.name,
         "cost": cost.cost(method),
         "needs": cost.needs(method),
+        "gives_up": cost.gives_up(method),
         "paper": method.paper,
         "published": published,
         "record": record,

@@ -40,6 +40,7 @@ from prompteol_jax.encoding.small_batches import PATIENCE, SmallBatches
 from prompteol_jax.encoding.strategy import Plan, default_batch_tokens
 from prompteol_jax.encoding.streams import Streams
 from prompteol_jax.errors import NotFinite, UserError
+from prompteol_jax.methods.cost import not_saved
 from prompteol_jax.methods.edits import Edit
 from prompteol_jax.methods.pooling import LAST, Pooling
 from prompteol_jax.methods.steps import NOTHING, Steps
@@ -158,15 +159,7 @@ class Pipeline:
     @property
     def given_up(self) -> list[str]:
         """What the pooling and the edits keep the encoder from saving."""
-        found = []
-        if self.pooling.tokens != "last":
-            found.append(f"pooling {self.pooling.name}: last block for every token")
-        if not self._shares_prefix:
-            reasons = [f"pooling {self.pooling.name}"] if self.pooling.tokens == "all" else []
-            reasons += [type(edit).__name__ for edit in self.edits if edit.tokens == "all"]
-            reasons += self.steps.names_of_all
-            found.append(f"{', '.join(reasons)}: prefix computed for every text")
-        return found
+        return not_saved(self.pooling, self.edits, self.steps)
 
     @cached_property
     def runner(self) -> Runner:

@@ -1,17 +1,22 @@
-"""What a method costs: tokens times blocks that are computed for a text, against PromptEOL's.
+"""What a method costs, needs and gives up.
 
-An estimate without a tokenizer: words and punctuation marks count as tokens, a shared prefix costs
-nothing, and attention's scores are left out, which are small for sentences. All blocks cost alike.
+The cost is tokens times blocks that are computed for a text, against PromptEOL's: an estimate
+without a tokenizer. Words and punctuation marks count as tokens, a shared prefix costs nothing, and
+attention's scores are left out, which are small for sentences. All blocks cost alike.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
+from prompteol_jax.methods.edits import Edit
 from prompteol_jax.methods.on_model import blocks_run, check_depth, steps_of, subtract_block
-from prompteol_jax.methods.pooling import find_pooling
+from prompteol_jax.methods.pooling import Pooling, find_pooling
 from prompteol_jax.methods.record import FITTED, PLACEHOLDER, Method
+from prompteol_jax.methods.steps import Steps
+from prompteol_jax.ops.context import LONG
 from prompteol_jax.text.template import PROMPTEOL, SLOT, Template
 
 LAYERS: Final = 32  # of the models that most methods were published for
@@ -46,6 +51,32 @@ def needs(method: Method) -> list[str]:
         found.append("fitted numbers (prompteol fit)")
     if any(stage.kind == "embed-filter" for stage in method.post):
         found.append("the LM head")
+    return found
+
+
+def gives_up(method: Method) -> list[str]:
+    """Return what a method keeps the encoder from saving, and what it cannot be run with."""
+    pooling, steps = find_pooling(method.pooling), steps_of(method, LAYERS, LAYERS)
+    found = not_saved(pooling, (), steps)  # a record's edits are of the prompt's own tokens
+    if len(method.prompts) > 1:
+        found.append(f"{len(method.prompts)} prompts, each with its own cached prefix")
+    if pooling.tokens != "last":
+        found.append("no packed rows")
+    if steps.slot is not None:
+        found.append(f"no prompts beyond {LONG} tokens")
+    return found
+
+
+def not_saved(pooling: Pooling, edits: Sequence[Edit], steps: Steps) -> list[str]:
+    """Return what a pooling, edits and steps keep the encoder from saving, and why."""
+    found = []
+    if pooling.tokens != "last":
+        found.append(f"pooling {pooling.name}: last block for every token")
+    reasons = [f"pooling {pooling.name}"] if pooling.tokens == "all" else []
+    reasons += [type(edit).__name__ for edit in edits if edit.tokens == "all"]
+    reasons += steps.names_of_all
+    if reasons:
+        found.append(f"{', '.join(reasons)}: prefix computed for every text")
     return found
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from prompteol_jax.errors import UserError
-from prompteol_jax.methods.cost import cost, needs
+from prompteol_jax.methods.cost import cost, gives_up, needs
 from prompteol_jax.methods.library import find_method, shipped
 from prompteol_jax.methods.record import Copy
 
@@ -33,6 +33,27 @@ def test_needs_are_named():
     assert needs(find_method("whitening/eol")) == ["fitted numbers (prompteol fit)"]
     assert needs(find_method("embed-filter/eol")) == ["the LM head"]
     assert needs(find_method("eol")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        *((name, []) for name in ("eol", "cot", "tp/eol", "cp-ns/eol", "attention-sum")),
+        ("ck", ["2 prompts, each with its own cached prefix"]),
+        ("cp-self-scaled/eol", ["scaled heads: prefix computed for every text"]),
+        ("echo", ["pooling second-mean: last block for every token", "no packed rows"]),
+        (
+            "kv-embedding/context",
+            [
+                "pooling mean-last: last block for every token",
+                "pooling mean-last, extra slot: prefix computed for every text",
+                *("no packed rows", "no prompts beyond 1024 tokens"),
+            ],
+        ),
+    ],
+)
+def test_what_a_method_gives_up_is_named(name, expected):
+    assert gives_up(find_method(name)) == expected
 
 
 def test_a_method_that_does_not_fit_has_no_cost():
