@@ -2,7 +2,7 @@
 
 XLA's CPU client runs the programs of one thread in their order. An op that is too small to be
 divided, such as a block of a long row's attention, then leaves cores idle, which the ops of another
-batch can use.
+batch can use. See decisions/071.
 """
 
 from __future__ import annotations

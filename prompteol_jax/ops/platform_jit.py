@@ -2,7 +2,7 @@
 
 XLA gives one op of a TPU 16 MiB of the core's memory by default and keeps activations, and weights
 that it fetches early, in the rest. Where a matrix has more bytes than that rest can hold, products
-are faster with larger tiles, which take 32 MiB.
+are faster with larger tiles, which take 32 MiB. See decisions/070.
 """
 
 from __future__ import annotations
