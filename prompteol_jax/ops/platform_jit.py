@@ -62,4 +62,7 @@ class PlatformJit:
         return self._with_options(arguments).lower(*arguments)
 
     def _with_options(self, arguments: tuple) -> Any:
+        """Return the jitted function; inside another one, whose options count, it has none."""
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(arguments)):
+            return self._jitted(())
         return self._jitted(tuple(options(self._weights(*arguments)).items()))

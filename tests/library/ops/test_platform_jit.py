@@ -47,3 +47,10 @@ def test_options_reach_the_compiler(monkeypatch):
     monkeypatch.setattr(platform, "kind", lambda: "TPU v5e")
     with pytest.raises(Exception, match="xla_tpu_scoped_vmem_limit_kib"):
         PlatformJit(lambda x: x, lambda x: 2**26)(jnp.zeros(1))
+
+
+def test_inside_another_function_it_leaves_the_options_to_that_one(monkeypatch):
+    monkeypatch.setattr(platform, "kind", lambda: "TPU v5e")
+    double = PlatformJit(lambda x: 2 * x, lambda x: 2**26)
+    assert jax.jit(lambda x: double(x) + 1)(jnp.arange(3)).tolist() == [1, 3, 5]
+    assert jax.eval_shape(double, jnp.arange(3)).shape == (3,)
