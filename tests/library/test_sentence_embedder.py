@@ -8,6 +8,8 @@ import numpy as np
 import oracle
 import pytest
 
+from prompteol_jax import Embedder
+from prompteol_jax.cli.main import main
 from prompteol_jax.errors import UserError
 from prompteol_jax.pretrained.sentence_folder import read_sentence_folder
 from prompteol_jax.sentence_embedder import SentenceEmbedder
@@ -168,3 +170,25 @@ def test_refuses_a_prompt_that_the_folder_does_not_have(plain):
 def test_refuses_a_folder_without_modules(checkpoints):
     with pytest.raises(FileNotFoundError, match=r"holds no modules.json: it is no folder of sent"):
         SentenceEmbedder.from_pretrained(checkpoints("llama-tiny"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen3-embedding", "embeddinggemma"])
+def test_commands_refuse_such_a_folder_or_read_the_plain_decoder_if_asked(
+    name, folders, tmp_path, capsys
+):
+    folder, _ = folders(name)
+    (tmp_path / "texts.txt").write_text("A cat sleeps.\nIt rains.\n")
+    given = ["--input", str(tmp_path / "texts.txt"), "--output", str(tmp_path / "z.npy")]
+    for command in (["encode", *given], ["words", "A cat."], ["verify"]):
+        with pytest.raises(SystemExit) as stopped:
+            main([command[0], "--model", str(folder), *command[1:]])
+        *_, error = capsys.readouterr().err.splitlines()
+        assert stopped.value.code == 2 and "(modules.json), and no prompt is given" in error
+        assert "--method eol" in error and "SentenceEmbedder in Python" in error
+    assert not (tmp_path / "z.npy").exists()
+    main(["encode", "--model", str(folder), "--method", "eol", "--dtype", "float32", *given])
+    plain = Embedder.from_pretrained(folder, method="eol", dtype="float32")
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "z.npy"), plain.encode(["A cat sleeps.", "It rains."])
+    )

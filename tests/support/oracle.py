@@ -53,7 +53,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llama3-tiny": _LLAMA
     | dict(
         num_hidden_layers=3,
-        num_key_value_heads=2,
+        num_key_value_heads=1,
         rope_parameters=_LLAMA3_ROPE,
         tie_word_embeddings=True,
     ),
@@ -73,13 +73,13 @@ SHAPES: dict[str, dict[str, Any]] = {
     # Texts are longer than the window, and heads narrower than D / N.
     "mistral-tiny": _SHARP
     | dict(num_key_value_heads=1, head_dim=12, sliding_window=9, rms_norm_eps=1e-5),
-    # Six heads of 12, three layers of which two have a window; prompts exceed yarn's positions.
+    # Twelve heads, three layers of which two have a window; prompts exceed yarn's positions.
     "qwen2-tiny": _SHARP
     | dict(
         hidden_size=72,
         num_hidden_layers=3,
-        num_attention_heads=6,
-        num_key_value_heads=3,
+        num_attention_heads=12,
+        num_key_value_heads=4,
         use_sliding_window=True,
         sliding_window=11,
         max_window_layers=1,
@@ -128,9 +128,9 @@ SHAPES: dict[str, dict[str, Any]] = {
         sliding_window_pattern=2,
         tie_word_embeddings=False,
     ),
-    # Six heads of 12, norms over all of them joined.
+    # Twelve heads, norms over all of them joined.
     "olmo2-tiny": _SHARP
-    | dict(hidden_size=72, num_attention_heads=6, num_key_value_heads=3, attention_bias=True),
+    | dict(hidden_size=72, num_attention_heads=12, num_key_value_heads=4, attention_bias=True),
     "olmo3-tiny": _SHARP
     | dict(
         num_hidden_layers=3,

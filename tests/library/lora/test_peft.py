@@ -48,9 +48,14 @@ CASES = {
     "olmo2-tiny": dict(r=4, lora_alpha=16, target_modules=["q_proj", "k_proj", "down_proj"]),
     "phi3-tiny": dict(r=4, lora_alpha=16, target_modules="all-linear"),
 }
+SLOW = ("mistral-tiny", "qwen2-tiny", "gemma-tiny", "gemma2-tiny", "olmo3-tiny")
+CASES |= {name: dict(r=4, lora_alpha=16, target_modules="all-linear") for name in SLOW}
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES],
+)
 def case(request, checkpoints, embedders, tmp_path_factory):
     """A model's name, the model, its decoder with an adapter of peft, and the adapter's folder."""
     name = request.param

@@ -55,6 +55,20 @@ def test_vectors_are_those_of_transformers(name, embedders, references, texts):
     assert embedder.report.whole == sum(len(own) > most for own in ids)
 
 
+SPREAD = (
+    *("opt-tiny", "llama-odd-tiny", "mistral-tiny", "qwen2-tiny", "qwen3-odd-tiny", "gemma-tiny"),
+    *("gemma2-tiny", "gemma3-tiny", "olmo2-tiny", "olmo3-tiny", "phi3-tiny"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SPREAD)
+@pytest.mark.parametrize("mesh", ["4x2", "2x4"])
+def test_vectors_on_a_mesh_are_those_of_transformers(mesh, name, embedders, references, texts):
+    vectors = embedders(name, mesh).encode(texts[:40])
+    oracle.assert_close(vectors, references(name).vectors[:40])
+
+
 @pytest.mark.slow
 def test_vectors_of_opt_125m_are_those_of_transformers(embedders, references, texts):
     oracle.assert_close(embedders("opt-125m").encode(texts), references("opt-125m").vectors)
@@ -121,7 +135,9 @@ def test_mean_pooling_is_over_all_tokens_of_the_prompt_and_no_padding(
     "name",
     [
         *("opt-tiny", "opt-350m-tiny", "llama-odd-tiny", "llama3-tiny", "tinystories-656k"),
-        *("gemma2-tiny", "gemma3-tiny"),
+        *("gemma2-tiny", "gemma3-tiny", "mistral-tiny", "qwen2-tiny", "qwen3-odd-tiny"),
+        *("gemma-tiny", "gemma3-untied-tiny", "olmo2-tiny", "olmo3-tiny", "phi3-tiny"),
+        "qwen3-tiny",
     ],
 )
 def test_words_are_the_most_likely_next_tokens(name, embedders, references, texts):
@@ -132,6 +148,28 @@ def test_words_are_the_most_likely_next_tokens(name, embedders, references, text
     decode = embedder.pretrained.tokenizer.decode
     assert [word for word, _ in found] == [decode([int(i)]) for i in best]
     np.testing.assert_allclose([q for _, q in found], (p / p.sum())[best], rtol=1e-4)
+
+
+FLIPPED = (
+    *("mistral-tiny", "qwen2-tiny", "qwen3-tiny", "gemma-tiny", "gemma2-tiny"),
+    *("olmo2-tiny", "olmo3-tiny", "phi3-tiny"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FLIPPED)
+def test_a_head_may_be_tied_or_not_in_every_family(name, tokenizers, texts, tmp_path):
+    tied = oracle.SHAPES[name].get("tie_word_embeddings", name.startswith("gemma"))
+    model = oracle.build(name, tie_word_embeddings=not tied)
+    folder = oracle.write(model, tmp_path, tokenizers(name))
+    found = Embedder.from_pretrained(str(folder), dtype="float32")
+    theirs = oracle.run(model, oracle.ids(folder, [oracle.EOL.format(texts[0])]))
+    oracle.assert_close(found.encode(texts[:1]), theirs.vectors)
+    (ids,), (p,) = found.next_tokens(texts[:1], 10)
+    logits = theirs.logits[0].astype(np.float64)
+    np.testing.assert_array_equal(ids, np.argsort(-logits)[:10])
+    expected = np.exp(logits - logits.max())
+    np.testing.assert_allclose(p, expected[ids] / expected.sum(), rtol=1e-4)
 
 
 def in_shards(model, folder):
