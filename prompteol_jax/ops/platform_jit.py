@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import jax
+from jax.core import Tracer
 
 from prompteol_jax.mesh import axis_size
 from prompteol_jax.ops import platform
@@ -43,11 +44,8 @@ class PlatformJit:
     def __init__(
         self, function: Callable[..., Any], weights: Callable[..., int], **settings: Any
     ) -> None:
-        @functools.cache
-        def jitted(chosen: tuple[tuple[str, str], ...]) -> Any:
-            return jax.jit(function, compiler_options=dict(chosen), **settings)
-
-        self._jitted, self._weights = jitted, weights
+        self._function, self._weights, self._settings = function, weights, settings
+        self._jitted: dict[tuple, Any] = {}
         functools.update_wrapper(self, function)
 
     def __call__(self, *arguments: Any) -> Any:
@@ -61,8 +59,15 @@ class PlatformJit:
         """Return the lowered function, as `jax.jit(...).lower` does."""
         return self._with_options(arguments).lower(*arguments)
 
+    def programs(self) -> int:
+        """Return the number of programs that were compiled."""
+        return sum(jitted._cache_size() for jitted in self._jitted.values())
+
     def _with_options(self, arguments: tuple) -> Any:
         """Return the jitted function; inside another one, whose options count, it has none."""
-        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(arguments)):
-            return self._jitted(())
-        return self._jitted(tuple(options(self._weights(*arguments)).items()))
+        nested = any(isinstance(x, Tracer) for x in jax.tree.leaves(arguments))
+        chosen = {} if nested else options(self._weights(*arguments))
+        key = tuple(chosen.items())
+        if key not in self._jitted:
+            self._jitted[key] = jax.jit(self._function, compiler_options=chosen, **self._settings)
+        return self._jitted[key]

@@ -174,7 +174,7 @@ def losses(folder, nli, mesh="1x1", **how):
             state, metrics = train_step.step(state, frozen, batch, prefix_C, jax.random.key(1))
             found.append(float(metrics["loss"]))
     assert int(state.step) == STEPS
-    assert train_step.step._cache_size() == 1
+    assert train_step.step.programs() == 1
     return found
 
 

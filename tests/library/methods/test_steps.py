@@ -63,7 +63,7 @@ def test_another_block_scale_or_range_compiles_nothing(decoders):
         copy = TokenCopy(np.int32(start), np.int32(3), np.zeros(model.width, np.float32))
         reading = Reading(edits=(copy,), steps=all_steps(model, heads, block=block, scale=scale))
         encode_as(model, ROWS, cache, reading)
-        sizes.append((encode_as._cache_size(), auxiliary_heads._cache_size()))
+        sizes.append((encode_as.programs(), auxiliary_heads.programs()))
     assert sizes[0] == sizes[1] == sizes[2]
 
 
