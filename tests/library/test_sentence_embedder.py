@@ -180,7 +180,7 @@ def test_commands_refuse_such_a_folder_or_read_the_plain_decoder_if_asked(
     folder, _ = folders(name)
     (tmp_path / "texts.txt").write_text("A cat sleeps.\nIt rains.\n")
     given = ["--input", str(tmp_path / "texts.txt"), "--output", str(tmp_path / "z.npy")]
-    for command in (["encode", *given], ["words", "A cat."], ["verify"]):
+    for command in (["encode", *given], ["words", "A cat."]):
         with pytest.raises(SystemExit) as stopped:
             main([command[0], "--model", str(folder), *command[1:]])
         *_, error = capsys.readouterr().err.splitlines()
