@@ -147,7 +147,7 @@ class TrainStep:
         """
         return PlatformJit(
             self._step,
-            lambda *_: self.weights,
+            lambda *_, **__: self.weights,
             donate_argnums=0,
             out_shardings=(self.shardings, None),
         )

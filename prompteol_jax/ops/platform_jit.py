@@ -48,25 +48,25 @@ class PlatformJit:
         self._jitted: dict[tuple, Any] = {}
         functools.update_wrapper(self, function)
 
-    def __call__(self, *arguments: Any) -> Any:
-        return self._with_options(arguments)(*arguments)
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self._with_options(arguments, named)(*arguments, **named)
 
-    def trace(self, *arguments: Any) -> Any:
+    def trace(self, *arguments: Any, **named: Any) -> Any:
         """Return the traced function, as `jax.jit(...).trace` does."""
-        return self._with_options(arguments).trace(*arguments)
+        return self._with_options(arguments, named).trace(*arguments, **named)
 
-    def lower(self, *arguments: Any) -> Any:
+    def lower(self, *arguments: Any, **named: Any) -> Any:
         """Return the lowered function, as `jax.jit(...).lower` does."""
-        return self._with_options(arguments).lower(*arguments)
+        return self._with_options(arguments, named).lower(*arguments, **named)
 
     def programs(self) -> int:
         """Return the number of programs that were compiled."""
         return sum(jitted._cache_size() for jitted in self._jitted.values())
 
-    def _with_options(self, arguments: tuple) -> Any:
+    def _with_options(self, arguments: tuple, named: dict[str, Any]) -> Any:
         """Return the jitted function; inside another one, whose options count, it has none."""
-        nested = any(isinstance(x, Tracer) for x in jax.tree.leaves(arguments))
-        chosen = {} if nested else options(self._weights(*arguments))
+        nested = any(isinstance(x, Tracer) for x in jax.tree.leaves((arguments, named)))
+        chosen = {} if nested else options(self._weights(*arguments, **named))
         key = tuple(chosen.items())
         if key not in self._jitted:
             self._jitted[key] = jax.jit(self._function, compiler_options=chosen, **self._settings)

@@ -38,7 +38,7 @@ def test_a_matrix_larger_than_the_core_holds_gets_larger_tiles(
 def test_it_computes_traces_and_lowers_as_jit_does():
     double = PlatformJit(lambda x: 2 * x, lambda x: x.size)
     x = jnp.arange(3)
-    assert double(x).tolist() == [0, 2, 4]
+    assert double(x).tolist() == double(x=x).tolist() == [0, 2, 4]
     assert double.trace(x).lower().compile()(x).tolist() == [0, 2, 4]
     assert double.lower(x).as_text() == jax.jit(lambda x: 2 * x).lower(x).as_text()
 
