@@ -3,12 +3,12 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from ports import free_port
 
 from prompteol_jax import Embedder, axes, distributed
 from prompteol_jax.mesh import make_mesh
@@ -56,12 +56,6 @@ from prompteol_jax import Embedder, distributed
 vectors = Embedder.from_pretrained("tiny", mesh={mesh!r}, dtype="float32").encode({texts!r})
 np.save(f"{{out}}.{{me}}.npy", vectors)
 """
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def run_together(out, mesh, processes):

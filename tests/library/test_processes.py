@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from ports import free_port
 
 from prompteol_jax import processes
 from prompteol_jax.errors import UserError
@@ -54,12 +55,6 @@ def run(_):
 
 run_command("prog", run, None)
 """
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.mark.parametrize(

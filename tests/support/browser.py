@@ -86,7 +86,7 @@ def faults(browser, pages, folder):
 
 
 class Page:
-    """One page in a browser of its own, driven over its debugging protocol.
+    """A page in a new browser process, driven over its debugging protocol.
 
     Args:
         folder: for the browser's profile.

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ports import free_port
 
 from prompteol_jax import Embedder
 from prompteol_jax.storage import paths
@@ -151,9 +151,7 @@ def test_processes_that_share_no_disk_share_a_bucket(bucket, tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
 
     def start(run):
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
+        port = free_port()
         shared = ["--mesh=2x2", f"--output=gs://bucket/{run}", "--resume", "--processes=2"]
         return [
             subprocess.Popen(

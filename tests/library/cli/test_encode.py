@@ -3,23 +3,17 @@
 import os
 import random
 import re
-import socket
 import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
+from ports import free_port
 
 from prompteol_jax.models import tiny
 
 TEXTS = [*("A man is playing a guitar.", "the cat sleeps", "", "two  spaces", "the dog runs")] * 3
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def start(texts, output, *flags, processes=1):

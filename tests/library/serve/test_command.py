@@ -7,7 +7,6 @@ import json
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from http_load import Answers, Client, closed_loop
+from ports import free_port
 
 from prompteol_jax.errors import NotFound, UserError
 from prompteol_jax.serve import api
@@ -157,9 +157,7 @@ def test_memory_is_flat_over_twenty_thousand_requests(served):
 
 @pytest.mark.slow
 def test_a_server_is_healthy_once_it_is_warm_and_no_sooner(served):
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    port = free_port()
     flags = ["--max-tokens", "64", "--port", str(port)]
     server, statuses = served("--model", "tiny", *flags, wait=False), []
     while 200 not in statuses:

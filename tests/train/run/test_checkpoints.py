@@ -5,7 +5,6 @@ import logging
 import os
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import textwrap
@@ -22,6 +21,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from ports import free_port
 
 from train.run import step_folders
 from train.run.checkpoints import Checkpoints
@@ -502,9 +502,7 @@ def global_state(step):
 
 def run_two_processes(code, folder):
     """Runs code in two processes of four devices each."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     first = "jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]))"
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     children = [run_child(code, folder, address, i, first=first, env=environment) for i in range(2)]

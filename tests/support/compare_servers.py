@@ -1,9 +1,10 @@
-"""`prompteol serve` beside infinity-emb on the same weights: latency, throughput, changed answers.
+"""Compare `prompteol serve` with infinity-emb: latency, throughput, changed answers.
 
-    python tests/support/serve_beside.py --model FOLDER --peer PYTHON [--rounds 3] [--page FILE]
+    python tests/support/compare_servers.py --model FOLDER --peer PYTHON [--rounds 3] [--page FILE]
 
-PYTHON is that of an environment of its own with infinity-emb[server,torch]. FOLDER holds an OPT
-model for transformers. Both servers run all the time and are asked in turn; needs idle cores.
+PYTHON is the interpreter of another virtual environment, which has infinity-emb[server,torch].
+FOLDER holds an OPT model for transformers, which both serve. Both servers run all the time and are
+asked in turn; needs idle cores.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import json
 import os
 import random
 import re
-import socket
 import statistics
 import subprocess
 import sys
@@ -27,6 +27,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from http_load import Answers, Client, Load, closed_loop
+from ports import free_port
 
 TEMPLATE = 'This sentence : "{}" means in one word:"'
 STS = "senteval/downstream/STS/STSBenchmark/sts-dev.csv"
@@ -96,13 +97,6 @@ def peer_folder(model: Path, folder: Path) -> Path:
     return folder
 
 
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
 def start(name: str, command: list[str], url: str, model: str, log: Path, *, wrap: bool) -> Side:
     """Start a server."""
     offline = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
@@ -170,7 +164,7 @@ def write_page(path: Path, sides: list[Side], rows: list[list[str]], facts: dict
         axes.legend(frameon=False, fontsize=9, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
         caption = f"{unit.capitalize()}; bars are medians, marks the rounds"
         sections.append((heading, html.figure(drawing, caption)))
-    html.write_page(path, "prompteol serve beside infinity-emb", facts, sections)
+    html.write_page(path, "prompteol serve and infinity-emb", facts, sections)
 
 
 def measure(sides: list[Side], sentences: list[str], options: argparse.Namespace) -> None:
@@ -207,7 +201,7 @@ def main() -> None:
     file = Path(os.environ["PROMPTEOL_DATA"]) / STS
     sentences = [line.split("\t")[5] for line in file.read_text().splitlines()]
     sentences = list(dict.fromkeys(sentences))[: options.distinct]
-    folder = Path(tempfile.mkdtemp(prefix="beside-"))
+    folder = Path(tempfile.mkdtemp(prefix="compare-servers-"))
     ours, theirs = free_port(), free_port()
     serve = [sys.executable, "-m", "prompteol_jax.cli", "serve", "--model", str(options.model)]
     serve += ["--dtype", "float32", "--served-name", "m", "--port", str(ours)]
