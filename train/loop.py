@@ -127,7 +127,7 @@ class Run:
             shards=settings.mesh.shape["data"],
             chunks=flags.chunks,
             stochastic=trainable.stochastic,
-            weights=trainable.pretrained.config.D * trainable.pretrained.config.F,
+            weights=trainable.pretrained.decoder.layers.largest_matrix,
         )
 
     def _frozen(self) -> Any:

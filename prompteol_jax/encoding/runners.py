@@ -85,7 +85,7 @@ jax.tree_util.register_dataclass(
 
 def _jitted(function: Callable[..., Any]) -> PlatformJit:
     """Compile a function of a decoder, its first argument, and of others."""
-    return PlatformJit(function, lambda model, *_, **__: model.layers.D * model.layers.F)
+    return PlatformJit(function, lambda model, *_, **__: model.layers.largest_matrix)
 
 
 @_jitted

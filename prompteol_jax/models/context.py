@@ -100,6 +100,11 @@ class Layers:
     window_L: tuple[int | None, ...] | None = None
     causal: bool = True
 
+    @property
+    def largest_matrix(self) -> int:
+        """Weights in a layer's largest matrix."""
+        return self.D * self.F
+
     def with_local_rope(self, rope: Rope) -> Layers:
         """Return the same layers, those with a window with this rope."""
         if self.window_L is None or self.ropes == (rope,):

@@ -65,8 +65,9 @@ class PlatformJit:
 
     def _with_options(self, arguments: tuple, named: dict[str, Any]) -> Any:
         """Return the jitted function; inside another one, whose options count, it has none."""
-        nested = any(isinstance(x, Tracer) for x in jax.tree.leaves((arguments, named)))
-        chosen = {} if nested else options(self._weights(*arguments, **named))
+        chosen = options(self._weights(*arguments, **named))
+        if chosen and any(isinstance(x, Tracer) for x in jax.tree.leaves((arguments, named))):
+            chosen = {}
         key = tuple(chosen.items())
         if key not in self._jitted:
             self._jitted[key] = jax.jit(self._function, compiler_options=chosen, **self._settings)

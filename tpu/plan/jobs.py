@@ -228,7 +228,7 @@ class Train:
             chunks=self.chunks,
             remat=self.remat,
             stochastic=True,
-            weights=self.config.D * self.config.F,
+            weights=model.layers.largest_matrix,
         )
         lengths = self.lengths.draw(3 * self.batch)
         batch = self._batch(mesh, lengths)
