@@ -366,7 +366,8 @@ def test_refuses_numbers_that_make_no_sense(tmp_path):
 
 def run_child(code, *arguments, first="", **options):
     """Starts Python on code that may use everything of this file; `first` runs before all else."""
-    lines = ["import sys, jax", first, f"sys.path[:0] = {[str(ROOT), str(Path(__file__).parent)]}"]
+    here = [str(ROOT), str(Path(__file__).parent), str(ROOT / "tests" / "support")]
+    lines = ["import sys, jax", first, f"sys.path[:0] = {here}"]
     lines += ["from test_checkpoints import *", textwrap.dedent(code)]
     return subprocess.Popen(
         [sys.executable, "-c", "\n".join(lines), *map(str, arguments)],
