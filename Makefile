@@ -8,9 +8,10 @@ PROMPTEOL_DATA ?= $(realpath ../shared/data)
 export PROMPTEOL_DATA
 
 PYTEST := $(BIN)/python -m pytest -q
-PARALLEL := -n 2 --dist worksteal
+# Three on two cores: many tests wait for processes that they start.
+PARALLEL := -n 3 --dist worksteal
 
-.PHONY: setup demo unit test slow huge plan-test lint docs examples clean
+.PHONY: setup demo unit test wide slow huge plan-test lint docs examples clean
 
 setup: $(BIN)/.ready
 
@@ -31,8 +32,13 @@ UNITS = $(shell grep -rl "pytestmark = pytest.mark.unit" tests)
 unit: setup
 	PROMPTEOL_DEVICES=0 $(PYTEST) -m "not slow" $(PARALLEL) $(UNITS)
 
+# Five minutes.
 test: setup
-	$(PYTEST) -m "not slow" $(PARALLEL) $(TESTS)
+	$(PYTEST) -m "not slow and not wide" $(PARALLEL) $(TESTS)
+
+# More cases of the same laws: other families, equations, losses.
+wide: setup
+	$(PYTEST) -m "wide and not slow" $(PARALLEL) $(TESTS)
 
 # Tests of seconds to minutes each.
 slow: setup

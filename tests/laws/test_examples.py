@@ -10,15 +10,8 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-TRAINING = ("finetune_own_pairs.py", "finetune.ipynb")  # compile a step
-SCRIPTS = [
-    pytest.param(path.name, marks=[pytest.mark.slow] if path.name in TRAINING else [])
-    for path in sorted(EXAMPLES.glob("*.py"))
-]
+SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
 NOTEBOOKS = sorted(path.name for path in EXAMPLES.glob("*.ipynb"))
-RUN = [
-    pytest.param(name, marks=[pytest.mark.slow] if name in TRAINING else []) for name in NOTEBOOKS
-]
 
 
 def cells(name: str) -> list[str]:
@@ -27,6 +20,7 @@ def cells(name: str) -> list[str]:
     return ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
 
 
+@pytest.mark.slow  # `make examples` runs them all
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_an_example_runs(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -35,7 +29,8 @@ def test_an_example_runs(name, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_runs_cell_by_cell(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}

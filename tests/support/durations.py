@@ -34,7 +34,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     outcome: Any = yield
     seconds = _spent() - start
     item.user_properties.append(("processor seconds", round(seconds, 2)))
-    is_held = item.config.option.markexpr == "not slow"
+    is_held = "not slow" in item.config.option.markexpr
     is_exempt = len(sys.modules) - modules > _IMPORTS
     if is_held and not is_exempt and seconds > LIMIT and outcome.excinfo is None:
         message = f"took {seconds:.1f} s of processor time, more than {LIMIT:.0f}: mark it slow"

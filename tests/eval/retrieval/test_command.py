@@ -99,6 +99,7 @@ def test_a_run_is_continued_and_other_settings_are_refused(folder, tmp_path, cap
         run(document_template="none")
 
 
+@pytest.mark.first("templates", "one-method")
 @pytest.mark.parametrize(
     ("sides", "queries_with", "documents_with", "name"),
     [

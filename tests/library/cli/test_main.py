@@ -84,6 +84,7 @@ def refused(capsys, call, *arguments):
     return line
 
 
+@pytest.mark.first("100")
 @pytest.mark.parametrize("rows", ["2", "100"])
 def test_encode_writes_what_the_embedder_gives_in_input_order(
     texts, tmp_path, loaded, embedder, capsys, rows

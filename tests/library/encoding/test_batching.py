@@ -60,6 +60,7 @@ def test_a_packed_sentence_is_found_where_its_batch_says(sentences):
     assert list(packer.rest()) == []
 
 
+@pytest.mark.first("llama-gqa-tiny-4x2")
 @pytest.mark.fast("llama-gqa-tiny-4x2", "opt-350m-tiny-2x4")
 @pytest.mark.usefixtures("coarse")
 @pytest.mark.parametrize("mesh", ["8x1", "4x2", "2x4"])

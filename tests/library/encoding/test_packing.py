@@ -43,6 +43,7 @@ def test_packed_rows_hold_every_sentence_where_they_say(lengths, multiple):
     assert (start_BT <= np.arange(12)).all()
 
 
+@pytest.mark.first("opt-True")
 @pytest.mark.fast("opt-False", "opt-True")
 @pytest.mark.parametrize(
     ("name", "shared"), [("opt", False), ("opt", True), ("opt-350m", True), ("llama", True)]

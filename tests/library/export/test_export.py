@@ -158,6 +158,7 @@ def test_an_adapter_is_what_peft_loads(checkpoints, tmp_path):
     oracle.assert_close(vectors(base, TEXTS[:2], adapter=str(source)), theirs)
 
 
+@pytest.mark.wide
 @pytest.mark.fast("bfloat16")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_orbax_alone_reads_the_merged_weights(dtype, tmp_path, capsys):

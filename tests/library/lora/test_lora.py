@@ -78,6 +78,7 @@ def test_an_update_is_its_product_and_drops_out_its_input_token_by_token(decoder
     assert np.abs(np.asarray(dropped) - by_hand).max() > 0.1
 
 
+@pytest.mark.wide
 @pytest.mark.fast("full")
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_bfloat16_factors_of_scanned_layers_get_gradients(remat, decoders):

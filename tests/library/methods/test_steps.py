@@ -33,6 +33,7 @@ def all_steps(model, heads, *, block=1, scale=2.0):
     )
 
 
+@pytest.mark.wide
 @pytest.mark.fast("every-block-opt")
 @pytest.mark.parametrize("name", ["opt", "llama"])
 @pytest.mark.parametrize("every", [False, True], ids=["sum", "every-block"])

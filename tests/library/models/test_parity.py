@@ -35,6 +35,7 @@ NAMES = (
 )
 
 
+@pytest.mark.first("opt-350m-tiny", "llama-gqa-tiny", "olmo3-tiny", "tinystories-656k")
 @pytest.mark.fast(
     "opt-tiny",
     "llama-tiny",
@@ -95,6 +96,7 @@ def test_vectors_are_those_of_transformers_under_other_templates(
     oracle.assert_close(vectors, references("opt-tiny", prompt).vectors)
 
 
+@pytest.mark.first("opt-tiny--2-1", "opt-350m-tiny-1-1", "llama-odd-tiny--3-2")
 @pytest.mark.parametrize(
     ("name", "layer", "index"),
     [
@@ -123,6 +125,7 @@ def test_one_encoding_gives_all_hidden_states_of_the_last_token(name, embedders,
     np.testing.assert_allclose(layers[-1], embedders(name).encode(texts), atol=1e-6)
 
 
+@pytest.mark.first("llama-gqa-tiny")
 @pytest.mark.parametrize("name", ["opt-tiny", "opt-350m-tiny", "llama-gqa-tiny"])
 def test_mean_pooling_is_over_all_tokens_of_the_prompt_and_no_padding(
     name, embedders, references, texts
@@ -223,6 +226,14 @@ EMBEDDING = {
 }
 
 
+@pytest.mark.first(
+    "shards-opt-tiny",
+    "bin-llama3-tiny",
+    "bin_shards-opt-tiny",
+    "without_head-llama3-tiny",
+    "only_head-opt-tiny",
+    "without_prefix-llama3-tiny",
+)
 @pytest.mark.parametrize("name", EMBEDDING)
 @pytest.mark.parametrize(
     "store", ["shards", "bin", "bin_shards", "without_head", "only_head", "without_prefix"]
@@ -241,6 +252,7 @@ def test_how_weights_are_stored_never_matters(
     np.testing.assert_array_equal(embedder.encode(texts[:40]), embedders(name).encode(texts[:40]))
 
 
+@pytest.mark.first("opt-tiny-bfloat16", "llama-gqa-tiny-float16")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", ["opt-tiny", "llama-gqa-tiny"])
 def test_half_precision_on_disk_is_read_exactly(

@@ -34,6 +34,7 @@ def total(kind, trained, with_ys):
     return jax.jit(jax.value_and_grad(run, argnums=trained))(X, XS["a"])
 
 
+@pytest.mark.first("dots-0-its ys too", "dots-1-x alone", "full-(0, 1)-x alone")
 @pytest.mark.parametrize("with_ys", [0.0, 1.0], ids=["x alone", "its ys too"])
 @pytest.mark.parametrize("trained", [0, 1, (0, 1)], ids=str)
 @pytest.mark.parametrize("kind", ["dots", "full"])

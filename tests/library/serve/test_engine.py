@@ -53,6 +53,7 @@ def compiled():
     jax.monitoring.unregister_event_duration_listener(note)
 
 
+@pytest.mark.first("embed-filter/eol")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_warm_engine_compiles_nothing_more(method, embedders, coarse, compiled):
     engine = Engine(embedders("tiny", method=method, max_tokens=321))

@@ -49,6 +49,7 @@ def reference(roles, temperature=0.05):
     return -np.log(p[own, own]).mean(), (scores.argmax(1) == own).mean(), gradients
 
 
+@pytest.mark.first("pairs-many", "triplets-one", "triplets-some")
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
 @pytest.mark.parametrize("roles", [2, 3], ids=["pairs", "triplets"])
 def test_loss_and_gradients_are_those_of_the_formula(roles, block, monkeypatch):

@@ -135,6 +135,7 @@ def check(found, loss, z, needs, tolerance=1e-6):
         assert np.linalg.norm(mine - wanted) <= tolerance * np.linalg.norm(wanted)
 
 
+@pytest.mark.first("pairs", "three negatives", "some directions", "cosent", "sfp", "vectors")
 @pytest.mark.parametrize("case", CASES)
 def test_a_loss_and_its_gradients_are_those_of_sentence_transformers(case):
     name, options, columns, needs, loss = CASES[case]
@@ -159,6 +160,7 @@ def test_at_temperature_1_infonce_is_as_exact_as_float32(name):
     check(found, ranking(scale=1.0, **how[name]), z, {})
 
 
+@pytest.mark.first("triplets", "vectors")
 @pytest.mark.parametrize("case", ["triplets", "cosent", "vectors"])
 def test_matryoshka_sums_a_loss_over_the_first_numbers(case):
     name, options, columns, needs, loss = CASES[case]
@@ -173,6 +175,7 @@ def test_matryoshka_sums_a_loss_over_the_first_numbers(case):
     assert {"loss_4", "loss_9", "loss_16"} <= found[0][1].keys()
 
 
+@pytest.mark.first("triplets", "some directions", "cosent", "sfp", "scores")
 @pytest.mark.parametrize("case", CASES)
 def test_blocks_and_a_mesh_change_nothing(case, monkeypatch):
     name, options, columns, needs, _ = CASES[case]
@@ -203,6 +206,7 @@ def masked(z, text, margin):
     return torch.nn.functional.cross_entropy(cos / 0.05, torch.arange(B))
 
 
+@pytest.mark.first("one-0.1", "blocks-0.0")
 @pytest.mark.parametrize("margin", [None, 0.0, 0.1], ids=str)
 @pytest.mark.parametrize("block", [2**24, 100], ids=["one", "blocks"])
 def test_probable_positives_are_left_out(margin, block, monkeypatch):
