@@ -132,7 +132,7 @@ def plot_sweep(plans: Sequence[tuple[str, Plan]], path: Path) -> None:
     _, start = plans[0]
     axis.set_title(f"{start.model}, {start.job}, compiler-estimated", loc="left")
     axis.set(xlabel=f"{start.topology.split(':')[0]} chips", ylabel="sentences/s")
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, loc="upper left")
     figure.savefig(path)
 
 

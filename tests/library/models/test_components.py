@@ -19,6 +19,7 @@ NAMES = (
     *("mistral-tiny", "olmo2-tiny", "olmo3-tiny", "phi3-tiny", "phi3-long-tiny"),
     *("qwen2-tiny", "qwen3-tiny", "qwen3-odd-tiny"),
 )
+FIRST = ("opt-350m-tiny", "llama-odd-tiny", "gemma3-tiny", "olmo2-tiny", "phi3-tiny")
 B, T = 2, 20
 IDS_BT = np.random.default_rng(0).integers(0, 30000, (B, T)).astype(np.int32)
 
@@ -169,7 +170,12 @@ LACKING = {
 
 @pytest.mark.parametrize(
     ("part", "name"),
-    [(p, n) for n in NAMES for p in PARTS if p not in LACKING.get(oracle.family_of(n), ())],
+    [
+        pytest.param(part, name, marks=[] if name in FIRST else pytest.mark.wide)
+        for name in NAMES
+        for part in PARTS
+        if part not in LACKING.get(oracle.family_of(name), ())
+    ],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
 def test_every_part_is_that_of_transformers(part, name, pairs):
