@@ -45,7 +45,7 @@ class Shape(NamedTuple):
         N, K, H: query and key/value heads, and their width.
         T, C: tokens of a row, of the cached prefix.
         prefix_tokens: tokens of the shared prefix at the beginning of the row.
-        scale: factor of the scores.
+        scale, softcap: factor and bound of the scores.
     """
 
     N: int
@@ -55,6 +55,7 @@ class Shape(NamedTuple):
     C: int
     prefix_tokens: int
     scale: float
+    softcap: float | None
     rope: bool
     interpret: bool
 
@@ -86,7 +87,6 @@ def supports(
         "bidirectional": context.end_BT is not None,
         "padded prefix": context.prefix_mask_C is not None,
         "window": context.window is not None,
-        "softcap": spec.softcap is not None,
         "rope of a part of each head": rotated != q.value.shape[-1],
     }
     given = [name for name, is_given in absent.items() if is_given]
@@ -125,7 +125,8 @@ def attend(
     if rope is not None:
         cos, sin = (jnp.broadcast_to(x, (B, T, x.shape[-1])) for x in rope)
         rope = cos, sin
-    shape = Shape(0, 0, H, T, 0, context.prefix_tokens, spec.scale, rope is not None, interpret)
+    score = spec.scale, spec.softcap
+    shape = Shape(0, 0, H, T, 0, context.prefix_tokens, *score, rope is not None, interpret)
     call = functools.partial(_local, shape)
     run = on_each_device(call, inputs, rows)
     return run(own, slices, context.segment_start_BT, prefix, rope)
@@ -256,10 +257,21 @@ def _specs(shape: Shape, C: int) -> list[pl.BlockSpec]:
 # queries.
 
 
+def _capped(shape: Shape, scores: Any) -> tuple[Any, Any]:
+    """Return the scores within the bound, and the slope of the bound there."""
+    if shape.softcap is None:
+        return scores, 1.0
+    share = jnp.tanh(scores * (1 / shape.softcap))
+    return shape.softcap * share, 1 - share * share
+
+
 def _probabilities(shape: Shape, q: Any, k: Any, k_C: Any, start: Any) -> tuple[Any, Any]:
-    """Softmax of one head over its row `[T, Q]` and the prefix `[C, Q]`, float32."""
-    scores = matrix_product(k, q, 0, 0) * shape.scale
-    scores_C = matrix_product(k_C, q, 0, 0) * shape.scale
+    """Softmax of one head over its row `[T, Q]` and the prefix `[C, Q]`, float32.
+
+    Also returns the scores' slopes.
+    """
+    scores, slope = _capped(shape, matrix_product(k, q, 0, 0) * shape.scale)
+    scores_C, slope_C = _capped(shape, matrix_product(k_C, q, 0, 0) * shape.scale)
     key = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
     query = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
     own = (key >= start) | (key < shape.prefix_tokens)
@@ -269,7 +281,7 @@ def _probabilities(shape: Shape, q: Any, k: Any, k_C: Any, start: Any) -> tuple[
     most = jnp.maximum(scores.max(0, keepdims=True), scores_C.max(0, keepdims=True))
     p, p_C = jnp.exp(scores - most), jnp.exp(scores_C - most)
     total = p.sum(0, keepdims=True) + p_C.sum(0, keepdims=True)
-    return p / total, p_C / total
+    return (p / total, p_C / total), (slope, slope_C)
 
 
 def _rows(head: Any, H: int) -> Any:
@@ -293,7 +305,7 @@ def _forward(shape: Shape, *refs: Any) -> None:
         def one_query(query: Any, _: None) -> None:
             rows = _rows(query, shape.H)
             q = apply_rope_in_kernel(q_ref[0, rows], rope)
-            p, p_C = _probabilities(shape, q, k, k_C, start_ref[0])
+            (p, p_C), _ = _probabilities(shape, q, k, k_C, start_ref[0])
             p, p_C = p.astype(v.dtype), p_C.astype(v.dtype)
             y = matrix_product(v, p, 1, 0) + matrix_product(v_C, p_C, 1, 0)
             y_ref[0, rows] = y.astype(y_ref.dtype)
@@ -322,11 +334,11 @@ def _backward(shape: Shape, *refs: Any) -> None:
         def one_query(query: Any, sums: tuple) -> tuple:
             rows = _rows(query, shape.H)
             q, dy = apply_rope_in_kernel(q_ref[0, rows], rope), dy_ref[0, rows]
-            p, p_C = _probabilities(shape, q, k, k_C, start_ref[0])
+            (p, p_C), (slope, slope_C) = _probabilities(shape, q, k, k_C, start_ref[0])
             dp, dp_C = matrix_product(v, dy, 0, 0), matrix_product(v_C, dy, 0, 0)
             mean = (p * dp).sum(0, keepdims=True) + (p_C * dp_C).sum(0, keepdims=True)
-            ds = (p * (dp - mean) * shape.scale).astype(q.dtype)
-            ds_C = (p_C * (dp_C - mean) * shape.scale).astype(q.dtype)
+            ds = (p * (dp - mean) * (slope * shape.scale)).astype(q.dtype)
+            ds_C = (p_C * (dp_C - mean) * (slope_C * shape.scale)).astype(q.dtype)
             dq = matrix_product(k, ds, 1, 0) + matrix_product(k_C, ds_C, 1, 0)
             dq_ref[0, rows] = apply_rope_in_kernel(dq, rope, back=True).astype(dq_ref.dtype)
             p, p_C = p.astype(dy.dtype), p_C.astype(dy.dtype)

@@ -31,14 +31,14 @@ def operands(B, N, K, H, C, seed=0):
     return q, k, v, jnp.asarray(start), (k_C, v_C) if C else None
 
 
-def attend(implementation, q, k, v, start, prefix, prefix_tokens=0, angles=None, **how):
+def attend(implementation, q, k, v, start, prefix, prefix_tokens=0, angles=None, cap=None, **how):
     context = AttentionContext(
         visible(T, None, start, prefix_tokens),
         ropes=() if angles is None else (angles,),
         segment_start_BT=start,
         prefix_tokens=prefix_tokens,
     )
-    spec = AttentionSpec(q.shape[-1] ** -0.5)
+    spec = AttentionSpec(q.shape[-1] ** -0.5, cap)
     return implementation(*map(Saved, (q, k, v)), context, spec, prefix, **how)
 
 
@@ -46,19 +46,24 @@ plain = partial(attend, attention.attend)
 fused = partial(attend, attention_tpu.attend, interpret=True)
 
 
-@pytest.mark.fast("1-1-16-0-3-True")
+@pytest.mark.fast("1-1-16-0-3-True-None")
 @pytest.mark.parametrize(
-    ("N", "K", "H", "C", "prefix_tokens", "rotated"),
-    [(2, 1, 16, 4, 0, False), (4, 2, 16, 4, 0, True), (1, 1, 16, 0, 3, True)],
+    ("N", "K", "H", "C", "prefix_tokens", "rotated", "cap"),
+    [
+        (2, 1, 16, 4, 0, False, None),
+        (4, 2, 16, 4, 0, True, None),
+        (1, 1, 16, 0, 3, True, None),
+        (2, 1, 16, 4, 0, True, 1.5),
+    ],
 )
-def test_values_and_gradients_are_those_of_plain_attention(N, K, H, C, prefix_tokens, rotated):
+def test_values_and_gradients_are_those_of_plain_attention(N, K, H, C, prefix_tokens, rotated, cap):
     q, k, v, start, prefix = operands(2, N, K, H, C)
     weight = jax.random.normal(jax.random.key(9), q.shape)
     position = jnp.arange(T) - start
     angles = rope_table(position, jnp.linspace(0.1, 1.0, H // 2)) if rotated else None
 
     def value(attend, operands):
-        y = attend(*operands[:3], start, operands[3], prefix_tokens, angles)
+        y = attend(*operands[:3], start, operands[3], prefix_tokens, angles, cap)
         return (y * weight).sum(), y
 
     wanted, found = (
@@ -100,7 +105,7 @@ def test_why_the_reference_runs_can_be_told():
     assert reason(query_BQ=jnp.zeros((1, 1), jnp.int32)) == "queries are not all tokens"
     assert reason(segment_start_BT=None) == "rows are not packed"
     assert reason(tokens=24) == "not supported: rows of 24 tokens, no multiple of 128 up to 512"
-    assert reason(window=5, spec=AttentionSpec(0.25, 30.0)) == "not supported: window, softcap"
+    assert reason(window=5, spec=AttentionSpec(0.25, 30.0)) == "not supported: window"
     assert reason(prefix_mask_C=jnp.ones(4, bool)) == "not supported: padded prefix"
     half = (jnp.ones((1, T, 4)),) * 2  # four of eight pairs
     both = "not supported: bidirectional, rope of a part of each head"
