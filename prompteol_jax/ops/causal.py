@@ -43,6 +43,19 @@ def beyond_causal(q_BTNH: jax.Array, context: AttentionContext, spec: AttentionS
     return f"not supported: {', '.join(given)}" if given else None
 
 
+def after_prefix(
+    own: tuple[jax.Array, jax.Array], prefix: KeysValues | None
+) -> tuple[jax.Array, jax.Array]:
+    """Return keys and values, `[B, T, K, H]`, after those of the prefix."""
+    if prefix is None:
+        return own
+    first, second = (
+        jnp.concatenate([jnp.broadcast_to(c, (len(x), *c.shape)), x], axis=1)
+        for c, x in zip(prefix, own, strict=True)
+    )
+    return first, second
+
+
 def attend(
     kernel: Kernel,
     qkv: tuple[Saved, Saved, Saved],
@@ -61,10 +74,7 @@ def attend(
     prefix = prefix and (repeat_kv(prefix[0]), repeat_kv(prefix[1]))
 
     def of_device(q_BTNH: jax.Array, own: tuple, prefix: KeysValues | None) -> jax.Array:
-        if prefix is not None:
-            rows = (jnp.broadcast_to(x, (len(q_BTNH), *x.shape)) for x in prefix)
-            own = tuple(jnp.concatenate(two, axis=1) for two in zip(rows, own, strict=True))
-        return kernel(q_BTNH, *own)
+        return kernel(q_BTNH, *after_prefix(own, prefix))
 
     rows, heads = PartitionSpec("data", None, "model"), PartitionSpec(None, "model")
     inputs = (rows, (rows, rows), None if prefix is None else (heads, heads))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from prompteol_jax.mesh import make_mesh
 from prompteol_jax.ops import (
     attention,
     long_attention_gpu,
@@ -48,6 +49,54 @@ def test_a_kernel_gives_the_references_values(name, prefix):
     expected = jax.jit(lambda qkv: attention.attend(*qkv, CONTEXT, SPEC, prefix))(QKV)
     assert y.dtype == expected.dtype == jnp.bfloat16
     np.testing.assert_allclose(y.astype(jnp.float32), expected.astype(jnp.float32), atol=2e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prefix", [None, PREFIX], ids=["alone", "prefix"])
+def test_the_gradient_of_the_tpu_kernel_is_the_references(prefix):
+    weight = draw(B, T, N, H, seed=9).astype(jnp.float32)
+
+    def gradient(attend):
+        def value(own, prefix):
+            return (attend(*map(Saved, own), CONTEXT, SPEC, prefix) * weight).sum()
+
+        return jax.jit(jax.grad(value, (0, 1)))([x.value for x in QKV], prefix)
+
+    found, expected = gradient(KERNELS["tpu"]), gradient(attention.attend)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+        assert float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b)) < 2e-2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("N", "K", "H", "shape", "held"),
+    [
+        (4, 1, 64, None, 2**24),
+        (6, 2, 32, None, 2**24),
+        (4, 2, 128, (2, 2), 2**24),
+        (2, 1, 128, None, 0),
+    ],
+    ids=["pairs of heads", "odd groups", "mesh", "more than the core holds"],
+)
+def test_groups_and_meshes_change_nothing(N, K, H, shape, held, monkeypatch):
+    monkeypatch.setattr(long_attention_tpu, "_HELD", held)
+    rows = 2 if shape else 1
+    qkv = [Saved(draw(rows, T, n, H, seed=n + i)) for i, n in enumerate((N, K, K))]
+    prefix, spec = (draw(C, K, H, seed=7), draw(C, K, H, seed=8)), AttentionSpec(H**-0.5)
+    context = AttentionContext(None)
+    expected = attention.attend(*qkv, context, spec, prefix)
+    with jax.set_mesh(make_mesh(shape or (1, 1))):
+        y = jax.jit(lambda qkv, prefix: KERNELS["tpu"](*qkv, context, spec, prefix))(qkv, prefix)
+    np.testing.assert_allclose(y.astype(jnp.float32), expected.astype(jnp.float32), atol=2e-2)
+
+
+def test_a_head_that_is_turned_in_part_is_left_to_splash_attention():
+    part = (jnp.zeros((1, T, 16)),) * 2
+    assert long_attention_tpu._fits(128, T, CONTEXT.ropes[0])
+    assert not long_attention_tpu._fits(128, T, part)
+    assert not long_attention_tpu._fits(96, T, None)
+    assert not long_attention_tpu._fits(128, 2**20, None)
 
 
 @pytest.mark.parametrize("name", KERNELS)
