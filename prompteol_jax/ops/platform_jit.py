@@ -2,13 +2,14 @@
 
 XLA gives one op of a TPU 16 MiB of the core's memory by default and keeps activations, and weights
 that it fetches early, in the rest. Where a matrix has more bytes than that rest can hold, products
-are faster with larger tiles, which take 32 MiB. See decisions/070.
+are faster with larger tiles, which take 32 or 64 MiB. See decisions/070.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 import jax
@@ -17,8 +18,17 @@ from jax.core import Tracer
 from prompteol_jax.mesh import axis_size
 from prompteol_jax.ops import platform
 
-# Kinds of devices whose core has at least 64 MiB of memory.
-_LARGE: Final = ("TPU v5 lite", "TPU v5e", "TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e")
+# MiB for one op, on the kinds of devices whose core has at least twice as many.
+_LARGE: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        "TPU v5 lite": 32,
+        "TPU v5e": 32,
+        "TPU v5": 32,
+        "TPU v5p": 32,
+        "TPU v6 lite": 64,
+        "TPU v6e": 64,
+    }
+)
 _MATRIX: Final = 2**25  # weights of a matrix on one device; more do not stay in the core's memory
 
 
@@ -28,9 +38,10 @@ def options(weights: int) -> dict[str, str]:
     Args:
         weights: of a layer's largest matrix, over the model axis.
     """
-    if platform.kind() in _LARGE and weights > _MATRIX * axis_size("model"):
-        return {"xla_tpu_scoped_vmem_limit_kib": "32768"}
-    return {}
+    room = _LARGE.get(platform.kind())
+    if room is None or weights <= _MATRIX * axis_size("model"):
+        return {}
+    return {"xla_tpu_scoped_vmem_limit_kib": str(1024 * room)}
 
 
 class PlatformJit:

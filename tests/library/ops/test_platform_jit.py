@@ -22,6 +22,7 @@ LARGER = {"xla_tpu_scoped_vmem_limit_kib": "32768"}
         ("llama-2-7b", "TPU v5p", (1, 1), LARGER),
         ("opt-6.7b", "TPU v5 lite", (1, 2), {}),
         ("opt-66b", "TPU v5p", (1, 2), LARGER),
+        ("gemma-2-9b", "TPU v6 lite", (1, 1), {"xla_tpu_scoped_vmem_limit_kib": "65536"}),
         ("opt-6.7b", "TPU v4", (1, 1), {}),
         ("opt-6.7b", "cpu", (1, 1), {}),
     ],
