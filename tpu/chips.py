@@ -1,17 +1,20 @@
 """All that is known of the generations of TPUs, in one table, and the slices that there are.
 
-Rates are the makers' own, per device as jax counts them (for v4 and v5p a chip of two cores):
+Rates are the makers' own, per device as jax counts them (for v4 and v5p a chip of two cores, for
+tpu7x one of the two cores of a chip):
 
-    v4   https://cloud.google.com/tpu/docs/v4
-    v5e  https://cloud.google.com/tpu/docs/v5e
-    v5p  https://cloud.google.com/tpu/docs/v5p
-    v6e  https://cloud.google.com/tpu/docs/v6e
+    v4     https://cloud.google.com/tpu/docs/v4
+    v5e    https://cloud.google.com/tpu/docs/v5e
+    v5p    https://cloud.google.com/tpu/docs/v5p
+    v6e    https://cloud.google.com/tpu/docs/v6e
+    tpu7x  https://docs.cloud.google.com/tpu/docs/tpu7x
 
 `hbm_bytes` is what the compiler lets a program use, as its out-of-memory message says; the pages
-give 32, 16, 95 and 32 GB. `link` is the interconnect's rate a chip, one way, over its number of
-ports. `clock` is the peak rate over the FLOPs of the matrix units in a cycle, and turns the
-compiler's cycles into seconds. With it a bfloat16 product of two matrices of 8,192 squared is
-estimated at 0.88 of the peak on v5e, 0.90 on v5p, 0.70 on v6e and 0.45 on v4 (libtpu 0.0.42.1).
+give 32, 16, 95, 32 and 192 GB a chip. `link` is the interconnect's rate a chip, one way, over its
+number of ports. `clock` is the peak rate over the FLOPs of the matrix units in a cycle, and turns
+the compiler's cycles into seconds. With it a bfloat16 product of two matrices of 8,192 squared is
+estimated at 0.88 of the peak on v5e, 0.90 on v5p, 0.70 on v6e, 0.81 on tpu7x and 0.45 on v4 (libtpu
+0.0.42.1).
 Names are those of cloud.google.com/tpu/docs, "TPU configurations" and "TPU software versions".
 """
 
@@ -38,12 +41,14 @@ class Chip:
         bandwidth: Bytes of HBM a second.
         link: Bytes a second through one port, one way.
         clock: Cycles a second.
+        vector: Numbers that the vector units change in a cycle: 8 x 128 lanes, 4 slots, each core.
         pod: Chips along each axis of the largest slice. Only the axes of a slice that fill the
-            pod's (v5e, v6e) or are multiples of 4 (v4, v5p) close to a ring.
-        accelerator: Word before the size in gcloud's `--accelerator-type`.
+            pod's (v5e, v6e) or are multiples of 4 (the others) close to a ring.
+        accelerator: Word before the size in gcloud's `--accelerator-type`; None where it has none.
         image: Value of gcloud's `--version` (VM) and `--runtime-version` (queued resource).
         cores: TensorCores of a chip, where gcloud's sizes count them; 1 where they count chips.
         kinds: Names that the device gives itself in jax, its `device_kind`.
+        devices: Devices of a chip, as jax counts them.
     """
 
     name: str
@@ -52,11 +57,13 @@ class Chip:
     bandwidth: float
     link: float
     clock: float
+    vector: int
     pod: tuple[int, ...]
-    accelerator: str
-    image: str
+    accelerator: str | None
+    image: str | None
     cores: int
     kinds: tuple[str, ...]
+    devices: int = 1
 
     def __str__(self) -> str:
         return f"{self.name} up to {'x'.join(map(str, self.pod))}"
@@ -71,6 +78,7 @@ _ROWS: Final = (
         bandwidth=1228e9,
         link=50e9,
         clock=1.05e9,
+        vector=8192,
         pod=(16, 16, 16),
         cores=2,
         kinds=("TPU v4",),
@@ -84,6 +92,7 @@ _ROWS: Final = (
         bandwidth=819e9,
         link=50e9,
         clock=1.503e9,
+        vector=4096,
         pod=(16, 16),
         cores=1,
         kinds=("TPU v5 lite", "TPU v5e"),
@@ -97,6 +106,7 @@ _ROWS: Final = (
         bandwidth=2765e9,
         link=100e9,
         clock=1.751e9,
+        vector=8192,
         pod=(16, 16, 24),
         cores=2,
         kinds=("TPU v5", "TPU v5p"),
@@ -110,11 +120,27 @@ _ROWS: Final = (
         bandwidth=1600e9,
         link=100e9,
         clock=1.751e9,
+        vector=4096,
         pod=(16, 16),
         cores=1,
         kinds=("TPU v6 lite", "TPU v6e"),
         accelerator="v6e",
         image="v2-alpha-tpuv6e",
+    ),
+    Chip(
+        name="tpu7x",
+        hbm_bytes=379 * GIB // 4,
+        peak=2307e12 / 2,
+        bandwidth=7380e9 / 2,
+        link=100e9,
+        clock=2.2e9,
+        vector=4096,
+        pod=(16, 24, 24),
+        cores=2,
+        devices=2,
+        kinds=("TPU7x",),
+        accelerator=None,
+        image=None,
     ),
 )
 CHIPS: Final = {chip.name: chip for chip in _ROWS}
@@ -137,9 +163,14 @@ class Topology:
         return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
     @property
-    def devices(self) -> int:
-        """Devices, which are chips."""
+    def chips(self) -> int:
+        """Chips of the slice."""
         return math.prod(self.shape)
+
+    @property
+    def devices(self) -> int:
+        """Devices of the slice, as jax counts them."""
+        return self.chips * self.chip.devices
 
     def ring(self, axis: int) -> bool:
         """Say whether the links along an axis close to a ring."""

@@ -67,6 +67,15 @@ class Lengths:
             counts[min(length, longest)] += count
         return dataclasses.replace(self, counts=dict(counts))
 
+    def all_of(self, own: int) -> Lengths:
+        """Return as many sentences, all of the same number of own ids.
+
+        Raises: UserError where the prompt alone is as long.
+        """
+        if own < 1:
+            raise UserError("--tokens must be more than the ids of the template's prefix")
+        return dataclasses.replace(self, counts={own: self.total})
+
     def draw(self, n: int) -> list[int]:
         """Return n lengths with the histogram's shares, in an order that is always the same.
 

@@ -7,7 +7,7 @@ from tpu.chips import CHIPS, chip_of, parse_topology, slices
 pytestmark = pytest.mark.unit
 
 
-@pytest.mark.parametrize("text", ["v5e:2x4", "v5p:2x2x1", "v6e:16x16", "v4:4x4x4"])
+@pytest.mark.parametrize("text", ["v5e:2x4", "v5p:2x2x1", "v6e:16x16", "v4:4x4x4", "tpu7x:2x2x1"])
 def test_a_topology_is_read_and_written_alike(text):
     assert str(parse_topology(text)) == text
 
@@ -30,7 +30,7 @@ def test_a_wrong_slice_is_refused_with_those_of_its_chip_and_the_nearest(text, m
 
 def test_the_names_of_generations_are_their_own():
     for field in ("name", "accelerator", "image"):
-        assert len({getattr(chip, field) for chip in CHIPS.values()}) == len(CHIPS)
+        assert len({getattr(chip, field) for chip in CHIPS.values()}) == len(CHIPS)  # one has none
     for chip in CHIPS.values():
         assert all(chip_of(kind) is chip for kind in chip.kinds)
     assert chip_of("NVIDIA H200") is None
@@ -61,3 +61,8 @@ def test_only_whole_axes_are_rings(text, rings):
 def test_usual_slices_grow(chip):
     sizes = [topology.devices for topology in slices(chip)]
     assert sizes == sorted(set(sizes))
+
+
+def test_a_slice_has_the_devices_of_its_chips():
+    assert (parse_topology("v5p:2x2x2").chips, parse_topology("v5p:2x2x2").devices) == (8, 8)
+    assert (parse_topology("tpu7x:2x2x2").chips, parse_topology("tpu7x:2x2x2").devices) == (8, 16)

@@ -46,6 +46,8 @@ class PlanOptions:
     """A template's name; it decides how long the shared prefix is."""
     lengths: Path | None = None
     """Lengths of the stream, from `python -m tpu.lengths`; STS-B dev or NLI triplets by default."""
+    tokens: int | None = flag(None, at_least=1)
+    """Ids of every text and its prompt, instead of --lengths."""
     quantize: Literal["nf4", "int8"] | None = None
     """Kind of the linear layers' frozen matrices."""
     fsdp: bool = False
@@ -86,6 +88,8 @@ class PlanOptions:
     def _misfits(self) -> list[str]:
         """Return what no run takes either."""
         wrong = []
+        if self.tokens is not None and self.lengths is not None:
+            wrong.append("--tokens says how long all texts are, and so does --lengths: drop one")
         if self.full and self.quantize is not None:
             wrong.append(f"--full trains every weight, --quantize {self.quantize} freezes them")
         if self.job == "train" and self.fsdp and self.remat == "none":
@@ -153,6 +157,8 @@ def make_job(options: PlanOptions) -> Encode | Train:
 
     lengths = read_lengths(options.lengths, options.job)
     C, config = lengths.shared(options.template), find_config(options.model)
+    if options.tokens is not None:
+        lengths = lengths.all_of(options.tokens - C)
     _check_room(options, config.P - C, max(lengths.counts))
     if options.job == "encode":
         return Encode(

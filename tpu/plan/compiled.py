@@ -55,10 +55,10 @@ def slice_mesh(topology: Topology, shape: tuple[int, int]) -> Mesh:
         cores of its chips one by one (v4), which share memory and run as one device.
     """
     devices = _devices(topology)
-    if any(device.core_on_chip for device in devices):
+    if len(devices) != topology.devices:
         raise UserError(
             f"topology {topology} is described core by core by libtpu: no plan can be made for it; "
-            "v5e, v5p and v6e can be planned"
+            "v5e, v5p, v6e and tpu7x can be planned"
         )
     return make_mesh(shape, devices)
 
@@ -68,7 +68,7 @@ def _devices(topology: Topology) -> Sequence[Any]:
     from jax.experimental import topologies
 
     # libtpu takes a host to have four chips unless it is given a smaller one.
-    host = {"chips_per_host_bounds": (1, 1, 1)} if topology.devices == 1 else {}
+    host = {"chips_per_host_bounds": (1, 1, 1)} if topology.chips == 1 else {}
     try:
         with _quiet():
             return topologies.get_topology_desc(

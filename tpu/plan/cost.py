@@ -5,8 +5,9 @@ compiler's `estimated_cycles` over the clock. Collectives have no estimate: `int
 their time on the links. What is started and awaited later (`-start`, `-done`) costs only the time
 that the instructions between do not cover; the links carry one collective at a time. The same holds
 for a collective that libtpu divides among fusions that compute (a chain). Copies between HBM and
-the core's memory that overlap with instructions are treated likewise, at the rate of HBM. A custom
-call (a Pallas kernel) has no estimate either: `kernels` counts it.
+the core's memory that overlap with instructions are treated likewise, at the rate of HBM, and so is
+a call of a SparseCore, which reads and writes there. A custom call (a Pallas kernel) has no
+estimate either: `kernels` counts it.
 """
 
 from __future__ import annotations
@@ -152,6 +153,9 @@ class _Walk:
         collective = self._collective_in(instruction)
         if collective is not None:
             return "link", self._count(instruction, collective, bytes_of, total)
+        if instruction.opcode == "call-start":  # a SparseCore changes an array's layout
+            changed = [a.bytes for a in instruction.results if a.shape][-1:]
+            return "hbm", 2 * sum(changed) / self.topology.chip.bandwidth
         if instruction.opcode not in COPIES:
             total.unpriced[instruction.opcode] += 1
             return "hbm", 0.0

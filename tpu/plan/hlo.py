@@ -91,11 +91,15 @@ class Program:
         return limits[0]
 
 
+# The metadata of a Pallas kernel goes over several lines.
+_CONTINUED: Final = re.compile(r'\n(?="|\}\})')
+
+
 def parse(text: str) -> Program:
     """Read `compiled.as_text()`."""
     computations: dict[str, tuple[Instruction, ...]] = {}
     entry, name, body = "", "", []
-    for line in text.splitlines():
+    for line in _CONTINUED.sub("", text).splitlines():
         if head := re.match(r"(ENTRY )?%([^\s(]+) \(.*\{$", line):
             name, body = head[2], []
             entry = name if head[1] else entry

@@ -8,7 +8,8 @@ both ways at the same time. With n chips and b bytes of the whole array:
     all-reduce                   2 (n - 1) / n * b    collective-permute   b
 
 over the rate of one link on a line of chips, of two links on a ring, and of two links per wrapped
-axis on a torus.
+axis on a torus. Groups that have one of a chip's two devices each share its links. The two devices
+of a chip count as joined by one link, although theirs is faster.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ def seconds(
     """
     joined = groups(instruction)
     if kind(instruction) == "collective-permute":
-        far = max((_distance(coordinates[a], coordinates[b]) for a, b in joined), default=0)
+        far = max(
+            (max(1, _distance(coordinates[a], coordinates[b])) for a, b in joined if a != b),
+            default=0,
+        )
         return far * operand_bytes / topology.chip.link
     n = max(map(len, joined), default=1)
     if n < 2:
@@ -61,11 +65,18 @@ def seconds(
     return factor * share / (links * topology.chip.link)
 
 
-def _links(topology: Topology, group: Coordinates) -> int:
+def _links(topology: Topology, group: Coordinates) -> float:
     """Count the links of each chip that a ring algorithm over the group keeps busy."""
+    share = len(group) / (len(set(group)) * topology.chip.devices)
+    return share * _links_of_chips(topology, group)
+
+
+def _links_of_chips(topology: Topology, group: Coordinates) -> int:
     extents = [len({chip[axis] for chip in group}) for axis in range(len(topology.shape))]
     wide = [axis for axis, extent in enumerate(extents) if extent > 1]
     closed = [a for a in wide if extents[a] == topology.shape[a] and topology.ring(a)]
+    if not wide:
+        return 1
     if len(closed) == len(wide):
         return 2 * len(wide)
     # A box of two axes, one of an even number of chips, holds a ring through all of them.

@@ -108,6 +108,13 @@ class Encode:
         return dataclasses.replace(self, batch_tokens=max(1, round(own * load)))
 
     @property
+    def flops_per_token(self) -> float:
+        """FLOP of the sentences over their ids, with the attention that they need."""
+        lengths = self.lengths.cut(self.config.P - self.C)
+        flops = sum(sentence_flops(self.config, n, self.C) * m for n, m in lengths.counts.items())
+        return flops / lengths.tokens
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What the plan says of sentences that it does not take as they are."""
         notes = []
@@ -278,6 +285,29 @@ def linear_weights(config: models.Config) -> int:
     c = config
     attention = 2 * c.D * c.N * c.sizes["H"] + 2 * c.D * c.sizes["K"] * c.sizes["H"]
     return c.L * (attention + c.mlp_matrices * c.D * c.F)
+
+
+def sentence_flops(config: models.Config, own: int, C: int) -> int:
+    """Return the FLOP of encoding a sentence, as docs/explain/performance.md counts them.
+
+    Args:
+        own: ids of the sentence after the prefix.
+        C: ids of the prefix, which are seen and not computed.
+    """
+    c, (H, K) = config, (config.sizes["H"], config.sizes["K"])
+    keys_values, others = 2 * c.D * K * H, 2 * c.D * c.N * H + c.mlp_matrices * c.D * c.F
+    last = 2 * own * keys_values + 2 * others
+    scanned = 2 * own * (keys_values + others)
+    windows = getattr(c, "window_L", None) or (None,) * c.L
+    pairs = sum(_pairs_seen(own, C, window) for window in windows[:-1])
+    pairs += min(C + own, windows[-1] or C + own)
+    return (c.L - 1) * scanned + last + 4 * c.N * H * pairs
+
+
+def _pairs_seen(own: int, C: int, window: int | None) -> int:
+    """Count the pairs of a sentence's token and a token that it sees in a layer."""
+    within = own if window is None else max(0, min(own, window - C))  # tokens that see all before
+    return within * C + within * (within + 1) // 2 + (own - within) * (window or 0)
 
 
 def _rows(mesh: Mesh, B: int, T: int, S: int | None) -> Rows:

@@ -29,6 +29,7 @@ class Plan:
         link_s: Seconds in which the links are busy, overlapped or not.
         roofline_s: Largest of FLOP over peak, bytes over bandwidth, and link_s; `bound` names it.
         useful_mfu: FLOP of real tokens (2 or 4 for each weight of a linear layer) over peak.
+        utilization: FLOP of real tokens, attention's too, over peak; None for a training step.
         unpriced: Instructions without an estimate, by opcode.
         notes: Sentences that the plan leaves out or cuts.
     """
@@ -56,6 +57,7 @@ class Plan:
     bound: str
     sentences_per_s: float | None
     useful_mfu: float | None
+    utilization: float | None
     real_tokens: float
     unpriced: dict[str, float]
     compile_s: float
@@ -92,7 +94,7 @@ def make_plan(name: str, job: Encode | Train, topology: Topology, mesh: tuple[in
 
 _TIMES: Final = (
     *("compute_s", "collective_s", "copy_s", "kernel_s", "estimated_s", "link_s", "roofline_s"),
-    *("sentences_per_s", "useful_mfu"),
+    *("sentences_per_s", "useful_mfu", "utilization"),
 )
 
 
@@ -113,9 +115,10 @@ def _times(compiled: Sequence[Compiled], job: Encode | Train, topology: Topology
         "collectives": total.link_s,
     }
     bound = max(terms, key=lambda name: terms[name])
-    useful = (
-        2.0 * job.passes * linear_weights(job.config) * _mean(compiled, lambda c: c.step.tokens)
-    )
+    tokens = _mean(compiled, lambda c: c.step.tokens)
+    useful = 2.0 * job.passes * linear_weights(job.config) * tokens
+    needed = job.flops_per_token * tokens if isinstance(job, Encode) else None
+    most = total.total_s * topology.devices * chip.peak
     return {
         "compute_s": total.compute_s,
         "collective_s": total.collective_s,
@@ -126,7 +129,8 @@ def _times(compiled: Sequence[Compiled], job: Encode | Train, topology: Topology
         "roofline_s": terms[bound],
         "bound": bound,
         "sentences_per_s": _mean(compiled, lambda c: c.step.sentences) / total.total_s,
-        "useful_mfu": useful / (total.total_s * topology.devices * chip.peak),
+        "useful_mfu": useful / most,
+        "utilization": None if needed is None else needed / most,
         "collectives": sorted(
             map(dataclasses.asdict, total.collectives.values()), key=lambda c: -c["link_s"]
         ),

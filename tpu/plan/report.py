@@ -25,7 +25,7 @@ ROWS: Final[Sequence[tuple[str, Callable[[Plan], str]]]] = (
     ("  kernels", lambda p: _ms(p.kernel_s)),
     ("roofline", lambda p: f"{_ms(p.roofline_s)}, {p.bound} binds"),
     ("sentences/s", lambda p: f"{p.sentences_per_s:,.0f}"),
-    ("useful MFU", lambda p: f"{p.useful_mfu:.3f}"),
+    ("useful MFU", lambda p: f"{p.useful_mfu:.3f}{_utilization(p)}"),
 )
 
 
@@ -144,6 +144,12 @@ def _chips(plan: Plan) -> int:
 def _room(plan: Plan) -> str:
     left = plan.hbm_bytes - plan.needed_bytes
     return f"fits with {_gib(left)} left" if plan.fits else f"too much by {_gib(-left)}"
+
+
+def _utilization(plan: Plan) -> str:
+    if plan.utilization is None:
+        return ""
+    return f"; {plan.utilization:.3f} with attention (utilization)"
 
 
 def _gib(count: int) -> str:

@@ -18,7 +18,7 @@ def test_slices_have_the_names_of_the_cloud(name, expected):
     assert parse_slice(name) == expected
 
 
-@pytest.mark.parametrize("name", ["v5e", "v5e-0", "v9-8", "v4-3", "8", "v5litepod-8"])
+@pytest.mark.parametrize("name", ["v5e", "v5e-0", "v9-8", "v4-3", "8", "v5litepod-8", "tpu7x-8"])
 def test_other_slices_are_refused(name):
     with pytest.raises(ValueError, match=f"slice '{name}'"):
         parse_slice(name)

@@ -42,6 +42,7 @@ FITTING = Plan(
     bound="compute",
     sentences_per_s=1000.0,
     useful_mfu=0.7,
+    utilization=0.72,
     real_tokens=65000.0,
     unpriced={"sort": 1.0},
     compile_s=5.0,
@@ -50,12 +51,21 @@ SLOWER = dataclasses.replace(FITTING, mesh="4x2", estimated_s=0.2)
 LARGE = dataclasses.replace(
     FITTING,
     **{"mesh": "2x4", "fits": False, "needed_bytes": 20 * 2**30},
-    **dict.fromkeys(("estimated_s", "sentences_per_s", "useful_mfu")),
+    **dict.fromkeys(("estimated_s", "sentences_per_s", "useful_mfu", "utilization")),
 )
 
 
 def job_of(**options):
     return plan.make_job(PlanOptions(**{"model": "opt-1.3b"} | options))
+
+
+def test_tokens_are_those_of_every_text_and_its_prompt(tmp_path):
+    job = job_of(model="llama-3-8b", tokens=4096)
+    assert list(job.lengths.counts) == [4096 - job.C]
+    with pytest.raises(UserError, match="--tokens must be more than the ids of the .* prefix"):
+        job_of(tokens=job.C)
+    with pytest.raises(UserError, match="--tokens says how long all texts are"):
+        job_of(tokens=4096, lengths=tmp_path / "lengths.json")
 
 
 @pytest.mark.parametrize(

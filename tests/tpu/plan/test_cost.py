@@ -164,6 +164,49 @@ def test_a_kernel_is_charged_by_our_own_count():
     assert not found.unpriced
 
 
+@pytest.mark.parametrize("topology", ["v5e:2x4", "v6e:2x4"])
+def test_long_rows_are_charged_by_their_blocks(topology):
+    N, K, H, T, C = 32, 8, 128, 4096, 128
+    q, k, rope = (f"bf16[1,{n},{T}]{{2,1,0}}" for n in (N * H, K * H, H // 2))
+    prefix = f"bf16[{K * H},{C}]{{1,0}}, bf16[{C},{K * H}]{{1,0}}"
+    text = (
+        f"HloModule m\n\nENTRY %main (q: {q}) -> {q} {{\n  %q = {q} parameter(0)\n"
+        f'  %y = {q} custom-call(%q), custom_call_target="tpu_custom_call", '
+        f"operand_layout_constraints={{{q}, {k}, {k}, {rope}, {rope}, {prefix}}}, "
+        f'metadata={{op_name="attention/long_attention_forward_{H}/pallas_call"}}\n}}\n'
+    )
+    slice_ = parse_topology(topology)
+    chip = slice_.chip
+    scores = N * (36 * 512**2 + T * C)  # 36 of 64 blocks, and the prefix
+    matrix, vector = 4 * H * scores / chip.peak, 8 * scores / (4096 * chip.clock)
+    assert (matrix > vector) == (topology == "v5e:2x4")
+    found = cost.estimate(hlo.parse(text), slice_, PLACES)
+    begin = N * 8 * 700 / chip.clock
+    assert found.kernel_s == pytest.approx(max(matrix, vector) / 0.7 + begin)
+
+
+def test_what_a_sparse_core_changes_is_read_and_written():
+    start = f"%s = (({ARRAY}), {ARRAY}, u32[]{{:S(8)}}) call-start(%a), to_apply=%x"
+    found = estimate(start, f"%d = {ARRAY} call-done(%s)")
+    assert found.copy_s == pytest.approx(2 * BYTES / V5E.chip.bandwidth)
+    assert not found.unpriced
+
+
+def test_two_devices_of_a_chip_share_its_links():
+    slice_ = parse_topology("tpu7x:2x2x1")
+    places = [(x, y, 0) for x in range(2) for y in range(2) for _ in range(2)]
+
+    def seconds(groups):
+        line = f"%b = {ARRAY} all-gather(%a), replica_groups={groups}"
+        text = f"HloModule m\n\nENTRY %main (a: f32[]) -> f32[] {{\n  %a = {ARRAY} parameter(0)\n"
+        return cost.estimate(hlo.parse(f"{text}  {line}\n}}\n"), slice_, places).link_s
+
+    link = slice_.chip.link
+    assert seconds("[4,2]<=[8]") == pytest.approx(BYTES / link)  # the two of each chip
+    assert seconds("[1,8]<=[8]") == pytest.approx(7 * BYTES / (2 * link))
+    assert seconds("[2,4]<=[4,2]T(1,0)") == pytest.approx(3 * BYTES / link)  # half of each link
+
+
 def test_what_has_no_estimate_is_listed():
     found = estimate(
         f"%b = {ARRAY} sort(%a)", f'%c = {ARRAY} custom-call(%a), custom_call_target="odd"'

@@ -97,3 +97,10 @@ def test_every_notation_of_groups_is_read(notation, joined):
 def test_an_unknown_notation_is_refused():
     with pytest.raises(ValueError, match="replica groups"):
         hlo.groups(hlo.parse(TEXT).computations["main"][1])
+
+
+def test_an_instruction_may_go_over_several_lines():
+    over = ', frontend_attributes={kernel_metadata={\n"sizes":"{\\"q\\": 512}"\n}}, metadata='
+    program = hlo.parse(TEXT.replace(", metadata=", over))
+    (_, f, *others) = program.computations[program.entry]
+    assert (f.source, f.cycles, len(others)) == ("jit(f)/mul", 702, 2)

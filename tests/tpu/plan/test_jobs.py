@@ -12,7 +12,7 @@ from prompteol_jax.models.published import PUBLISHED
 from prompteol_jax.ops import platform
 from prompteol_jax.ops.einsum import matrix_flops
 from tpu.lengths import read_lengths
-from tpu.plan.jobs import Encode, Train, linear_weights
+from tpu.plan.jobs import Encode, Train, linear_weights, sentence_flops
 
 pytestmark = pytest.mark.unit
 
@@ -112,6 +112,17 @@ def test_the_linear_layers_are_counted_whole(mesh):
         weights = (leaf.size for path, leaf in leaves.items() if path.endswith(".w"))
         assert linear_weights(config) == sum(weights)
     assert linear_weights(PUBLISHED["opt-6.7b"]) == 12 * 32 * 4096**2
+
+
+@pytest.mark.parametrize("window", [None, 2, 7, 30])
+def test_the_flop_of_a_sentence_are_those_of_its_tokens_and_what_they_see(window):
+    c = dataclasses.replace(PUBLISHED["gemma-2-9b"], L=2, window_L=(window, None))
+    own, C, heads, half = 9, 5, c.N * c.sizes["H"], 2 * c.D * c.sizes["K"] * c.sizes["H"]
+    rest = 2 * c.D * heads + 3 * c.D * c.F
+    seen = sum(min(C + n, window or C + n) for n in range(1, own + 1))
+    scanned = 2 * own * (half + rest) + 4 * heads * seen
+    last = 2 * own * half + 2 * rest + 4 * heads * (C + own)
+    assert sentence_flops(c, own, C) == scanned + last
 
 
 def test_products_are_counted_through_loops(mesh):
