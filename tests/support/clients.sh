@@ -4,7 +4,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
-python=$(realpath "${1:-$root/.venv/bin/python}")
+python=$(realpath --no-symlinks "${1:-$root/.venv/bin/python}")
 scratch=$(mktemp -d)
 cd "$root"
 

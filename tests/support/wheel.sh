@@ -3,7 +3,7 @@
 #   bash tests/support/wheel.sh [PYTHON [EXTRA...]]
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
-python=$(realpath "${1:-$root/.venv/bin/python}")
+python=$(realpath --no-symlinks "${1:-$root/.venv/bin/python}")
 [ $# -gt 0 ] && shift
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
