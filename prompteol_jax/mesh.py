@@ -117,14 +117,15 @@ def axis_size(axis: str) -> int:
     return 1 if mesh.empty else mesh.shape[axis]
 
 
-def _is_sharded() -> bool:
+def is_sharded() -> bool:
+    """Return whether the mesh in context has several devices."""
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and mesh.size > 1
 
 
 def constrain(x: jax.Array, dims: str) -> jax.Array:
     """Pin an activation to the layout of the sharding table under the mesh in context."""
-    if not _is_sharded():
+    if not is_sharded():
         return x
     mesh = jax.sharding.get_abstract_mesh()
     return jax.lax.with_sharding_constraint(x, spec(dims, x.shape, mesh))
@@ -141,7 +142,7 @@ def gathered(x: jax.Array, dims: str) -> jax.Array:
 
 
 def _gathered_backward(dims: str, _: None, dy: jax.Array) -> tuple[jax.Array]:
-    if not _is_sharded():
+    if not is_sharded():
         return (dy,)
     mesh = jax.sharding.get_abstract_mesh()
     layout = fsdp_sharding(dims, dy.shape, mesh, over=("data",))
@@ -157,6 +158,6 @@ def on_each_device(call: Callable[..., Any], inputs: Any, outputs: Any) -> Calla
     Args:
         inputs: partition specs of the arguments; outputs: those of the results.
     """
-    if not _is_sharded():
+    if not is_sharded():
         return call
     return jax.shard_map(call, in_specs=inputs, out_specs=outputs, check_vma=False)

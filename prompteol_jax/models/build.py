@@ -99,6 +99,7 @@ def abstract_decoder(
         final_norm=Identity() if layers is not None else family.make_final_norm(config, make),
         layers=config.layers(depth),
         dtype=dtype,
+        fsdp=fsdp,
     )
 
 
@@ -112,6 +113,7 @@ def truncate(model: Decoder, depth: int) -> Decoder:
         final_norm=Identity(),
         layers=dataclasses.replace(model.layers, depth=depth),
         dtype=model.dtype,
+        fsdp=model.fsdp,
     )
 
 

@@ -24,6 +24,7 @@ from prompteol_jax.models.context import KVCache, Layers, Rows, positions
 from prompteol_jax.ops import dropout
 from prompteol_jax.ops.attention import KeysValues
 from prompteol_jax.ops.context import AttentionContext
+from prompteol_jax.ops.einsum import available_together
 from prompteol_jax.ops.scan import Remat, Saved, Tape, scan_layers
 from prompteol_jax.ops.tap import NO_TAP, Tap
 from prompteol_jax.quant import formats as quant
@@ -44,6 +45,7 @@ class Decoder(nnx.Module):
         final_norm: `x_BSD -> z_BSD`, final norm and projection; the identity for an inner layer.
         layers: what the blocks are, but for their weights.
         dtype: of activations.
+        fsdp: whether the linear layers' matrices are sharded over data, and gathered on use.
 
     A block is called with `(x, context, prefix)`, its input as a `Saved`, and returns its output
     for the context's queries with the keys and values of every token; `keys_values(x_BTD, context)`
@@ -59,6 +61,7 @@ class Decoder(nnx.Module):
         final_norm: nnx.Module,
         layers: Layers,
         dtype: Any,
+        fsdp: bool = False,
     ):
         self.embedding: Any = embedding  # a family's module, with members that nnx.Module lacks
         self.blocks = blocks
@@ -66,6 +69,7 @@ class Decoder(nnx.Module):
         self.final_norm = final_norm
         self.layers = layers
         self.dtype = jnp.dtype(dtype)
+        self.fsdp = fsdp
 
     def __call__(
         self,
@@ -162,6 +166,7 @@ class Decoder(nnx.Module):
             final_norm=self.final_norm,
             layers=self.layers,
             dtype=self.dtype,
+            fsdp=self.fsdp,
         )
 
     def begin(
@@ -218,7 +223,10 @@ class Decoder(nnx.Module):
         keys: dropout.Keys | None,
     ) -> tuple[jax.Array, Any]:
         context = context.of_layer(self.layers.info(self._scanned), keys)
-        x, kv = self.last(Saved(x_BTD), context, prefix)
+        last = self.last
+        if self.fsdp:
+            x_BTD, last = available_together(x_BTD, last)
+        x, kv = last(Saved(x_BTD), context, prefix)
         return x.value, kv
 
     def _trunk(

@@ -46,24 +46,18 @@ class Linear(nnx.Module):
 
     def apply_with_update(self, x: jax.Array, update: jax.Array | None) -> jax.Array:
         """Apply the map with a given update of its result."""
-        w = self._gathered(x.dtype) if self.fsdp else self.w.get_value()
+        w = self.w.get_value()
         if isinstance(w, quant.Quantized):
-            y = frozen_dot(self.equation, x, w)
+            y = frozen_dot(self.equation, x, w, self.fsdp)
         else:
-            y = dot(self.equation, x, w.astype(x.dtype), summed_dtype(self.equation, x.dtype))
+            w = w.astype(x.dtype)
+            w = gathered(w, split_equation(self.equation)[1]) if self.fsdp else w
+            y = dot(self.equation, x, w, summed_dtype(self.equation, x.dtype))
         if self.b is not None:
             y = y + self.b[...]
         if update is not None:
             y = y + update
         return y.astype(x.dtype)
-
-    def _gathered(self, dtype: Any) -> Any:
-        """Return the weight of one layer, gathered over data in this dtype, or in few bits."""
-        x_dims, w_dims, _ = split_equation(self.equation)
-        w = self.w.get_value()
-        if not isinstance(w, quant.Quantized):
-            return gathered(w.astype(dtype), w_dims)
-        return w.gathered(w_dims, "".join(c for c in w_dims if c in x_dims))
 
 
 def fused_linears(
@@ -82,27 +76,34 @@ def fused_linears(
     return [layer.apply_with_update(x.value, update) for layer, update in pairs]
 
 
-@lambda function: jax.custom_vjp(function, nondiff_argnums=(0,))
-def frozen_dot(equation: str, x: jax.Array, w: quant.Quantized) -> jax.Array:
+@lambda function: jax.custom_vjp(function, nondiff_argnums=(0, 3))
+def frozen_dot(equation: str, x: jax.Array, w: quant.Quantized, fsdp: bool = False) -> jax.Array:
     """Return `dot` with a quantized weight, which gets no gradient.
 
     The gradient of `x` dequantizes the weight once more: saved from the first time, the weights of
     all layers would be in memory together.
+
+    Args:
+        fsdp: whether the weight is sharded over data.
     """
     _, w_dims, _ = split_equation(equation)
-    whole = constrain(w.dequantize(x.dtype), w_dims)
-    return dot(equation, x, whole, summed_dtype(equation, x.dtype))
+    whole = w.gathered(w_dims, x.dtype) if fsdp else w.dequantize(x.dtype)
+    return dot(equation, x, constrain(whole, w_dims), summed_dtype(equation, x.dtype))
 
 
-def _frozen_forward(equation: str, x: jax.Array, w: quant.Quantized) -> tuple[jax.Array, tuple]:
-    return frozen_dot(equation, x, w), (w, jnp.empty(0, x.dtype))
+def _frozen_forward(
+    equation: str, x: jax.Array, w: quant.Quantized, fsdp: bool
+) -> tuple[jax.Array, tuple]:
+    return frozen_dot(equation, x, w, fsdp), (w, jnp.empty(0, x.dtype))
 
 
-def _frozen_backward(equation: str, residuals: tuple, dy: jax.Array) -> tuple[jax.Array, None]:
+def _frozen_backward(
+    equation: str, fsdp: bool, residuals: tuple, dy: jax.Array
+) -> tuple[jax.Array, None]:
     w, like_x = residuals
     x_dims, w_dims, y_dims = split_equation(equation)
-    dx = frozen_dot(f"{y_dims},{w_dims}->{x_dims}", dy.astype(like_x.dtype), w)
-    return dx.astype(like_x.dtype), None
+    back = f"{y_dims},{w_dims}->{x_dims}"
+    return frozen_dot(back, dy.astype(like_x.dtype), w, fsdp).astype(like_x.dtype), None
 
 
 frozen_dot.defvjp(_frozen_forward, _frozen_backward)

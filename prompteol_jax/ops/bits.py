@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from prompteol_jax.ops import platform
 
@@ -31,6 +32,17 @@ def unpack_by_product(bytes_: jax.Array) -> jax.Array:
     both = both.astype(jnp.int32)
     is_second = jax.lax.broadcasted_iota(jnp.int32, both.shape, both.ndim - 1) % 2 == 1
     return jnp.where(is_second, both & 15, both >> 4)
+
+
+def row_major(x: jax.Array) -> jax.Array:
+    """Return an array with its last axis minor, as it is in arguments, on a TPU.
+
+    XLA would choose another layout where bytes are unpacked, and copy a stack of all layers to it,
+    or a gathered matrix from it. This way it copies what one layer has on one device.
+    """
+    if platform.current() != "tpu":
+        return x
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 def to_bits(tree: Any) -> Any:

@@ -3,6 +3,9 @@
 XLA gives one op of a TPU 16 MiB of the core's memory by default and keeps activations, and weights
 that it fetches early, in the rest. Where a matrix has more bytes than that rest can hold, products
 are faster with larger tiles, which take 32 or 64 MiB. See decisions/070.
+
+XLA would run a product whose result is reduce-scattered as a loop over its shards. Where rows alone
+are sharded, such a product is a parameter's gradient, and other gathers would wait in that loop.
 """
 
 from __future__ import annotations
@@ -38,10 +41,13 @@ def options(weights: int) -> dict[str, str]:
     Args:
         weights: of a layer's largest matrix, over the model axis.
     """
+    chosen = {}
     room = _LARGE.get(platform.kind())
-    if room is None or weights <= _MATRIX * axis_size("model"):
-        return {}
-    return {"xla_tpu_scoped_vmem_limit_kib": str(1024 * room)}
+    if room is not None and weights > _MATRIX * axis_size("model"):
+        chosen["xla_tpu_scoped_vmem_limit_kib"] = str(1024 * room)
+    if platform.kind().startswith("TPU") and axis_size("data") > axis_size("model") == 1:
+        chosen["xla_tpu_enable_windowed_einsum_for_reduce_scatter"] = "false"
+    return chosen
 
 
 class PlatformJit:

@@ -16,7 +16,9 @@ Numbers are made on the host (`quantize`), in bitsandbytes' order of operations,
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+import operator
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar, Final, Literal, get_args
@@ -27,7 +29,8 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from prompteol_jax import axes
-from prompteol_jax.ops.bits import unpack
+from prompteol_jax.mesh import is_sharded, on_each_device
+from prompteol_jax.ops.bits import row_major, unpack
 
 Kind = Literal["nf4", "int8"]
 KINDS: Final = get_args(Kind)
@@ -97,20 +100,20 @@ class Quantized:
         """The weight, computed in float32; of one layer, that is without L."""
         raise NotImplementedError
 
-    def gathered(self, dims: str, inputs: str) -> Quantized:
-        """The weight of one layer, gathered over data under the mesh in context, still in few bits.
+    def gathered(self, dims: str, dtype: Any) -> jax.Array:
+        """The weight of one layer, gathered over data under the mesh in context.
 
         Args:
-            dims: axes of the weight, outputs first; inputs: those that are contracted.
+            dims: axes of the weight, outputs first.
         """
-        mesh = jax.sharding.get_abstract_mesh()
-        if mesh.empty or mesh.size == 1:
-            return self
-        sizes = dict(zip(dims, self.item, strict=True))
-        like = placeholder(self.kind, dims, inputs, sizes, mesh)
-        return jax.tree.map(
-            lambda x, part: jax.lax.with_sharding_constraint(x, part.sharding.spec), self, like
-        )
+        raise NotImplementedError
+
+    def _like(self, dims: str, *, fsdp: bool) -> Any:
+        """Describe the weight of one layer on the mesh in context."""
+        mesh, sizes = jax.sharding.get_abstract_mesh(), dict(zip(dims, self.item, strict=True))
+        rows = itertools.accumulate(self.item, operator.mul)
+        inputs = dims[1 + list(rows).index(self.outputs) :]
+        return placeholder(self.kind, dims, inputs, sizes, mesh, fsdp=fsdp)
 
     def dequantize_layers(self) -> jax.Array:
         """The weights with L, where there is one, float32."""
@@ -141,17 +144,42 @@ class Nf4(Quantized):
 
     def dequantize(self, dtype: Any) -> jax.Array:
         """The weight, computed in float32."""
+        numbers = _numbers(self.codes, self._scales())
+        if numbers.size > math.prod(self.item):
+            numbers = numbers.reshape(-1)[: math.prod(self.item)]
+        return numbers.reshape(self.item).astype(dtype)
+
+    def gathered(self, dims: str, dtype: Any) -> jax.Array:
+        """The weight of one layer, of which every device dequantizes its own rows.
+
+        Links carry it while products run. To dequantize all of it would take every device as long
+        as its product with thousands of tokens, and more memory. See decisions/073.
+        """
+        if not is_sharded():
+            return self.dequantize(dtype)
+        own, whole = (self._like(dims, fsdp=fsdp).codes.sharding.spec for fsdp in (True, False))
+        if own == whole:
+            return self.dequantize(dtype)
+
+        def own_rows(codes: jax.Array, scales: jax.Array) -> jax.Array:
+            numbers = _numbers(row_major(codes), scales)
+            return row_major(numbers.reshape(len(codes), -1).astype(dtype))
+
+        matrix = on_each_device(own_rows, (own, own), own)(self.codes, self._scales())
+        return jax.lax.with_sharding_constraint(matrix, whole).reshape(self.item)
+
+    def _scales(self) -> jax.Array:
+        """The scale of every block, float32."""
         rows, blocks = self.scale_codes.shape
         step = jnp.repeat(self.steps, GROUP)[: rows * blocks].reshape(rows, blocks)
         # By way of bfloat16, exact for a byte: libtpu aborts over bytes of few columns on a v5p.
         index = self.scale_codes.astype(jnp.bfloat16).astype(jnp.int32)
-        scale = jnp.asarray(SCALE_LEVELS)[index] * step + self.offset
-        codes = unpack(self.codes.reshape(rows, blocks, BLOCK // 2))
-        blocked = _level(codes) * scale[..., None]
-        numbers = math.prod(self.item)
-        if rows * blocks * BLOCK > numbers:
-            blocked = blocked.reshape(-1)[:numbers]
-        return blocked.reshape(self.item).astype(dtype)
+        return jnp.asarray(SCALE_LEVELS)[index] * step + self.offset
+
+
+def _numbers(codes: jax.Array, scales: jax.Array) -> jax.Array:
+    """Return the weights `[rows, blocks, 64]`, float32."""
+    return _level(unpack(codes.reshape(*scales.shape, BLOCK // 2))) * scales[..., None]
 
 
 def _level(codes: jax.Array) -> jax.Array:
@@ -182,6 +210,16 @@ class Int8(Quantized):
         """The weight, computed in float32."""
         w = self.codes.astype(jnp.float32) * (self.peaks * jnp.float32(1 / 127))
         return w.reshape(self.item).astype(dtype)
+
+    def gathered(self, dims: str, dtype: Any) -> jax.Array:
+        """The weight of one layer, gathered in bytes: they cost one product to dequantize."""
+        if not is_sharded():
+            return self.dequantize(dtype)
+        like = self._like(dims, fsdp=False)
+        whole = jax.tree.map(
+            lambda x, part: jax.lax.with_sharding_constraint(x, part.sharding.spec), self, like
+        )
+        return whole.dequantize(dtype)
 
 
 def placeholder(

@@ -12,6 +12,7 @@ from prompteol_jax.ops import platform
 from prompteol_jax.ops.platform_jit import PlatformJit, options
 
 LARGER = {"xla_tpu_scoped_vmem_limit_kib": "32768"}
+WHOLE = {"xla_tpu_enable_windowed_einsum_for_reduce_scatter": "false"}
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,25 @@ def test_a_matrix_larger_than_the_core_holds_gets_larger_tiles(
     config = published(model)
     with jax.set_mesh(make_mesh(shape)):
         assert options(config.D * config.F) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "is_whole"),
+    [
+        ("TPU v5e", (2, 1), True),
+        ("TPU v4", (4, 1), True),
+        ("TPU v5e", (2, 2), False),
+        ("TPU v5e", (1, 1), False),
+        ("cpu", (2, 1), False),
+    ],
+)
+def test_gradients_are_scattered_in_one_piece_where_rows_alone_are_sharded(
+    monkeypatch, kind, shape, is_whole
+):
+    monkeypatch.setattr(platform, "kind", lambda: kind)
+    with jax.set_mesh(make_mesh(shape)):
+        found = options(1)
+    assert found == (WHOLE if is_whole else {})
 
 
 def test_it_computes_traces_and_lowers_as_jit_does():

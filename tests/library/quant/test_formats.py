@@ -100,6 +100,27 @@ def test_no_block_is_cut_and_what_is_cut_dequantizes_the_same(dims, inputs, mesh
     np.testing.assert_array_equal(one.dequantize_layers(), made.dequantize_layers())
 
 
+@pytest.mark.parametrize("kind", quant.KINDS)
+@pytest.mark.parametrize(
+    ("dims", "inputs", "shape", "mesh"),
+    [
+        ("FD", "D", (128, 64), (8, 1)),
+        ("FD", "D", (128, 128), (2, 4)),
+        ("DF", "F", (64, 256), (4, 2)),  # columns over model
+        ("NHD", "D", (4, 24, 64), (8, 1)),  # rows within a head
+        ("DNH", "NH", (64, 4, 24), (2, 1)),  # blocks over two rows: not sharded
+        ("FD", "D", (6, 64), (4, 1)),  # rows that do not divide
+    ],
+)
+def test_a_gathered_weight_is_the_dequantized_one(kind, dims, inputs, shape, mesh):
+    w = drawn(*shape)
+    sharded = place(kind, dims, inputs, w, mesh, fsdp=True)
+    with jax.set_mesh(make_mesh(mesh)):
+        found = jax.jit(lambda w: w.gathered(dims, jnp.float32))(sharded)
+    whole = jax.jit(lambda w: w.dequantize(jnp.float32))(place(kind, dims, inputs, w))
+    np.testing.assert_array_equal(found, whole)
+
+
 @pytest.mark.parametrize(
     ("kind", "dtype", "limit"), [("nf4", "bfloat16", 3.7e9), ("nf4", "float32", 4.2e9)]
 )
