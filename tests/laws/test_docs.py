@@ -450,6 +450,7 @@ RUN = [
 ]
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("block", RUN)
 def test_the_python_runs(block, sandbox, monkeypatch, capsys):
     monkeypatch.chdir(sandbox)

@@ -69,6 +69,7 @@ def whole(tmp_path_factory):
     return SimpleNamespace(folder=folder, command=command, result=result, done=done)
 
 
+@pytest.mark.wide
 def test_a_run_leaves_what_is_contracted(whole):
     assert list(whole.result) == FIELDS
     steps, dev = metrics(whole.folder), records(whole.folder / "dev.jsonl")

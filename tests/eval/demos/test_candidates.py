@@ -100,6 +100,7 @@ def test_sentences_are_drawn_cleaned_and_get_words_of_the_model(sources, capsys)
     assert "set.jsonl: 5 candidates\n" in capsys.readouterr().err
 
 
+@pytest.mark.wide
 def test_a_word_begins_with_the_most_likely_piece_of_letters_and_goes_on_greedily():
     embedder = Embedder.from_pretrained("tiny", dtype="float32")
     texts = ["a dog runs.", "the child eats bread."]

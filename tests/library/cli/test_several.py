@@ -21,6 +21,7 @@ def first_block(folder):
     return str(folder)
 
 
+@pytest.mark.first("methods")
 @pytest.mark.parametrize(
     ("flags", "prompts"),
     [

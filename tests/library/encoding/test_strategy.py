@@ -9,6 +9,7 @@ WORDS = "a man is playing guitar while the old dog sleeps under that big tree".s
 TEXTS = [" ".join((WORDS * 9)[i % 7 : i % 7 + n]) for i, n in enumerate([1, 3, 20] * 5)]
 
 
+@pytest.mark.wide
 @pytest.mark.fast("packed")
 @pytest.mark.parametrize("plan", ["fitted", "packed"])
 def test_plans_differ_by_rounding(plan, embedders):

@@ -48,7 +48,7 @@ def test_a_record_of_a_template_gives_its_bits(embedders):
     np.testing.assert_array_equal(tiny.with_method("eol").encode(TEXTS), tiny.encode(TEXTS))
 
 
-@pytest.mark.first("sum")
+@pytest.mark.wide
 @pytest.mark.fast("tp", "sum")
 @pytest.mark.parametrize("name", ["tp", "cp", "sum"])
 def test_packed_rows_give_the_vectors_of_fixed_ones(name, embedders):

@@ -83,7 +83,7 @@ def with_hooks(folder, hook, prompts, prefix_tokens):
 BY_D = np.linspace(-1, 1, 64, dtype=np.float32)
 
 
-@pytest.mark.first("steer-1-llama-gqa-tiny", "copy-0-opt-tiny")
+@pytest.mark.first("copy-0-opt-tiny")
 @pytest.mark.fast(
     "copy-0-opt-tiny",
     "steer-1-opt-tiny",

@@ -225,6 +225,7 @@ def every_case():
             yield pytest.param(name, family, id=f"{name}-{family}", marks=marks)
 
 
+@pytest.mark.first("tp/eol-opt", "attention-sum-opt")
 @pytest.mark.parametrize(("name", "family"), list(every_case()))
 def test_a_method_is_its_formula(name, family, models):
     _, embedder, oracle_of = models(family)

@@ -49,7 +49,7 @@ def gradient(model, remat="none"):
     return jax.grad(loss)(model.embedding.tokens[...])
 
 
-@pytest.mark.first("llama")
+@pytest.mark.wide
 @pytest.mark.fast("opt", "llama")
 @pytest.mark.parametrize("name", NAMES)
 def test_no_gradient_flows_from_a_sentence_to_tokens_behind_its_last(name, decoders):
@@ -58,7 +58,7 @@ def test_no_gradient_flows_from_a_sentence_to_tokens_behind_its_last(name, decod
     np.testing.assert_array_equal(reached_BT, np.arange(12) <= LAST_BS)
 
 
-@pytest.mark.first("opt-350m", "llama")
+@pytest.mark.first("opt-350m")
 @pytest.mark.fast("llama", "opt-350m", "opt")
 @pytest.mark.parametrize("name", NAMES)
 def test_what_fills_the_padding_never_matters(name, decoders):
@@ -80,7 +80,7 @@ def test_a_row_has_the_same_bits_in_any_place_and_company(name, decoders):
     np.testing.assert_array_equal(encode(model, moved), encode(model, ROWS)[order])
 
 
-@pytest.mark.first("opt-1", "llama-5", "gemma3-5")
+@pytest.mark.first("opt-1", "gemma3-5")
 @pytest.mark.parametrize(
     ("name", "C"),
     [
@@ -117,7 +117,7 @@ def test_padding_of_a_prefix_never_matters_and_prefixes_may_be_stacked(name, dec
     np.testing.assert_array_equal(encode_after(model, ROWS, other), z_ABSD)
 
 
-@pytest.mark.first("opt-350m", "llama", "gemma3")
+@pytest.mark.first("opt-350m", "gemma3")
 @pytest.mark.parametrize("name", NAMES)
 def test_every_token_may_be_asked_for_and_the_mean_is_theirs(name, decoders):
     _, model = decoders(name)
@@ -128,7 +128,7 @@ def test_every_token_may_be_asked_for_and_the_mean_is_theirs(name, decoders):
     np.testing.assert_allclose(encode_mean(model, ROWS), means, atol=2e-5)
 
 
-@pytest.mark.first("llama-dots")
+@pytest.mark.wide
 @pytest.mark.fast("opt-full", "llama-dots")
 @pytest.mark.parametrize("remat", ["dots", "full"])
 @pytest.mark.parametrize("name", ["opt", "llama", "qwen3", "gemma3", "olmo2"])

@@ -44,7 +44,7 @@ def our_sites(model, monkeypatch):
     return sites
 
 
-@pytest.mark.first("opt-350m-tiny", "llama-tiny")
+@pytest.mark.first("opt-350m-tiny")
 @pytest.mark.parametrize("name", ["opt-tiny", "opt-350m-tiny", "llama-tiny"])
 def test_the_sites_of_dropout_are_those_of_transformers(name, monkeypatch):
     theirs = oracle.build(name)

@@ -35,7 +35,7 @@ NAMES = (
 )
 
 
-@pytest.mark.first("opt-350m-tiny", "llama-gqa-tiny", "olmo3-tiny", "tinystories-656k")
+@pytest.mark.first("opt-350m-tiny", "llama-gqa-tiny", "tinystories-656k")
 @pytest.mark.fast(
     "opt-tiny",
     "llama-tiny",
@@ -85,6 +85,7 @@ def test_vectors_of_tinyllama_are_those_of_transformers(checkpoints, texts):
     oracle.assert_close(embedder.encode(texts), theirs)
 
 
+@pytest.mark.wide
 @pytest.mark.fast("none")
 @pytest.mark.parametrize(
     ("template", "prompt"), [("eol-icl-2.7b", oracle.ICL), ("none", "{}")], ids=["icl", "none"]
@@ -96,7 +97,7 @@ def test_vectors_are_those_of_transformers_under_other_templates(
     oracle.assert_close(vectors, references("opt-tiny", prompt).vectors)
 
 
-@pytest.mark.first("opt-tiny--2-1", "opt-350m-tiny-1-1", "llama-odd-tiny--3-2")
+@pytest.mark.first("opt-tiny--2-1")
 @pytest.mark.parametrize(
     ("name", "layer", "index"),
     [
@@ -133,6 +134,7 @@ def test_mean_pooling_is_over_all_tokens_of_the_prompt_and_no_padding(
     oracle.assert_close(embedders(name, pooling="mean").encode(texts), references(name).mean)
 
 
+@pytest.mark.first("opt-tiny", "tinystories-656k")
 @pytest.mark.fast("opt-tiny", "opt-350m-tiny", "llama-odd-tiny", "llama3-tiny", "tinystories-656k")
 @pytest.mark.parametrize(
     "name",
@@ -252,7 +254,7 @@ def test_how_weights_are_stored_never_matters(
     np.testing.assert_array_equal(embedder.encode(texts[:40]), embedders(name).encode(texts[:40]))
 
 
-@pytest.mark.first("opt-tiny-bfloat16", "llama-gqa-tiny-float16")
+@pytest.mark.first("llama-gqa-tiny-float16")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", ["opt-tiny", "llama-gqa-tiny"])
 def test_half_precision_on_disk_is_read_exactly(
@@ -269,6 +271,9 @@ def test_half_precision_on_disk_is_read_exactly(
     oracle.assert_close(embedder.encode(texts), oracle.run(oracle.load(folder), ids).vectors)
 
 
+@pytest.mark.first(
+    "opt-350m-tiny", "llama-odd-tiny", "gemma3-untied-tiny", "phi3-long-tiny", "qwen3-odd-tiny"
+)
 @pytest.mark.parametrize(
     "name",
     [

@@ -75,11 +75,9 @@ SIZES = {"queries over keys": (4, 3), "keys over queries": (2, 8), "one block": 
 
 
 @pytest.mark.first(
-    "rows-queries over keys",
     "prefix-queries over keys",
     "packed, prefix, window, softcap-queries over keys",
     "window and prefix-keys over queries",
-    "window and prefix-one block",
 )
 @pytest.mark.parametrize(
     ("case", "sizes"),

@@ -52,11 +52,7 @@ def fused(cases, rate, x, keys, a, b):
     return [y.reshape(*y.shape[:2], -1) for y in ys]
 
 
-@pytest.mark.first(
-    "['BTD,NHD->BTNH']-0.3",
-    "['BTF,DF->BTD']-0.0",
-    "['BTD,NHD->BTNH', 'BTD,NHD->BTNH', 'BTD,NHD->BTNH']-0.3",
-)
+@pytest.mark.first("['BTF,DF->BTD']-0.0", "['BTD,NHD->BTNH', 'BTD,NHD->BTNH', 'BTD,NHD->BTNH']-0.3")
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 @pytest.mark.parametrize("equations", [*([e] for e in EQUATIONS), [EQUATIONS[0]] * 3], ids=str)
 def test_values_and_gradients_are_those_of_plain_products(equations, rate):

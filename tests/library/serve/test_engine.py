@@ -27,6 +27,7 @@ def vectors(engine, texts, at_once):
     return engine.finish(prompts, np.stack([found[n] for n in range(len(prompts.items))]))
 
 
+@pytest.mark.first("reverse-eol")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_text_has_the_bits_of_encode_in_any_batch(method, embedders, coarse):
     embedder = embedders("tiny", method=method, max_tokens=320)
@@ -53,7 +54,7 @@ def compiled():
     jax.monitoring.unregister_event_duration_listener(note)
 
 
-@pytest.mark.first("embed-filter/eol")
+@pytest.mark.wide
 @pytest.mark.parametrize("method", METHODS)
 def test_a_warm_engine_compiles_nothing_more(method, embedders, coarse, compiled):
     engine = Engine(embedders("tiny", method=method, max_tokens=321))

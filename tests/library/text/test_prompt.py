@@ -290,6 +290,7 @@ PLACED = {
 }
 
 
+@pytest.mark.first("opt-tokenizer", "llama-tokenizer")
 @pytest.mark.parametrize("name", PLACED)
 def test_a_placeholder_gives_the_ids_of_a_token_that_transformers_adds(name, data):
     import transformers

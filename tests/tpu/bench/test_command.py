@@ -141,7 +141,7 @@ def test_what_cannot_be_measured_is_refused(texts, small, capsys, flags, message
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.first("llama-small")
+@pytest.mark.wide
 @pytest.mark.parametrize("name", ["opt-small", "llama-small"])
 def test_a_random_checkpoint_is_one_that_loads(small, tmp_path, data, name):
     tokenizer = data / "weights" / f"{name.split('-', maxsplit=1)[0]}-tokenizer"

@@ -31,7 +31,7 @@ def mesh():
     return make_mesh((2, 2))
 
 
-@pytest.mark.first("packed-tpu")
+@pytest.mark.wide
 @pytest.mark.fast("packed-tpu", "train-cuda")
 @pytest.mark.parametrize(
     ("job", "name"), [("packed", "cuda"), ("packed", "tpu"), ("train", "cuda"), ("train", "tpu")]

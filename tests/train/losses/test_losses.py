@@ -175,7 +175,7 @@ def test_matryoshka_sums_a_loss_over_the_first_numbers(case):
     assert {"loss_4", "loss_9", "loss_16"} <= found[0][1].keys()
 
 
-@pytest.mark.first("triplets", "some directions", "cosent", "sfp", "scores")
+@pytest.mark.first("some directions", "cosent", "sfp")
 @pytest.mark.parametrize("case", CASES)
 def test_blocks_and_a_mesh_change_nothing(case, monkeypatch):
     name, options, columns, needs, _ = CASES[case]
