@@ -32,7 +32,7 @@ UNITS = $(shell grep -rl "pytestmark = pytest.mark.unit" tests)
 unit: setup
 	PROMPTEOL_DEVICES=0 $(PYTEST) -m "not slow" $(PARALLEL) $(UNITS)
 
-# Five minutes.
+# A few cases of each law.
 test: setup
 	$(PYTEST) -m "not slow and not wide" $(PARALLEL) $(TESTS)
 
