@@ -30,7 +30,7 @@ demo: setup
 UNITS = $(shell grep -rl "pytestmark = pytest.mark.unit" tests)
 
 unit: setup
-	PROMPTEOL_DEVICES=0 $(PYTEST) -m "not slow" $(PARALLEL) $(UNITS)
+	PROMPTEOL_DEVICES=0 $(PYTEST) -m "not slow and not wide" $(PARALLEL) $(UNITS)
 
 # A few cases of each law.
 test: setup

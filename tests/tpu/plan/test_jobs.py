@@ -14,8 +14,6 @@ from prompteol_jax.ops.einsum import matrix_flops
 from tpu.lengths import read_lengths
 from tpu.plan.jobs import Encode, Train, linear_weights, sentence_flops
 
-pytestmark = pytest.mark.unit
-
 STREAM = {job: read_lengths(None, job) for job in ("encode", "train")}
 JOBS = {
     "packed": Encode(
