@@ -47,7 +47,7 @@ def densities(groups: Mapping[str, Float64[np.ndarray, " _"]]) -> Figure:
         axes.hist(values, edges, density=True, histtype="stepfilled", alpha=0.35, color=color)
         axes.hist(values, edges, density=True, histtype="step", color=color, label=name)
     axes.set(xlabel="cosine", ylabel="density")
-    _name_series(axes)
+    name_series(axes)
     return drawing
 
 
@@ -78,7 +78,7 @@ def by_size(series: Mapping[str, Mapping[float, float]], ylabel: str = "average"
                 sizes, heights, color=color, marker=marker, markersize=size, linewidth=1, label=name
             )
     axes.set(xlabel="parameters", ylabel=ylabel, xscale="log")
-    _name_series(axes)
+    name_series(axes)
     return drawing
 
 
@@ -114,7 +114,7 @@ def lines(
     axes.axvline(marked, color=GREY, linewidth=0.8, linestyle=":")
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    _name_series(axes)
+    name_series(axes)
     return drawing
 
 
@@ -144,7 +144,7 @@ def counts(
         marks.items(), (ORANGE, GREEN), ("-", "--"), strict=False
     ):
         axes.axvline(value, color=color, linewidth=1.5, linestyle=style, label=name)
-    _name_series(axes)
+    name_series(axes)
     axes.yaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.set(xlabel=xlabel, ylabel=ylabel)
     return drawing
@@ -215,7 +215,7 @@ def empty(width: float, height: float) -> tuple[Figure, Axes]:
     return drawing, axes
 
 
-def _name_series(axes: Axes) -> None:
+def name_series(axes: Axes) -> None:
     """Write the names above the axes; to search for room inside takes seconds with many points."""
     _, names = axes.get_legend_handles_labels()
     columns = 1 if max(map(len, names), default=0) > 15 else 2

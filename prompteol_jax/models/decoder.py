@@ -24,7 +24,7 @@ from prompteol_jax.models.context import KVCache, Layers, Rows, positions
 from prompteol_jax.ops import dropout
 from prompteol_jax.ops.attention import KeysValues
 from prompteol_jax.ops.context import AttentionContext
-from prompteol_jax.ops.einsum import available_together
+from prompteol_jax.ops.einsum import barrier
 from prompteol_jax.ops.scan import Remat, Saved, Tape, scan_layers
 from prompteol_jax.ops.tap import NO_TAP, Tap
 from prompteol_jax.quant import formats as quant
@@ -225,7 +225,8 @@ class Decoder(nnx.Module):
         context = context.of_layer(self.layers.info(self._scanned), keys)
         last = self.last
         if self.fsdp:
-            x_BTD, last = available_together(x_BTD, last)
+            # XLA would gather these weights before the scan, and hold them while it runs.
+            x_BTD, last = barrier((x_BTD, last))
         x, kv = last(Saved(x_BTD), context, prefix)
         return x.value, kv
 

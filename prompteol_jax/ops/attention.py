@@ -37,7 +37,7 @@ def attend(
         prefix: keys, rotated, and values of the cached prefix.
     """
     q_BQNH, k_BTKH, v_BTKH = q.value, repeat_kv(k.value), repeat_kv(v.value)
-    prefix = prefix and (repeat_kv(prefix[0]), repeat_kv(prefix[1]))
+    prefix = repeat_prefix(prefix)
     B, Q, N, H = q_BQNH.shape
     if context.rope is not None and context.query_rope is not None:
         q_BQNH = apply_rope(q_BQNH, context.query_rope)
@@ -93,3 +93,8 @@ def repeat_kv(x: jax.Array) -> jax.Array:
         return x
     dims = "BTKH" if x.ndim == 4 else "CKH"
     return constrain(jnp.repeat(x, model // heads, axis=-2), dims)
+
+
+def repeat_prefix(prefix: KeysValues | None) -> KeysValues | None:
+    """Repeat the heads of a cached prefix likewise."""
+    return prefix and (repeat_kv(prefix[0]), repeat_kv(prefix[1]))

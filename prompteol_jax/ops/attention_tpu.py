@@ -25,16 +25,15 @@ from jaxtyping import Array, Float
 
 from prompteol_jax.mesh import on_each_device
 from prompteol_jax.ops import layer_slice
-from prompteol_jax.ops.attention import HIDDEN, KeysValues, repeat_kv
+from prompteol_jax.ops.attention import HIDDEN, KeysValues, repeat_kv, repeat_prefix
 from prompteol_jax.ops.context import AttentionContext, AttentionSpec
-from prompteol_jax.ops.kernel import kernel_call, matrix_product
+from prompteol_jax.ops.kernel import LANES, kernel_call, matrix_product
 from prompteol_jax.ops.layer_slice import LayerSlice, unstacked
-from prompteol_jax.ops.rope import Rope, apply_rope_in_kernel
+from prompteol_jax.ops.rope import Rope, apply_rope_in_kernel, rope_of_rows
 from prompteol_jax.ops.scan import Saved
 
 FORWARD: Final = "packed_attention_forward"
 BACKWARD: Final = "packed_attention_backward"
-LANES: Final = 128
 WIDTH: Final = 2048  # heads times their width that a program holds at most
 
 
@@ -111,7 +110,7 @@ def attend(
         interpret: run the kernel's program step by step, on any device.
     """
     k, v = (_repeated(x) for x in (k, v))
-    prefix, rope = prefix and (repeat_kv(prefix[0]), repeat_kv(prefix[1])), context.rope
+    prefix, rope = repeat_prefix(prefix), rope_of_rows(context.rope, len(q.value))
     rows, heads = PartitionSpec("data", None, "model"), PartitionSpec(None, "model")
     own, slices = [x.value for x in (q, k, v)], [x.slice for x in (q, k, v)]
     inputs = (
@@ -121,10 +120,7 @@ def attend(
         None if prefix is None else (heads, heads),
         None if rope is None else (PartitionSpec("data"),) * 2,
     )
-    B, T, _, H = own[0].shape
-    if rope is not None:
-        cos, sin = (jnp.broadcast_to(x, (B, T, x.shape[-1])) for x in rope)
-        rope = cos, sin
+    T, _, H = own[0].shape[1:]
     score = spec.scale, spec.softcap
     shape = Shape(0, 0, H, T, 0, context.prefix_tokens, *score, rope is not None, interpret)
     call = functools.partial(_local, shape)

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from prompteol_jax.mesh import on_each_device
-from prompteol_jax.ops.attention import KeysValues, repeat_kv
+from prompteol_jax.ops.attention import KeysValues, repeat_kv, repeat_prefix
 from prompteol_jax.ops.context import AttentionContext, AttentionSpec
 from prompteol_jax.ops.rope import apply_rope
 from prompteol_jax.ops.scan import Saved
@@ -71,7 +71,7 @@ def attend(
     q_BTNH, k_BTKH, v_BTKH = qkv[0].value, *(repeat_kv(x.value) for x in qkv[1:])
     if context.rope is not None:
         q_BTNH, k_BTKH = (apply_rope(x, context.rope) for x in (q_BTNH, k_BTKH))
-    prefix = prefix and (repeat_kv(prefix[0]), repeat_kv(prefix[1]))
+    prefix = repeat_prefix(prefix)
 
     def of_device(q_BTNH: jax.Array, own: tuple, prefix: KeysValues | None) -> jax.Array:
         return kernel(q_BTNH, *after_prefix(own, prefix))

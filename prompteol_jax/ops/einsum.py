@@ -42,18 +42,9 @@ def materialize_first(update: Callable[[jax.Array], jax.Array], x: jax.Array) ->
 
 
 @jax.custom_vjp
-def barrier(x: jax.Array) -> jax.Array:
-    """Return x behind an optimization barrier in the forward pass only."""
+def barrier(x: Any) -> Any:
+    """Return the arrays of x behind one optimization barrier in the forward pass only."""
     return jax.lax.optimization_barrier(x)
-
-
-@jax.custom_vjp
-def available_together(x: jax.Array, weights: Any) -> tuple[jax.Array, Any]:
-    """Return both behind one optimization barrier in the forward pass.
-
-    XLA would gather the weights that follow a loop before it, and hold them while it runs.
-    """
-    return jax.lax.optimization_barrier((x, weights))
 
 
 @jax.custom_vjp
@@ -61,7 +52,6 @@ def _barrier_back(x: jax.Array) -> jax.Array:
     return x
 
 
-available_together.defvjp(lambda *both: (available_together(*both), None), lambda _, dboth: dboth)
 barrier.defvjp(lambda x: (barrier(x), None), lambda _, dy: (dy,))
 _barrier_back.defvjp(lambda x: (x, None), lambda _, dy: (jax.lax.optimization_barrier(dy),))
 

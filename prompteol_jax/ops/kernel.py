@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from prompteol_jax.ops.layer_slice import LayerSlice
+
+LANES: Final = 128  # of the vector units: the width that arrays in the core are padded to
 
 
 def kernel_call(

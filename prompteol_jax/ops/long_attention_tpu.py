@@ -27,15 +27,14 @@ from jaxtyping import Array, Float
 
 from prompteol_jax.mesh import on_each_device
 from prompteol_jax.ops import causal, splash_attention_tpu
-from prompteol_jax.ops.attention import HIDDEN, KeysValues, repeat_kv
+from prompteol_jax.ops.attention import HIDDEN, KeysValues, repeat_kv, repeat_prefix
 from prompteol_jax.ops.context import AttentionContext, AttentionSpec
-from prompteol_jax.ops.kernel import matrix_product
-from prompteol_jax.ops.rope import Rope, apply_rope_in_kernel
+from prompteol_jax.ops.kernel import LANES, matrix_product
+from prompteol_jax.ops.rope import Rope, apply_rope_in_kernel, rope_of_rows
 from prompteol_jax.ops.scan import Saved
 
 FORWARD: Final = "long_attention_forward"
 BLOCK: Final = 512  # queries, and keys, of a block
-LANES: Final = 128
 # Blocks of keys, and heads, that are computed together: the matrix units then have work while
 # the vector units exponentiate.
 _TOGETHER: Final = 2
@@ -99,11 +98,8 @@ def attend(
         interpret: run the kernel's program step by step, on any device.
     """
     own = [q.value, repeat_kv(k.value), repeat_kv(v.value)]
-    prefix, rope = prefix and (repeat_kv(prefix[0]), repeat_kv(prefix[1])), context.rope
-    B, T, _, H = q.value.shape
-    if rope is not None:
-        cos, sin = (jnp.broadcast_to(x, (B, T, x.shape[-1])) for x in rope)
-        rope = cos, sin
+    prefix, rope = repeat_prefix(prefix), rope_of_rows(context.rope, len(q.value))
+    T, _, H = q.value.shape[1:]
     shape = Shape(0, 0, H, 0, spec.scale, rope is not None, interpret)
     rows, heads = PartitionSpec("data", None, "model"), PartitionSpec(None, "model")
     inputs = (

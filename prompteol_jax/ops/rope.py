@@ -27,6 +27,14 @@ def rope_table(
     return magnitude * jnp.cos(angle), magnitude * jnp.sin(angle)
 
 
+def rope_of_rows(rope: Rope | None, B: int) -> Rope | None:
+    """Return the tables for each of B rows, which may share one."""
+    if rope is None:
+        return None
+    cos, sin = (jnp.broadcast_to(x, (B, *x.shape[1:])) for x in rope)
+    return cos, sin
+
+
 def apply_rope(x_BTNH: Float[Array, "B T N H"], rope: Rope) -> Float[Array, "B T N H"]:
     """Rotate every head by its token's angles; float32 inside.
 

@@ -29,7 +29,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from prompteol_jax import axes
-from prompteol_jax.mesh import is_sharded, on_each_device
+from prompteol_jax.mesh import on_each_device
 from prompteol_jax.ops.bits import row_major, unpack
 
 Kind = Literal["nf4", "int8"]
@@ -101,7 +101,7 @@ class Quantized:
         raise NotImplementedError
 
     def gathered(self, dims: str, dtype: Any) -> jax.Array:
-        """The weight of one layer, gathered over data under the mesh in context.
+        """The weight of one layer, gathered over data under a mesh of several devices.
 
         Args:
             dims: axes of the weight, outputs first.
@@ -155,8 +155,6 @@ class Nf4(Quantized):
         Links carry it while products run. To dequantize all of it would take every device as long
         as its product with thousands of tokens, and more memory. See decisions/073.
         """
-        if not is_sharded():
-            return self.dequantize(dtype)
         own, whole = (self._like(dims, fsdp=fsdp).codes.sharding.spec for fsdp in (True, False))
         if own == whole:
             return self.dequantize(dtype)
@@ -213,8 +211,6 @@ class Int8(Quantized):
 
     def gathered(self, dims: str, dtype: Any) -> jax.Array:
         """The weight of one layer, gathered in bytes: they cost one product to dequantize."""
-        if not is_sharded():
-            return self.dequantize(dtype)
         like = self._like(dims, fsdp=False)
         whole = jax.tree.map(
             lambda x, part: jax.lax.with_sharding_constraint(x, part.sharding.spec), self, like

@@ -161,7 +161,7 @@ def write_page(path: Path, sides: list[Side], rows: list[list[str]], facts: dict
                 axes.plot(values, [y] * len(values), "|", color="#000000", markersize=6)
         axes.set_yticks(range(len(names)), [name.replace(" of ", "\nof ") for name in names[::-1]])
         axes.set(xlabel=unit)
-        axes.legend(frameon=False, fontsize=9, ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
+        charts.name_series(axes)
         caption = f"{unit.capitalize()}; bars are medians, marks the rounds"
         sections.append((heading, html.figure(drawing, caption)))
     html.write_page(path, "prompteol serve and infinity-emb", facts, sections)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 from prompteol_jax.ops import attention_tpu, long_attention_tpu, lora_tpu, norm_tpu
+from prompteol_jax.ops.kernel import LANES
 from tpu.chips import Chip
 from tpu.plan.hlo import Array, Instruction, arrays
 
@@ -110,7 +111,7 @@ def _long_attention(call: Instruction, operands: tuple[Array, ...]) -> Work:
     heads = B * width // H
     scores = long_attention_tpu.scores(heads, T, C)
     return Work(
-        flops=4 * max(H, long_attention_tpu.LANES) * scores,  # narrow heads take as long
+        flops=4 * max(H, LANES) * scores,  # narrow heads take as long
         bytes=sum(array.bytes for array in operands) + call.bytes,
         vector=scores * long_attention_tpu.vector_operations(H),
         cycles=heads * T // long_attention_tpu.BLOCK * long_attention_tpu.BLOCK_CYCLES,
