@@ -19,7 +19,7 @@ _LONG: Final = 4  # buckets for each doubling beyond; such texts cost far more t
 _COMMON: Final = 32  # ids after the prefix; longer sentences are rare, so their batches are smaller
 _WHOLE: Final = (64, 320, 1024)  # buckets of the few prompts without the prefix; then doublings
 _MOST: Final = 13  # buckets of a fitted set
-_OVERHEAD: Final = 0.1  # fixed cost of a batch in a fitted set, as a share of its tokens' cost
+OVERHEAD: Final = 0.1  # fixed cost of a batch, as a share of the cost of `batch_tokens`
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Buckets:
             counts: number of sentences by number of ids.
             longest, batch_tokens, multiple: as in `fixed`.
         """
-        overhead = _OVERHEAD * batch_tokens
+        overhead = OVERHEAD * batch_tokens
         tops = _candidates(counts, longest)
         upto = np.array([0, *(sum(n for t, n in counts.items() if t <= top) for top in tops)])
         ends = _cheapest(tops, upto, overhead)

@@ -1,9 +1,10 @@
-"""Small batches for few texts, where they are shown to give the bits of full ones.
+"""Other shapes for few texts, where they are shown to give the bits of a full batch.
 
 A text alone would cost a full batch of its bucket. Fewer rows cost less, but a platform may then
 add the products of a row in another order. So a smaller shape is used only after a proof on the
 device: the same sentences were computed in both shapes, and every row agreed in every bit. The
 order of a sum depends on the shapes of its operands, not on their values, so one proof is enough.
+A proof of the same kind lets sentences of two buckets share a batch of the longer one.
 
 On a CPU `select.row_stable` lets the compiler choose the same kernels for few rows and for many.
 """
@@ -24,7 +25,7 @@ from prompteol_jax.models.decoder import Rows
 
 PATIENCE: Final = 2  # small batches of a shape before another shape is compiled for them
 _FEWEST: Final = 2  # a single row would make products of a matrix and a vector
-_STEP: Final = 4  # between two numbers of rows
+_STEP: Final = 2  # between two numbers of rows
 
 Launch = Callable[[Batch], jax.Array]
 
@@ -36,10 +37,12 @@ class SmallBatches:
     Attributes:
         equal: by the shape of a full batch and a number of rows: is every bit the same?
         wanted: how often a batch of this shape had few sentences.
+        longer: by the shapes of full batches of two buckets: the same, for a shorter sentence.
     """
 
     equal: dict[tuple[Any, int], bool] = field(default_factory=dict)
     wanted: Counter[tuple[Any, int]] = field(default_factory=Counter)
+    longer: dict[tuple[Any, Any], bool] = field(default_factory=dict)
 
     def shrink(
         self, batch: Batch, launch: Launch, multiple: int, *, patience: int = PATIENCE
@@ -67,6 +70,11 @@ class SmallBatches:
                 return with_rows(batch, rows)
         return batch
 
+    def equal_rows(self, shape: Any, multiple: int) -> list[int]:
+        """Return the numbers of rows that are shown to be equal, and that of a full batch."""
+        shown = [n for n in candidates(shape[0], multiple) if self.equal.get((shape, n))]
+        return [*shown, shape[0]]
+
     def prove(self, batch: Batch, rows: int, launch: Launch) -> bool:
         """Compute the sentences of a batch in both shapes, and remember if every bit agrees."""
         full = repeated(batch, len(batch.rows.ids_BT), rows)
@@ -87,6 +95,18 @@ class SmallBatches:
             if not (self.prove(batch, rows, launch) if known is None else known):
                 break
         return count
+
+    def prove_longer(self, short: Batch, long: Batch, launch: Launch) -> bool:
+        """Compute the same sentences in batches of two buckets, and remember if every bit agrees.
+
+        Args:
+            short, long: full batches of the same sentences.
+        """
+        if not _can_shrink(short):
+            return False
+        vectors = [_vectors(one, launch(one)).tobytes() for one in (short, long)]
+        self.longer[short.shape, long.shape] = vectors[0] == vectors[1]
+        return self.longer[short.shape, long.shape]
 
 
 def _can_shrink(batch: Batch) -> bool:

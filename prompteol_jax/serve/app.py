@@ -138,7 +138,9 @@ class Server:
         label = self.engines.label(bucket)
         if event == "launched":
             self.metrics.rows.labels(label).inc(value)
-            self.metrics.slots.labels(label).inc(self.engines.rows(bucket))
+            self.metrics.slots.labels(label).inc(
+                next(n for n in self.engines.sizes(bucket) if n >= value)
+            )
         elif event == "computed":
             self.metrics.batch_s.labels(label).observe(value)
         else:

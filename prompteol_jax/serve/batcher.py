@@ -1,9 +1,10 @@
 """Merge the texts of many requests into batches of fixed shape, launched by one thread.
 
 A text waits in the bucket of its length. A full batch leaves first, the oldest first. If the device
-has nothing to do, the bucket of the oldest text leaves as it is. There is no timer. A text that has
-waited for several batches leaves before full ones. The shape that a text is computed in depends on
-its length alone, so its vector has the same bits under any load.
+has nothing to do, the bucket of the oldest text leaves, with the buckets that fill its batch best.
+There is no timer. A text that has waited for several batches leaves before full ones. The shapes
+that a text may be computed in are those that are shown to give it the same bits, so its vector has
+them under any load.
 """
 
 from __future__ import annotations
@@ -20,23 +21,19 @@ from typing import Any, Final, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
+from prompteol_jax.encoding.merging import Bucket, Shapes, Share, sharing
+
 IN_FLIGHT: Final = 2  # batches that the device has at a time
 PATIENCE: Final = 4  # batches after which a waiting text goes first
 GRACE_S: Final = 30.0  # beyond ten times its usual duration, a batch is overdue
 
-Bucket = Any  # what the device names a bucket by; it can be a key
-
 
 @runtime_checkable
-class Device(Protocol):
+class Device(Shapes, Protocol):
     """What computes batches."""
 
     def bucket(self, item: Any) -> Bucket:
-        """Return the bucket of a prompt."""
-        ...
-
-    def rows(self, bucket: Bucket) -> int:
-        """Return the rows of a bucket's batches."""
+        """Return the bucket of a prompt; it can be a key."""
         ...
 
     def launch(self, bucket: Bucket, items: Sequence[Any]) -> Any:
@@ -241,10 +238,11 @@ class Batcher:
         by_age = sorted(self._waiting, key=lambda bucket: self._waiting[bucket][0].number)
         oldest = by_age[0]
         starved = self._launched - self._waiting[oldest][0].batches >= PATIENCE
-        full = [b for b in by_age if len(self._waiting[b]) >= self._device.rows(b)]
+        full = [b for b in by_age if len(self._waiting[b]) >= self._rows(b)]
         if starved or (not full and not self._in_flight):
-            return self._take(oldest)
-        return self._take(full[0]) if full else None
+            waiting = {bucket: len(texts) for bucket, texts in self._waiting.items()}
+            return self._take(sharing(oldest, waiting, self._device))
+        return self._take(Share(full[:1], self._rows(full[0]))) if full else None
 
     def _drop_cancelled(self, bucket: Bucket) -> None:
         kept = deque(text for text in self._waiting[bucket] if not text.job.cancelled)
@@ -256,13 +254,21 @@ class Batcher:
         else:
             del self._waiting[bucket]
 
-    def _take(self, bucket: Bucket) -> tuple[Bucket, list[_Waiting]]:
-        queue = self._waiting[bucket]
-        texts = [queue.popleft() for _ in range(min(len(queue), self._device.rows(bucket)))]
-        if not queue:
-            del self._waiting[bucket]
+    def _rows(self, bucket: Bucket) -> int:
+        """Return the rows of a full batch."""
+        return self._device.sizes(bucket)[-1]
+
+    def _take(self, share: Share) -> tuple[Bucket, list[_Waiting]]:
+        """Take the oldest texts of some buckets for a batch of the last of them."""
+        buckets, rows = share
+        texts = sorted((text for b in buckets for text in self._waiting[b]), key=_number)[:rows]
+        taken = {text.number for text in texts}
+        for bucket in buckets:
+            rest = deque(text for text in self._waiting.pop(bucket) if text.number not in taken)
+            if rest:
+                self._waiting[bucket] = rest
         self._launched += 1
-        return bucket, texts
+        return buckets[-1], texts
 
     def _fail(self, error: Exception) -> None:
         """Fail everything that waits: a thread has ended."""
@@ -274,6 +280,10 @@ class Batcher:
             self._changed.notify_all()
         self._results.put(None)
         _fail_batch(waiting, DeviceFailed(str(error)))
+
+
+def _number(text: _Waiting) -> int:
+    return text.number
 
 
 def _fail_batch(texts: Sequence[_Waiting], error: Exception) -> None:

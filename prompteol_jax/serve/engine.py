@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from jaxtyping import Bool, Float
 from prompteol_jax import distributed
 from prompteol_jax.embedder import Embedder
 from prompteol_jax.encoding.batching import Batch, Sentence, fill_batch
+from prompteol_jax.encoding.buckets import OVERHEAD
 from prompteol_jax.encoding.pipeline import refuse_not_finite
 from prompteol_jax.serve.api import ApiError
 from prompteol_jax.text.template import clean_sentence
@@ -23,6 +25,7 @@ from prompteol_jax.text.template import clean_sentence
 # The prompt of the method, the length, and whether the ids continue the shared prefix.
 Bucket = tuple[int, int, bool]
 Item = tuple[int, Sentence]  # a text in one prompt of the method
+_COMPARED: Final = 8  # prompts that two lengths are compared with
 NEVER: Final = sys.maxsize  # batches to wait before a shape is compiled while requests wait
 
 
@@ -57,6 +60,7 @@ class Engine:
         assert buckets is not None  # only the plan `fitted` waits for texts; serve takes `fixed`
         self.buckets = buckets
         self.shapes: list[Bucket] = []
+        self._last: dict[tuple[int, bool], int] = {}  # the longest bucket of the same bits
         self.width = embedder.width
         self.bits = _bits(embedder, str(self.buckets), clean=clean)
 
@@ -105,12 +109,24 @@ class Engine:
         number, sentence = item
         return number, self.buckets.find(sentence.length, sentence.shared), sentence.shared
 
-    def rows(self, bucket: Bucket) -> int:
-        """Return the rows of a bucket's batches."""
-        return self.buckets.rows[bucket[1]]
+    def sizes(self, bucket: Bucket) -> list[int]:
+        """Return the numbers of rows of a bucket's batches, as `warm` has shown; ascending."""
+        _, number, shared = bucket
+        shape = self.buckets.rows[number], self.buckets.lengths[number], 1, shared
+        return self.views.pipelines[0].equal_rows(shape)
+
+    def holders(self, bucket: Bucket) -> list[Bucket]:
+        """Return the buckets whose batches leave the bits of a prompt, as `warm` has shown."""
+        prompt, number, shared = bucket
+        last = self._last.get((number, shared), number)
+        return [(prompt, n, shared) for n in range(number, last + 1)]
+
+    def cost(self, bucket: Bucket, rows: int) -> float:
+        """Return what a batch of so many rows costs, in tokens."""
+        return OVERHEAD * self.views.pipelines[0].tokens + rows * self.buckets.lengths[bucket[1]]
 
     def launch(self, bucket: Bucket, items: Sequence[Item]) -> tuple[Batch, jax.Array]:
-        """Start computing prompts of one bucket; their vectors come in this order.
+        """Start computing prompts in a batch of a bucket; their vectors come in this order.
 
         Few prompts take a smaller batch, where `warm` has shown that it has the same bits.
         """
@@ -141,11 +157,25 @@ class Engine:
             with jax.set_mesh(self.embedder.mesh):
                 self.fetch((batch, first.launch(batch)))
                 self.shapes += [(0, number, shared)] * (1 + first.prove(batch))
+        for shared, numbers in ((True, range(len(lengths))), (False, sorted(whole))):
+            self._compare_lengths(numbers, shared)
         batch = fill_batch(self.buckets, 0, [self._dummy(lengths[0], shared=True)])
         with jax.set_mesh(self.embedder.mesh):
             for pipeline in others:
                 self.fetch((batch, pipeline.launch(batch)))
         self.views.combine(np.zeros((1, first.width), np.float32), [0], 1)
+
+    def _compare_lengths(self, numbers: Sequence[int], shared: bool) -> None:
+        """Show which of some buckets, in ascending order, give a prompt the same bits."""
+        first, last = self.views.pipelines[0], numbers[-1]
+        for short, long in reversed(list(itertools.pairwise(numbers))):
+            most = min(_COMPARED, self.buckets.rows[short], self.buckets.rows[long])
+            length = self.buckets.lengths[short]
+            prompts = [self._dummy(length * (n + 1) // most, shared, n) for n in range(most)]
+            batches = [fill_batch(self.buckets, number, prompts) for number in (short, long)]
+            with jax.set_mesh(self.embedder.mesh):
+                last = last if first.prove_longer(*batches) else short
+            self._last[short, shared] = last
 
     def answers_fast(self) -> bool:
         """Say whether a text alone takes a small batch, shown for the shortest prompts."""
@@ -156,9 +186,10 @@ class Engine:
             first.prove(batch)
             return first.shrink(batch, patience=NEVER) is not batch
 
-    def _dummy(self, length: int, shared: bool) -> Sentence:
+    def _dummy(self, length: int, shared: bool, seed: int = 0) -> Sentence:
         """Return a prompt of so many ids, with an auxiliary one where the method has one."""
-        ids = np.zeros(length, np.int32)
+        most = self.embedder.pretrained.config.V
+        ids = np.random.default_rng(seed).integers(0, most, length, np.int32)
         auxiliary = self.views.pipelines[0].auxiliary
         return Sentence(0, ids, shared, 0, None if auxiliary is None else ids)
 

@@ -44,12 +44,21 @@ class Engines:
         number, own = item
         return (number, *self._all[number].bucket(own))
 
-    def rows(self, bucket: Bucket) -> int:
-        """Return the rows of a bucket's full batches."""
-        return self._all[bucket[0]].rows(bucket[1:])
+    def sizes(self, bucket: Bucket) -> list[int]:
+        """Return the numbers of rows of a bucket's batches, ascending."""
+        return self._all[bucket[0]].sizes(bucket[1:])
+
+    def holders(self, bucket: Bucket) -> list[Bucket]:
+        """Return the buckets whose batches leave the bits of a prompt."""
+        number, own = bucket[0], bucket[1:]
+        return [(number, *other) for other in self._all[number].holders(own)]
+
+    def cost(self, bucket: Bucket, rows: int) -> float:
+        """Return what a batch of so many rows costs, in tokens."""
+        return self._all[bucket[0]].cost(bucket[1:], rows)
 
     def launch(self, bucket: Bucket, items: Sequence[tuple[int, Item]]) -> tuple[int, Any]:
-        """Start computing prompts of one bucket."""
+        """Start computing prompts in a batch of a bucket."""
         return bucket[0], self._all[bucket[0]].launch(bucket[1:], [own for _, own in items])
 
     def fetch(self, launched: tuple[int, Any]) -> Any:

@@ -33,7 +33,10 @@ KINDS = {
     "nf4": dict(dtype="float32", quantize="nf4"),
 }
 TOLERANCE = 1e-6
-BFLOAT16 = 2.0**-7  # of bfloat16's vectors where another processor rounds otherwise
+# Beyond it, by what an entry's name starts or ends with. The first version's own numbers differ so
+# between two processors: the adapter by 1.3e-6. AdamW divides a gradient by its own size, so the
+# last bits of small gradients show. A score of STS has two decimals, and one lies between two.
+EXPLAINED = {"bfloat16": 2.0**-7, "demo/base": 2.5e-6, "sts": 0.0101 / 43.69}
 
 
 def oracle() -> Any:
@@ -133,11 +136,12 @@ def compare(one: Path, other: Path) -> int:
         elif a[name].tobytes() != b[name].tobytes():
             largest = float(np.abs(a[name].astype(np.float64) - b[name]).max())
             scale = float(np.abs(a[name]).max())
-            tolerance = BFLOAT16 if name.endswith("bfloat16") else TOLERANCE
+            known = (n for n in EXPLAINED if name.startswith(n) or name.endswith(n))
+            tolerance = EXPLAINED.get(next(known, ""), TOLERANCE)
             fine = largest <= tolerance * max(1.0, scale)
             print(f"{name}: differs by {largest:.2e} of {scale:.2e}{'' if fine else '  BEYOND'}")
             beyond += not fine
-    print(f"{len(a.files)} entries, {beyond} beyond {TOLERANCE}")
+    print(f"{len(a.files)} entries, {beyond} beyond {TOLERANCE} or what explains them")
     return beyond
 
 

@@ -19,16 +19,24 @@ ROWS = {1: 4, 2: 2}
 class Device:
     """A device of two buckets; a vector is its prompt's sum, ready when the gate opens."""
 
-    def __init__(self, held=False):
+    def __init__(self, held=False, joins=False):
         self.batches, self.gate = [], threading.Semaphore(0 if held else 10**6)
+        self.joins = joins
         self.error = None
 
     def bucket(self, item):
         ids, shared = item
         return (1 if len(ids) <= 4 else 2), shared
 
-    def rows(self, bucket):
-        return ROWS[bucket[0]]
+    def sizes(self, bucket):
+        return list(range(1, ROWS[bucket[0]] + 1))
+
+    def holders(self, bucket):
+        length, shared = bucket
+        return [(n, shared) for n in ROWS if n == length or (self.joins and n > length)]
+
+    def cost(self, bucket, rows):
+        return 10.0 + rows * bucket[0]
 
     def launch(self, bucket, prompts):
         assert 1 <= len(prompts) <= ROWS[bucket[0]]
@@ -108,6 +116,20 @@ def test_prompts_with_and_without_the_prefix_never_share_a_batch(start):
     assert all(len({n == 2 for n in rows}) == 1 for _, rows in device.batches)
 
 
+def test_buckets_share_a_batch_where_their_bits_are_the_same(start):
+    for joins in (True, False):
+        device = Device(held=True, joins=joins)
+        batcher = start(device)
+        submit(batcher, 0)
+        until(lambda device=device: len(device.batches) == 1)
+        short, long = submit(batcher, 1), submit(batcher, 2, long=True)
+        device.gate.release(10)
+        assert short[1].get(timeout=20)[0, 0] == 1
+        assert long[1].get(timeout=20)[0, 0] == 2
+        apart = [((1, True), [1]), ((2, True), [2])]
+        assert device.batches[1:] == ([((2, True), [1, 2])] if joins else apart)
+
+
 def test_a_rare_length_is_not_starved_by_full_batches(start):
     device = Device(held=True)
     batcher = start(device)
@@ -154,7 +176,7 @@ def test_a_thread_that_ends_fails_all_that_waits_and_all_that_comes(start):
     batcher = start(device)
     _, first = submit(batcher, 1)
     until(lambda: len(device.batches) == 1)
-    device.rows = None  # the thread's own code raises
+    device.sizes = None  # the thread's own code raises
     _, second = submit(batcher, 2)
     assert isinstance(second.get(timeout=20), DeviceFailed)
     until(lambda: batcher.failure is not None)

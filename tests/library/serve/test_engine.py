@@ -20,7 +20,7 @@ def vectors(engine, texts, at_once):
     order = sorted(range(len(prompts.items)), key=lambda n: engine.bucket(prompts.items[n]))
     found = {}
     for bucket, members in groupby(order, key=lambda n: engine.bucket(prompts.items[n])):
-        rest, most = list(members), min(at_once, engine.rows(bucket))
+        rest, most = list(members), min(at_once, engine.sizes(bucket)[-1])
         for some in (rest[n : n + most] for n in range(0, len(rest), most)):
             z = engine.fetch(engine.launch(bucket, [prompts.items[n] for n in some]))
             found |= dict(zip(some, z, strict=True))
