@@ -158,14 +158,14 @@ class Engine:
                 self.fetch((batch, first.launch(batch)))
                 self.shapes += [(0, number, shared)] * (1 + first.prove(batch))
         for shared, numbers in ((True, range(len(lengths))), (False, sorted(whole))):
-            self._compare_lengths(numbers, shared)
+            self.compare_lengths(numbers, shared)
         batch = fill_batch(self.buckets, 0, [self._dummy(lengths[0], shared=True)])
         with jax.set_mesh(self.embedder.mesh):
             for pipeline in others:
                 self.fetch((batch, pipeline.launch(batch)))
         self.views.combine(np.zeros((1, first.width), np.float32), [0], 1)
 
-    def _compare_lengths(self, numbers: Sequence[int], shared: bool) -> None:
+    def compare_lengths(self, numbers: Sequence[int], shared: bool) -> None:
         """Show which of some buckets, in ascending order, give a prompt the same bits."""
         first, last = self.views.pipelines[0], numbers[-1]
         for short, long in reversed(list(itertools.pairwise(numbers))):

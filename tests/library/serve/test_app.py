@@ -56,8 +56,14 @@ class Lengths(Engine):
     def bucket(self, item):
         return 0, 0, item[1].shared
 
-    def rows(self, bucket):
-        return 4
+    def sizes(self, bucket):
+        return [1, 2, 4]
+
+    def holders(self, bucket):
+        return [bucket]
+
+    def cost(self, bucket, rows):
+        return 10.0 + rows
 
     def launch(self, bucket, items):
         self.launches += 1
@@ -195,7 +201,7 @@ def test_a_device_that_fails_once_is_500_and_one_that_ends_is_503(served):
     engine.error = RuntimeError("out of memory")
     assert client.post(URL, json={"input": "a"}).status_code == 500
     assert client.post(URL, json={"input": "a"}).status_code == 200
-    engine.rows = None
+    engine.sizes = None
     reply = client.post(URL, json={"input": "a"})
     assert (reply.status_code, reply.json()["error"]["code"]) == (503, "device_failed")
     assert client.post(URL, json={"input": "a"}).status_code == 503

@@ -40,6 +40,20 @@ def test_a_text_has_the_bits_of_encode_in_any_batch(method, embedders, coarse):
     assert set(prompts.owners) == {0, 1}
 
 
+def test_prompts_of_two_buckets_share_a_batch_and_keep_their_bits(embedders):
+    embedder = embedders("tiny", max_tokens=64)
+    engine = Engine(embedder)
+    assert engine.holders((0, 1, True)) == [(0, 1, True)]  # before any proof
+    engine.compare_lengths(range(1, 4), shared=True)
+    (*_, item) = engine.prompts(TEXTS).items
+    assert engine.bucket(item) == (0, 1, True)
+    holders = engine.holders((0, 1, True))
+    assert len(holders) > 1
+    expected = embedder.encode(TEXTS[-1:])
+    for holder in holders:
+        np.testing.assert_array_equal(engine.fetch(engine.launch(holder, [item])), expected)
+
+
 @pytest.fixture
 def compiled():
     """What jax compiles, as it happens."""
