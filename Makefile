@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 # Real data and checkpoints for the tests; those that need them skip where there are none.
 PROMPTEOL_DATA ?= $(realpath ../shared/data)
 export PROMPTEOL_DATA
+# Each process of the tests would compile every module again.
+unexport PYTHONDONTWRITEBYTECODE
 
 PYTEST := $(BIN)/python -m pytest -q
 # Three on two cores: many tests wait for processes that they start.

@@ -30,15 +30,15 @@ class Shapes(Protocol):
         ...
 
 
-class Share(NamedTuple):
-    """Buckets that share batches of the last, the longest of them; `rows` of the first batch."""
+class JoinedBuckets(NamedTuple):
+    """Buckets that share batches of the last, the longest of them; `rows` of the largest batch."""
 
     buckets: list[Bucket]
     rows: int
 
 
-def sharing(first: Bucket, waiting: Mapping[Bucket, int], shapes: Shapes) -> Share:
-    """Return the buckets that share a batch with one of them.
+def sharing(first: Bucket, waiting: Mapping[Bucket, int], shapes: Shapes) -> JoinedBuckets:
+    """Return the buckets that share batches with one of them.
 
     The buckets that can be joined are divided so that all waiting sentences cost least.
 
@@ -47,28 +47,32 @@ def sharing(first: Bucket, waiting: Mapping[Bucket, int], shapes: Shapes) -> Sha
     """
     joined = [b for b in waiting if b in shapes.holders(first) or first in shapes.holders(b)]
     joined.sort()
-    costs, shares = [0.0], []  # of the first n buckets; the last share of their best division
+    costs: list[float] = [0.0]  # of the first n buckets, in their best division
+    parts: list[JoinedBuckets] = []  # the last part of that division
     for end, holder in enumerate(joined, 1):
         found = []
-        for start, group in ((n, joined[n:end]) for n in range(end)):
-            if holder in shapes.holders(group[0]):
-                cost, rows = _batches(holder, sum(waiting[b] for b in group), shapes)
+        for start, part in ((n, joined[n:end]) for n in range(end)):
+            if holder in shapes.holders(part[0]):
+                cost, rows = _batches(holder, sum(waiting[b] for b in part), shapes)
                 found.append((costs[start] + cost, start, rows))
         cost, start, rows = min(found)
         costs.append(cost)
-        shares.append(Share(joined[start:end], rows))
-    share = shares.pop()
-    while first not in share.buckets:
-        del shares[len(shares) + 1 - len(share.buckets) :]
-        share = shares.pop()
-    return share
+        parts.append(JoinedBuckets(joined[start:end], rows))
+    end = len(parts)
+    while first not in parts[end - 1].buckets:
+        end -= len(parts[end - 1].buckets)
+    return parts[end - 1]
 
 
 def _batches(bucket: Bucket, sentences: int, shapes: Shapes) -> tuple[float, int]:
     """Return the least cost of the batches of so many sentences, and the rows of the largest."""
     sizes = shapes.sizes(bucket)
-    best: list[tuple[float, int]] = [(0.0, 0)]
-    for n in range(1, sentences + 1):
-        options = ((best[max(0, n - s)], s) for s in sizes)
-        best.append(min((shapes.cost(bucket, s) + rest[0], max(s, rest[1])) for rest, s in options))
+    full, rest = divmod(sentences, sizes[-1])
+    best = [(full * shapes.cost(bucket, sizes[-1]), sizes[-1] if full else 0)]
+    for n in range(1, rest + 1):
+        found = []
+        for size in sizes:
+            cost, rows = best[max(0, n - size)]
+            found.append((cost + shapes.cost(bucket, size), max(rows, size)))
+        best.append(min(found))
     return best[-1]

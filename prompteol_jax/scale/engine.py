@@ -1,7 +1,8 @@
 """Ray encodes a corpus: it schedules, places, retries and scales; the manifest remembers.
 
 The driver gives out numbers of shards and takes receipts. Texts and vectors never pass through it:
-a worker reads its own texts and writes its own files. A shard is one item, one task and one retry.
+a worker reads its own texts and writes its own files. A shard is one item, one task and one retry;
+of more than 4,096 shards a task has several.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import collections
 import contextlib
 import json
 import logging
+import math
 import os
 import time
 import warnings
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 _RETRIES: Final = 10  # of a shard whose worker ended
 _AHEAD: Final = 2  # shards at a worker: those of a lost one wait until it is placed again
+TASKS: Final = 4096  # at most: a task costs Ray some 30 ms, whatever is in it
 _RESOURCES: Final = {"tpu": "TPU", "gpu": "GPU", "cpu": "CPU"}
 
 
@@ -191,7 +194,8 @@ def _receipts(
     # Ray names no other argument for the bound of retries.
     warnings.filterwarnings("ignore", message=".*ray_remote_args")
     items = [{"shard": json.dumps([n, *vectors.chunks[n]])} for n in vectors.share]
-    encoded = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+    tasks = math.ceil(len(items) / math.ceil(len(items) / TASKS))
+    encoded = ray.data.from_items(items, override_num_blocks=tasks).map_batches(
         ShardWorker,
         fn_constructor_args=(options, room.platform, provenance.versions(), _Started(ledger)),
         batch_size=1,
@@ -229,7 +233,8 @@ def _explained(ray: Any, error: Exception, vectors: Shards, ledger: Any) -> Exce
     starts: dict[int, int] = {}
     with contextlib.suppress(ray.exceptions.RayError):
         starts = ray.get(ledger.counts.remote())
-    worst = max(vectors.missing, key=lambda number: starts.get(number, 0))
+    # A task begins again at its first shard, so of those started most the last one ended it.
+    worst = max(vectors.missing, key=lambda number: (starts.get(number, 0), number))
     if starts.get(worst, 0) <= _RETRIES:
         return error
     chunk = vectors.chunks[worst]

@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from prompteol_jax.encoding.merging import Bucket, Shapes, Share, sharing
+from prompteol_jax.encoding.merging import Bucket, Shapes, sharing
 
 IN_FLIGHT: Final = 2  # batches that the device has at a time
 PATIENCE: Final = 4  # batches after which a waiting text goes first
@@ -241,8 +241,8 @@ class Batcher:
         full = [b for b in by_age if len(self._waiting[b]) >= self._rows(b)]
         if starved or (not full and not self._in_flight):
             waiting = {bucket: len(texts) for bucket, texts in self._waiting.items()}
-            return self._take(sharing(oldest, waiting, self._device))
-        return self._take(Share(full[:1], self._rows(full[0]))) if full else None
+            return self._take(*sharing(oldest, waiting, self._device))
+        return self._take(full[:1], self._rows(full[0])) if full else None
 
     def _drop_cancelled(self, bucket: Bucket) -> None:
         kept = deque(text for text in self._waiting[bucket] if not text.job.cancelled)
@@ -258,9 +258,8 @@ class Batcher:
         """Return the rows of a full batch."""
         return self._device.sizes(bucket)[-1]
 
-    def _take(self, share: Share) -> tuple[Bucket, list[_Waiting]]:
+    def _take(self, buckets: Sequence[Bucket], rows: int) -> tuple[Bucket, list[_Waiting]]:
         """Take the oldest texts of some buckets for a batch of the last of them."""
-        buckets, rows = share
         texts = sorted((text for b in buckets for text in self._waiting[b]), key=_number)[:rows]
         taken = {text.number for text in texts}
         for bucket in buckets:

@@ -4,8 +4,8 @@
 
 KIND says what a worker does with a shard: `real` encodes it; `slow` waits before; `empty` does
 nothing; `ends` ends its process at shard 2; `chips` writes which TPU chips it sees into the output.
-FLAGS are those of encode. The last line of standard output is JSON: seconds, megabytes of the
-driver, and whether it started a backend of jax.
+FLAGS are those of encode; `--tasks` is the most tasks of a run. The last line of standard output is
+JSON: seconds, megabytes of the driver, and whether it started a backend of jax.
 """
 
 from __future__ import annotations
@@ -127,11 +127,12 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, nargs="*", default=[])
     parser.add_argument("--tpus", type=int, default=0)
     parser.add_argument("--kill-after", type=int, default=0)
+    parser.add_argument("--tasks", type=int, default=engine.TASKS)
     own, flags = sys.argv[1:], []
     if "--" in own:
         own, flags = own[: own.index("--")], own[own.index("--") + 1 :]
     options = parser.parse_args(own)
-    engine.ShardWorker = KINDS[options.kind]
+    engine.ShardWorker, engine.TASKS = KINDS[options.kind], options.tasks
     output = Path(flags[flags.index("--output") + 1])
     start = time.perf_counter()
     with cluster(options.nodes, options.tpus, options.kill_after, output / "journal.0.jsonl") as at:

@@ -10,7 +10,7 @@ LENGTHS = (16, 20, 32, 64)
 ROWS = (32, 24, 16, 4)
 
 
-class Shapes:
+class FourBuckets:
     """Four buckets, of which the first three have the same bits."""
 
     def sizes(self, bucket):
@@ -42,4 +42,4 @@ class Shapes:
     ],
 )
 def test_the_division_that_costs_least_is_chosen(first, waiting, expected):
-    assert sharing(first, waiting, Shapes()) == expected
+    assert sharing(first, waiting, FourBuckets()) == expected

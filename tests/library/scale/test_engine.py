@@ -137,9 +137,13 @@ def test_a_killed_node_is_replaced_and_no_shard_is_lost(texts, plain, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_shard_that_ends_its_workers_is_named_and_the_others_are_kept(texts, plain, tmp_path):
+@pytest.mark.parametrize("tasks", [16, 4])
+def test_a_shard_that_ends_its_workers_is_named_and_the_others_are_kept(
+    texts, plain, tmp_path, tasks
+):
     folder = tmp_path / "v"
-    said, _ = drive("ends", texts, folder, "--workers", "1", status=2)
+    several = ("--tasks", str(tasks))
+    said, _ = drive("ends", texts, folder, "--workers", "1", of=several, status=2)
     found = re.search(
         r"shard 00002 \(0.parquet, 30 texts\) ended its worker 11 times.*; (\d+)", said
     )
