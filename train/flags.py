@@ -59,7 +59,7 @@ class RunConfig(DistributedOptions):
     mesh: str = "1x1"
     """DATAxMODEL: devices along each axis; a CPU simulates what it lacks."""
     fsdp: bool = False
-    """Shard the linear layers' matrices over DATA too, and gather each layer's when it runs. It is
+    """Shard matrices over DATA too, and gather each layer's when it runs. It is
     chosen by itself where the weights would not fit otherwise."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of activations and frozen weights; float32 on a CPU, bfloat16 elsewhere by default."""

@@ -33,7 +33,7 @@ class ModelSettings:
         dtype: dtype of activations and frozen weights; what trains is always float32.
         base_dropout: dropout of the model itself, instead of its config's.
         seed: seed of a fresh adapter.
-        fsdp: shard the linear layers' matrices over data too.
+        fsdp: shard matrices over data too.
     """
 
     model: str

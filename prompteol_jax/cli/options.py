@@ -133,7 +133,7 @@ class ModelOptions:
     mesh: str = "1x1"
     """DATAxMODEL: devices along each axis; a CPU simulates what it lacks."""
     fsdp: bool = False
-    """Shard the linear layers' matrices over DATA too, and gather each layer's when it runs. It is
+    """Shard matrices over DATA too, and gather each layer's when it runs. It is
     chosen by itself where the weights would not fit otherwise."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of activations and weights; bfloat16 for encode, float32 for evaluation by default."""

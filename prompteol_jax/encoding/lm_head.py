@@ -68,7 +68,7 @@ class Head:
         self, decoder: Decoder, z_nD: Float[np.ndarray, "n D"], k: int
     ) -> tuple[Int[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
         """Return ids and probabilities of the k most likely next tokens after final vectors."""
-        head_VD = decoder.embedding.tokens[...] if self._own is None else self._own
+        head_VD = decoder.word_embedding if self._own is None else self._own
         ids, p = [np.zeros((0, k), np.int32)], [np.zeros((0, k), np.float32)]
         for start in range(0, len(z_nD), _ROWS):
             z_BD = jnp.asarray(z_nD[start : start + _ROWS]).astype(head_VD.dtype)
@@ -82,7 +82,7 @@ class Head:
 
     def to_host(self, decoder: Decoder) -> Float[np.ndarray, "V D"]:
         """Return the head as float32 on the host; the word embedding where they are one."""
-        head_VD = decoder.embedding.tokens[...] if self._own is None else self._own
+        head_VD = decoder.word_embedding if self._own is None else self._own
         return distributed.to_host(head_VD.astype(jnp.float32))
 
     @cached_property

@@ -86,7 +86,7 @@ def abstract_decoder(
         dtype: of activations; weight_dtype: of matrices, `dtype` by default.
         quantize: of the linear layers' matrices; embeddings, norms and biases stay as they are.
         layers: blocks to keep, for the raw hidden state behind them; None for the whole model.
-        fsdp: shard the linear layers' matrices over data too; each layer gathers its own on use.
+        fsdp: shard matrices over data too; each layer gathers its own on use.
     """
     matrix_dtype = weight_dtype or dtype
     make = nn.Placeholders(config.sizes, matrix_dtype, mesh, quantize=quantize, fsdp=fsdp)

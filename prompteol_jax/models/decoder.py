@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from prompteol_jax import nn
-from prompteol_jax.mesh import constrain
+from prompteol_jax.mesh import constrain, gathered
 from prompteol_jax.models.context import KVCache, Layers, Rows, positions
 from prompteol_jax.ops import dropout
 from prompteol_jax.ops.attention import KeysValues
@@ -45,7 +45,7 @@ class Decoder(nnx.Module):
         final_norm: `x_BSD -> z_BSD`, final norm and projection; the identity for an inner layer.
         layers: what the blocks are, but for their weights.
         dtype: of activations.
-        fsdp: whether the linear layers' matrices are sharded over data, and gathered on use.
+        fsdp: whether matrices are sharded over data, and gathered on use.
 
     A block is called with `(x, context, prefix)`, its input as a `Saved`, and returns its output
     for the context's queries with the keys and values of every token; `keys_values(x_BTD, context)`
@@ -141,6 +141,12 @@ class Decoder(nnx.Module):
     def width(self) -> int:
         """Width D of the residual stream."""
         return self.layers.D
+
+    @property
+    def word_embedding(self) -> Float[Array, "V E"]:
+        """The table of the word embedding, not sharded over data: a head that is tied to it."""
+        table_VE = self.embedding.tokens[...]
+        return gathered(table_VE, "VE") if self.fsdp else table_VE
 
     @property
     def quantized(self) -> bool:

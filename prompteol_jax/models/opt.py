@@ -143,12 +143,14 @@ class Embedding(nnx.Module):
         self.tokens = make.matrix("VE")
         self.positions = make.matrix("PD")
         self.project_in = nn.Linear("BTE,DE->BTD", make) if config.E != config.D else None
+        self.fsdp = make.fsdp
 
     def __call__(self, ids_BT: jax.Array, position_BT: jax.Array) -> jax.Array:
-        x = nn.lookup(self.tokens[...], ids_BT)
+        x = nn.look_up(self.tokens[...], "VE", ids_BT, fsdp=self.fsdp)
         if self.project_in is not None:
             x = self.project_in(x)
-        return x + nn.lookup(self.positions[...], position_BT + POSITION_OFFSET)
+        row_BT = position_BT + POSITION_OFFSET
+        return x + nn.look_up(self.positions[...], "PD", row_BT, fsdp=self.fsdp)
 
 
 class Block(nnx.Module):

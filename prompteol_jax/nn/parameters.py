@@ -45,7 +45,7 @@ class Placeholders:
         dtype: of matrices.
         layers: length of a leading axis L, for blocks that are scanned; None without one.
         quantize: kind of the matrices of linear layers; None leaves them in the model's dtype.
-        fsdp: shard the matrices of linear layers over data too; they are gathered on use.
+        fsdp: shard matrices over data too; they are gathered on use.
     """
 
     sizes: Mapping[str, int]
@@ -61,13 +61,13 @@ class Placeholders:
 
     def matrix(self, dims: str) -> Weight:
         """Return a placeholder in the model's dtype."""
-        return self._parameter(Weight, dims, self.dtype)
+        lay_out = partial(axes.fsdp_sharding, over=("data",)) if self.fsdp else axes.sharding
+        return self._parameter(Weight, dims, self.dtype, lay_out)
 
     def linear(self, dims: str, inputs: str) -> Weight:
         """Return the matrix of a linear layer; `inputs` are its contracted axes."""
         if self.quantize is None:
-            lay_out = partial(axes.fsdp_sharding, over=("data",)) if self.fsdp else axes.sharding
-            return self._parameter(Weight, dims, self.dtype, lay_out)
+            return self.matrix(dims)
         value = quant.placeholder(
             self.quantize, dims, inputs, self.sizes, self.mesh, layers=self.layers, fsdp=self.fsdp
         )

@@ -93,7 +93,7 @@ def load_pretrained(
         method: the one that the adapter must have been trained with, if its folder says which.
         layer: run up to `hidden_states[layer]` only, which is then returned raw.
         base_dropout: the model's own dropout of training, instead of its config's.
-        fsdp: shard the linear layers' matrices over data too; see `memory.choose_fsdp`.
+        fsdp: shard matrices over data too; see `memory.choose_fsdp`.
         copies: arrays of the size of the weights that a device will hold.
     Raises: UserError, NotFound or OSError, before any weight is read, where an argument
         does not fit; WeightMismatch where the weights do not.

@@ -62,7 +62,7 @@ class AlignStep(TrainStep):
         model: Decoder = nnx.merge(self.graph, trainable, weights)
         dtype = model.dtype if self.chunks == 1 else jnp.float32
         model = nnx.merge(self.graph, gathered_factors(trainable, dtype), weights)
-        head_VD = model.embedding.tokens[...] if head_VD is None else head_VD
+        head_VD = model.word_embedding if head_VD is None else head_VD
         run = partial(model, remat=self.remat)
 
         def answers(rows: Any, cache: Any, keys: Any) -> Float[Array, "B"]:
