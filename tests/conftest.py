@@ -22,7 +22,7 @@ os.environ["JAX_PLATFORMS"] = "none" if WITHOUT_DEVICES else "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_ROOT / ".pytest_cache" / "jax"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     # As `runtime.simulate_devices` sets them, which comes too late once a test has started jax.
     _wait = "--xla_cpu_collective_call_{}_timeout_seconds={}"

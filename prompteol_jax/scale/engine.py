@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _RETRIES: Final = 10  # of a shard whose worker ended
 _AHEAD: Final = 2  # shards at a worker: those of a lost one wait until it is placed again
-TASKS: Final = 4096  # at most: a task costs Ray some 30 ms, whatever is in it
+TASKS: Final = 4096  # at most: a task costs Ray some 30 ms, with any number of shards
 _RESOURCES: Final = {"tpu": "TPU", "gpu": "GPU", "cpu": "CPU"}
 
 

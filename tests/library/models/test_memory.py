@@ -19,7 +19,8 @@ def test_bytes_of_a_device_are_those_of_its_shards():
     c = tiny.CONFIG
     matrices = 2 * c.L * (4 * c.D * c.D + 2 * c.D * c.F)  # bytes
     assert whole == of((1, 1))
-    assert whole - sharded == matrices - matrices // 4
+    tables = 2 * c.D * (c.V + c.sizes["P"])
+    assert whole - sharded == (matrices + tables) * 3 // 4
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,10 @@ def test_fsdp_halves_what_a_device_of_two_data_shards_holds(full, bytes_of_weigh
     for fsdp in (False, True):
         (step,) = dataclasses.replace(job, fsdp=fsdp).steps(mesh)
         held[fsdp] = device_bytes(step.arguments)
-    on_a_model_shard = linear_weights(job.config) * bytes_of_weight // mesh.shape["model"]
-    assert held[False] - held[True] == on_a_model_shard // 2
+    c = job.config
+    on_a_model_shard = (linear_weights(c) + c.V * c.E) // mesh.shape["model"]
+    positions = c.sizes["P"] * c.D
+    assert held[False] - held[True] == bytes_of_weight * (on_a_model_shard + positions) // 2
     assert job.passes == 2 + full
 
 
