@@ -4,7 +4,7 @@
 
 First stages train a fresh adapter on triplets, second stages go on from that of `infonce` with the
 same seed: on STS-B's training pairs, or on the triplets with `train.align`. What is in the output
-folder is not trained again.
+folder is not trained again; a run that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def train(module: str, folder: Path, flags: list[str]) -> dict[str, float]:
     """Run a command once; return its result."""
     result = folder / "result.json"
     if not result.exists():
-        command = [sys.executable, "-m", module, *flags, "--output", str(folder)]
+        command = [sys.executable, "-m", module, *flags, "--resume", "--output", str(folder)]
         subprocess.run([*command, "--json", str(result)], check=True, stderr=subprocess.DEVNULL)
     return json.loads(result.read_text())
 
