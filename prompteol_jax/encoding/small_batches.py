@@ -25,7 +25,7 @@ from prompteol_jax.models.decoder import Rows
 
 PATIENCE: Final = 2  # small batches of a shape before another shape is compiled for them
 _FEWEST: Final = 2  # a single row would make products of a matrix and a vector
-_STEP: Final = 2  # between two numbers of rows
+_FINE: Final = 16  # rows up to which the next shape has twice as many; then four times
 
 Launch = Callable[[Batch], jax.Array]
 
@@ -119,7 +119,7 @@ def candidates(rows: int, multiple: int) -> Iterator[int]:
     small = _FEWEST * multiple
     while 2 * small <= rows:
         yield small
-        small *= _STEP
+        small *= 2 if small < _FINE * multiple else 4
 
 
 def with_rows(batch: Batch, rows: int) -> Batch:

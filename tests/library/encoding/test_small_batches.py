@@ -30,7 +30,14 @@ def by_shape(batch):
 
 @pytest.mark.parametrize(
     ("rows", "multiple", "expected"),
-    [(32, 1, [2, 4, 8, 16]), (39, 1, [2, 4, 8, 16]), (16, 2, [4, 8]), (3, 1, []), (1, 1, [])],
+    [
+        (32, 1, [2, 4, 8, 16]),
+        (39, 1, [2, 4, 8, 16]),
+        (300, 1, [2, 4, 8, 16, 64]),
+        (16, 2, [4, 8]),
+        (3, 1, []),
+        (1, 1, []),
+    ],
 )
 def test_smaller_shapes_save_at_least_half(rows, multiple, expected):
     assert list(candidates(rows, multiple)) == expected
