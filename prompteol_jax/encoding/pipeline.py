@@ -341,10 +341,6 @@ class Pipeline:
         """Try the smaller shapes of a batch now; return their number. The mesh must be set."""
         return self.seen.small.prove_all(batch, self.launch, self.mesh.shape["data"])
 
-    def prove_longer(self, short: Batch, long: Batch) -> bool:
-        """Say whether two buckets' batches of the same sentences have the same bits."""
-        return self.seen.small.prove_longer(short, long, self.launch)
-
     def equal_rows(self, shape: tuple) -> list[int]:
         """Return the numbers of rows that are shown to be equal, and that of a full batch."""
         return self.seen.small.equal_rows(shape, self.mesh.shape["data"])

@@ -37,12 +37,10 @@ class SmallBatches:
     Attributes:
         equal: by the shape of a full batch and a number of rows: is every bit the same?
         wanted: how often a batch of this shape had few sentences.
-        longer: by the shapes of full batches of two buckets: the same, for a shorter sentence.
     """
 
     equal: dict[tuple[Any, int], bool] = field(default_factory=dict)
     wanted: Counter[tuple[Any, int]] = field(default_factory=Counter)
-    longer: dict[tuple[Any, Any], bool] = field(default_factory=dict)
 
     def shrink(
         self, batch: Batch, launch: Launch, multiple: int, *, patience: int = PATIENCE
@@ -96,17 +94,13 @@ class SmallBatches:
                 break
         return count
 
-    def prove_longer(self, short: Batch, long: Batch, launch: Launch) -> bool:
-        """Compute the same sentences in batches of two buckets, and remember if every bit agrees.
 
-        Args:
-            short, long: full batches of the same sentences.
-        """
-        if not _can_shrink(short):
-            return False
-        vectors = [_vectors(one, launch(one)).tobytes() for one in (short, long)]
-        self.longer[short.shape, long.shape] = vectors[0] == vectors[1]
-        return self.longer[short.shape, long.shape]
+def agree(short: Batch, long: Batch, launch: Launch) -> bool:
+    """Compute full batches of the same sentences in two buckets; say if every bit is the same."""
+    if not _can_shrink(short):
+        return False
+    first, second = (_vectors(one, launch(one)).tobytes() for one in (short, long))
+    return first == second
 
 
 def _can_shrink(batch: Batch) -> bool:

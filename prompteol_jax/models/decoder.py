@@ -144,7 +144,7 @@ class Decoder(nnx.Module):
 
     @property
     def word_embedding(self) -> Float[Array, "V E"]:
-        """The table of the word embedding, not sharded over data: a head that is tied to it."""
+        """The table of the word embedding, for a tied head; gathered over data in a mesh."""
         table_VE = self.embedding.tokens[...]
         return gathered(table_VE, "VE") if self.fsdp else table_VE
 

@@ -260,7 +260,8 @@ class Batcher:
 
     def _take(self, buckets: Sequence[Bucket], rows: int) -> tuple[Bucket, list[_Waiting]]:
         """Take the oldest texts of some buckets for a batch of the last of them."""
-        texts = sorted((text for b in buckets for text in self._waiting[b]), key=_number)[:rows]
+        waiting = (text for bucket in buckets for text in self._waiting[bucket])
+        texts = sorted(waiting, key=lambda text: text.number)[:rows]
         taken = {text.number for text in texts}
         for bucket in buckets:
             rest = deque(text for text in self._waiting.pop(bucket) if text.number not in taken)
@@ -279,10 +280,6 @@ class Batcher:
             self._changed.notify_all()
         self._results.put(None)
         _fail_batch(waiting, DeviceFailed(str(error)))
-
-
-def _number(text: _Waiting) -> int:
-    return text.number
 
 
 def _fail_batch(texts: Sequence[_Waiting], error: Exception) -> None:

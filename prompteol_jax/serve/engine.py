@@ -19,6 +19,7 @@ from prompteol_jax.embedder import Embedder
 from prompteol_jax.encoding.batching import Batch, Sentence, fill_batch
 from prompteol_jax.encoding.buckets import OVERHEAD
 from prompteol_jax.encoding.pipeline import refuse_not_finite
+from prompteol_jax.encoding.small_batches import agree
 from prompteol_jax.serve.api import ApiError
 from prompteol_jax.text.template import clean_sentence
 
@@ -172,9 +173,9 @@ class Engine:
             most = min(_COMPARED, self.buckets.rows[short], self.buckets.rows[long])
             length = self.buckets.lengths[short]
             prompts = [self._dummy(length * (n + 1) // most, shared, n) for n in range(most)]
-            batches = [fill_batch(self.buckets, number, prompts) for number in (short, long)]
+            one, other = (fill_batch(self.buckets, number, prompts) for number in (short, long))
             with jax.set_mesh(self.embedder.mesh):
-                last = last if first.prove_longer(*batches) else short
+                last = last if agree(one, other, first.launch) else short
             self._last[short, shared] = last
 
     def answers_fast(self) -> bool:

@@ -10,6 +10,12 @@ vectors   of 200 sentences of STS-B, four models, in float32, bfloat16 and nf4
 sts       the seven STS scores of tinystories-656k
 demo      the adapter behind five steps of the demo, on 4x2
 losses    ten LoRA steps of two models on real triplets, on 4x2
+
+golden.npz was written by the first version with AVX-512. On an AVX2 processor the first version
+itself differs from it by 1.25e-6 in two tensors of the adapter: AdamW divides a gradient by its
+own size, so rounding of small gradients is visible. There this code differs by 2.0e-6 in three
+tensors, and rounds the score of STS16 to 39.87, not 39.88. To compare two states of the code
+strictly, write a file with each of them on one machine.
 """
 
 from __future__ import annotations
@@ -33,10 +39,7 @@ KINDS = {
     "nf4": dict(dtype="float32", quantize="nf4"),
 }
 TOLERANCE = 1e-6
-# Beyond it, by what an entry's name starts or ends with. The first version's own numbers differ so
-# between two processors: the adapter by 1.3e-6. AdamW divides a gradient by its own size, so the
-# last bits of small gradients show. A score of STS has two decimals, and one lies between two.
-EXPLAINED = {"bfloat16": 2.0**-7, "demo/base": 2.5e-6, "sts": 0.0101 / 43.69}
+BFLOAT16 = 2.0**-7  # of bfloat16's vectors where another processor rounds otherwise
 
 
 def oracle() -> Any:
@@ -136,12 +139,11 @@ def compare(one: Path, other: Path) -> int:
         elif a[name].tobytes() != b[name].tobytes():
             largest = float(np.abs(a[name].astype(np.float64) - b[name]).max())
             scale = float(np.abs(a[name]).max())
-            known = (n for n in EXPLAINED if name.startswith(n) or name.endswith(n))
-            tolerance = EXPLAINED.get(next(known, ""), TOLERANCE)
+            tolerance = BFLOAT16 if name.endswith("bfloat16") else TOLERANCE
             fine = largest <= tolerance * max(1.0, scale)
             print(f"{name}: differs by {largest:.2e} of {scale:.2e}{'' if fine else '  BEYOND'}")
             beyond += not fine
-    print(f"{len(a.files)} entries, {beyond} beyond {TOLERANCE} or what explains them")
+    print(f"{len(a.files)} entries, {beyond} beyond {TOLERANCE}")
     return beyond
 
 
