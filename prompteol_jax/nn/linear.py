@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from prompteol_jax.mesh import constrain, gathered, is_sharded
+from prompteol_jax.mesh import constrain, gathered
 from prompteol_jax.nn.parameters import Placeholders
 from prompteol_jax.ops import dropout
 from prompteol_jax.ops.einsum import dot, split_equation, summed_dtype
@@ -87,7 +87,7 @@ def frozen_dot(equation: str, x: jax.Array, w: quant.Quantized, fsdp: bool = Fal
         fsdp: whether the weight is sharded over data.
     """
     _, w_dims, _ = split_equation(equation)
-    whole = w.gathered(w_dims, x.dtype) if fsdp and is_sharded() else w.dequantize(x.dtype)
+    whole = w.on_use(w_dims, x.dtype, fsdp=fsdp)
     return dot(equation, x, constrain(whole, w_dims), summed_dtype(equation, x.dtype))
 
 

@@ -105,12 +105,15 @@ def to_scan(tree: Any) -> Any:
 
 
 def from_scan(tree: Any) -> Any:
-    """Return one layer of `to_scan`, whose leaves are `Saved`: values, but for low-rank factors.
+    """Return one layer of `to_scan`, whose leaves are `Saved`, as values.
 
-    Those stay `Saved`: a kernel reads them in their stack.
+    Low-rank factors and codes of nf4 stay `Saved`: kernels read them in their stack.
     """
-    return jax.tree.map(
-        lambda leaf: leaf if isinstance(leaf, Lora) else bits.from_bits(leaf.value),
-        tree,
-        is_leaf=lambda leaf: isinstance(leaf, Lora | Saved),
-    )
+
+    def one(leaf: Any) -> Any:
+        if isinstance(leaf, quant.Quantized):
+            return leaf.of_layer()
+        return leaf if isinstance(leaf, Lora) else bits.from_bits(leaf.value)
+
+    kept = Lora | quant.Quantized | Saved
+    return jax.tree.map(one, tree, is_leaf=lambda leaf: isinstance(leaf, kept))

@@ -159,25 +159,38 @@ def scan_layers(
         xs: arrays of every layer, stacked.
         consts: arrays of all layers; they get no gradient.
     """
-    if remat == "none":
-        return jax.lax.scan(
-            lambda x, own: layer(Saved(x), jax.tree.map(Saved, own), consts, NONE), x, xs
-        )
     stacks, tree = jax.tree.flatten(xs)
 
     def run(x: Saved, own: list[Saved], consts: Any, tape: Tape) -> tuple[jax.Array, Any]:
         return layer(x, tree.unflatten(own), consts, tape)
 
+    if remat == "none":
+        return _plain(run, x, stacks, consts)
     return _scan(run, remat == "dots", x, stacks, consts)
+
+
+def _plain(
+    layer: Layer, x: jax.Array, stacks: list[jax.Array], consts: Any
+) -> tuple[jax.Array, Any]:
+    def run(carry: tuple, own: list[jax.Array]) -> tuple[tuple, Any]:
+        x, at = carry
+        x, ys = layer(Saved(x), _parts(own, stacks, at), consts, NONE)
+        return (x, at + 1), ys
+
+    (x, _), ys = jax.lax.scan(run, (x, jnp.int32(0)), stacks)
+    return x, ys
+
+
+def _parts(own: list[jax.Array], stacks: list[jax.Array], at: jax.Array) -> list[Saved]:
+    pairs = zip(own, stacks, strict=True)
+    return [Saved(part, LayerSlice(stack, at)) for part, stack in pairs]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _scan(
     layer: Layer, dots: bool, x: jax.Array, stacks: list[jax.Array], consts: Any
 ) -> tuple[jax.Array, Any]:
-    return jax.lax.scan(
-        lambda x, own: layer(Saved(x), list(map(Saved, own)), consts, NONE), x, stacks
-    )
+    return _plain(layer, x, stacks, consts)
 
 
 def _scan_forward(layer: Layer, dots: bool, x: Any, stacks: list, consts: Any) -> tuple:
@@ -196,9 +209,7 @@ def _scan_forward(layer: Layer, dots: bool, x: Any, stacks: list, consts: Any) -
         # The carried counter `at` lets XLA skip zero-filling the empty stacks.
         x, saved, at = carry
         tape = _Writing(saved, at) if dots else Tape(differentiates=True)
-        pairs = zip(own, stacks, strict=True)
-        parts = [Saved(part, LayerSlice(stack, at)) for part, stack in pairs]
-        after, ys = layer(Saved(x), parts, consts, tape)
+        after, ys = layer(Saved(x), _parts(own, stacks, at), consts, tape)
         written = tape.written if isinstance(tape, _Writing) else []
         return (after, written, at + 1), (ys, x)
 

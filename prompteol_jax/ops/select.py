@@ -25,6 +25,8 @@ from prompteol_jax.ops import (
     long_attention_tpu,
     lora,
     lora_tpu,
+    nf4,
+    nf4_tpu,
     norm,
     norm_tpu,
     platform,
@@ -48,6 +50,7 @@ REFERENCES: Final[Mapping[str, Callable[..., Any]]] = MappingProxyType(
         "long attention": attention.attend,
         "norm": norm.fork,
         "low-rank update": lora.updates,
+        "nf4": nf4.dequantize,
     }
 )
 KERNELS: Final[Mapping[tuple[str, str], Kernel]] = MappingProxyType(
@@ -57,6 +60,7 @@ KERNELS: Final[Mapping[tuple[str, str], Kernel]] = MappingProxyType(
         ("long attention", "gpu"): Kernel(long_attention_gpu.supports, long_attention_gpu.attend),
         ("norm", "tpu"): Kernel(norm_tpu.supports, norm_tpu.fork),
         ("low-rank update", "tpu"): Kernel(lora_tpu.supports, lora_tpu.updates),
+        ("nf4", "tpu"): Kernel(nf4_tpu.supports, nf4_tpu.dequantize),
     }
 )
 
@@ -117,6 +121,11 @@ def low_rank_updates(
         each = zip(forms, keys, factors, strict=True)
         return [low_rank_updates([f], x, [k], [ab], tape)[0] for f, k, ab in each]
     return _run("low-rank update", forms, x, keys, factors, tape)
+
+
+def dequantize_nf4(codes: Saved, scales: jax.Array, dtype: Any) -> jax.Array:
+    """Return the weights of one device's codes; see `nf4.dequantize`."""
+    return _run("nf4", codes, scales, dtype)
 
 
 _PREFIX_IN_ROWS: Final = 16  # tokens

@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Float32, Shaped, UInt8
 
 from prompteol_jax.errors import UserError
-from prompteol_jax.quant.formats import BLOCK, GROUP, LEVELS, SCALE_LEVELS, Kind
+from prompteol_jax.ops.nf4 import BLOCK, LEVELS
+from prompteol_jax.quant.formats import GROUP, SCALE_LEVELS, Kind
 from prompteol_jax.quant.torch_sum import torch_mean
 
 _TILE: Final = 2**16  # numbers per step, which stay in cache

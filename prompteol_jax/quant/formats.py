@@ -5,7 +5,7 @@ blocks of 64: each number becomes one of 16 levels times the block's largest mag
 are quantized too: their mean is subtracted, and each difference becomes one of 256 levels times the
 largest magnitude of its group of 256.
 
-    weight = LEVELS[code] * (SCALE_LEVELS[scale_code] * step + offset)
+    weight = nf4.LEVELS[code] * (SCALE_LEVELS[scale_code] * step + offset)
 
 int8 has one scale for every output: weight = code * peak / 127.
 
@@ -29,24 +29,14 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from prompteol_jax import axes
-from prompteol_jax.mesh import on_each_device
-from prompteol_jax.ops.bits import row_major, unpack
+from prompteol_jax.mesh import is_sharded, on_each_device
+from prompteol_jax.ops import layer_slice, nf4, select
+from prompteol_jax.ops.nf4 import BLOCK
+from prompteol_jax.ops.scan import Saved, as_saved
 
 Kind = Literal["nf4", "int8"]
 KINDS: Final = get_args(Kind)
-BLOCK: Final = 64  # weights that share a scale
 GROUP: Final = 256  # scales that share a step
-
-# Quantiles of the normal distribution; QLoRA (Dettmers et al. 2023), appendix E.
-LEVELS: Final = np.array(
-    [
-        *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
-        *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
-        *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
-        *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
-    ],
-    np.float32,
-)
 
 
 def _dynamic_levels() -> np.ndarray:
@@ -84,11 +74,12 @@ class Quantized:
     item: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     outputs: int = dataclasses.field(metadata={"static": True})
     kind: ClassVar[Kind]
+    in_stack: ClassVar[tuple[str, ...]] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the weight that is meant, with L where there is one."""
-        first = next(iter(self.parts().values()))
+        first = as_saved(next(iter(self.parts().values()))).value
         return (*first.shape[:-2], *self.item)
 
     def parts(self) -> dict[str, Any]:
@@ -96,15 +87,24 @@ class Quantized:
         names = [f.name for f in dataclasses.fields(self) if not f.metadata.get("static")]
         return {name: getattr(self, name) for name in names}
 
+    def of_layer(self) -> Quantized:
+        """One layer's weight in a scan: values of its arrays, which are `Saved`.
+
+        Those that a kernel reads in the stack of all layers stay `Saved`.
+        """
+        values = {n: s if n in self.in_stack else s.value for n, s in self.parts().items()}
+        return dataclasses.replace(self, **values)
+
     def dequantize(self, dtype: Any) -> jax.Array:
         """The weight, computed in float32; of one layer, that is without L."""
         raise NotImplementedError
 
-    def gathered(self, dims: str, dtype: Any) -> jax.Array:
-        """The weight of one layer, gathered over data under a mesh of several devices.
+    def on_use(self, dims: str, dtype: Any, *, fsdp: bool) -> jax.Array:
+        """The weight of one layer, as a product takes it under the mesh in context.
 
         Args:
             dims: axes of the weight, outputs first.
+            fsdp: whether its rows are sharded over data; they are gathered.
         """
         raise NotImplementedError
 
@@ -127,7 +127,8 @@ class Nf4(Quantized):
     """Four bits a weight, and about an eighth of a bit for the scales.
 
     Attributes:
-        codes: uint8 [rows, columns / 2], the first of two weights in the high bits.
+        codes: uint8 [rows, columns / 2], the first of two weights in the high bits. In a scan
+            `Saved`.
         scale_codes: uint8 [rows, columns / 64].
         steps: float32, one for 256 scales in the order of the matrix.
         offset: float32, mean of the scales.
@@ -137,6 +138,7 @@ class Nf4(Quantized):
     """
 
     kind: ClassVar[Kind] = "nf4"
+    in_stack: ClassVar[tuple[str, ...]] = ("codes",)
     codes: Any
     scale_codes: Any
     steps: Any
@@ -144,26 +146,26 @@ class Nf4(Quantized):
 
     def dequantize(self, dtype: Any) -> jax.Array:
         """The weight, computed in float32."""
-        numbers = _numbers(self.codes, self._scales())
+        numbers = nf4.dequantize(as_saved(self.codes), self._scales(), jnp.float32)
         if numbers.size > math.prod(self.item):
             numbers = numbers.reshape(-1)[: math.prod(self.item)]
         return numbers.reshape(self.item).astype(dtype)
 
-    def gathered(self, dims: str, dtype: Any) -> jax.Array:
+    def on_use(self, dims: str, dtype: Any, *, fsdp: bool) -> jax.Array:
         """The weight of one layer, of which every device dequantizes its own rows.
 
-        Links carry it while products run. To dequantize all of it would take every device as long
-        as its product with thousands of tokens, and more memory. See decisions/073.
+        Links carry the result while products run: to dequantize rows of others takes longer, and
+        more memory. See decisions/073.
         """
-        own, whole = (self._like(dims, fsdp=fsdp).codes.sharding.spec for fsdp in (True, False))
-        if own == whole:
+        codes = as_saved(self.codes)
+        if len(codes.value) != self.outputs:  # a block may span two rows
             return self.dequantize(dtype)
-
-        def own_rows(codes: jax.Array, scales: jax.Array) -> jax.Array:
-            numbers = _numbers(row_major(codes), scales)
-            return row_major(numbers.reshape(len(codes), -1).astype(dtype))
-
-        matrix = on_each_device(own_rows, (own, own), own)(self.codes, self._scales())
+        own_rows = partial(select.dequantize_nf4, dtype=dtype)
+        if not is_sharded():
+            return own_rows(codes, self._scales()).reshape(self.item)
+        own, whole = (self._like(dims, fsdp=one).codes.sharding.spec for one in (fsdp, False))
+        specs = Saved(own, None if codes.slice is None else layer_slice.spec(own))
+        matrix = on_each_device(own_rows, (specs, own), own)(codes, self._scales())
         return jax.lax.with_sharding_constraint(matrix, whole).reshape(self.item)
 
     def _scales(self) -> jax.Array:
@@ -173,21 +175,6 @@ class Nf4(Quantized):
         # By way of bfloat16, exact for a byte: libtpu aborts over bytes of few columns on a v5p.
         index = self.scale_codes.astype(jnp.bfloat16).astype(jnp.int32)
         return jnp.asarray(SCALE_LEVELS)[index] * step + self.offset
-
-
-def _numbers(codes: jax.Array, scales: jax.Array) -> jax.Array:
-    """Return the weights `[rows, blocks, 64]`, float32."""
-    return _level(unpack(codes.reshape(*scales.shape, BLOCK // 2))) * scales[..., None]
-
-
-def _level(codes: jax.Array) -> jax.Array:
-    """Look codes up in LEVELS, bit by bit: a gather of single numbers is slow on accelerators."""
-    chosen: list[Any] = [jnp.float32(level) for level in LEVELS]
-    for bit in range(4):
-        is_set = (codes >> bit) & 1 == 1
-        pairs = zip(chosen[::2], chosen[1::2], strict=True)
-        chosen = [jnp.where(is_set, high, low) for low, high in pairs]
-    return chosen[0]
 
 
 @jax.tree_util.register_dataclass
@@ -209,8 +196,10 @@ class Int8(Quantized):
         w = self.codes.astype(jnp.float32) * (self.peaks * jnp.float32(1 / 127))
         return w.reshape(self.item).astype(dtype)
 
-    def gathered(self, dims: str, dtype: Any) -> jax.Array:
+    def on_use(self, dims: str, dtype: Any, *, fsdp: bool) -> jax.Array:
         """The weight of one layer, gathered in bytes: they cost one product to dequantize."""
+        if not (fsdp and is_sharded()):
+            return self.dequantize(dtype)
         like = self._like(dims, fsdp=False)
         whole = jax.tree.map(
             lambda x, part: jax.lax.with_sharding_constraint(x, part.sharding.spec), self, like

@@ -3,18 +3,19 @@
 A kernel takes max(FLOP / peak, bytes / bandwidth) / 0.7 seconds, with the bytes of its operands and
 results and the FLOP that its module in `ops` counts from their shapes.
 
-That of long rows does more on the vector units than on the matrix units of the fastest chips. It
-takes max(FLOP / peak, bytes / bandwidth, operations of the vector units / their rate) / 0.7
-seconds, and a number of cycles for each block of queries.
+That of long rows does more on the vector units than on the matrix units of the fastest chips, that
+of nf4 nothing but. They take max(FLOP / peak, bytes / bandwidth, operations of the vector units /
+their rate) / 0.7 seconds, the first also a number of cycles for each block of queries.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
-from prompteol_jax.ops import attention_tpu, long_attention_tpu, lora_tpu, norm_tpu
+from prompteol_jax.ops import attention_tpu, long_attention_tpu, lora_tpu, nf4_tpu, norm_tpu
 from prompteol_jax.ops.kernel import LANES
 from tpu.chips import Chip
 from tpu.plan.hlo import Array, Instruction, arrays
@@ -103,6 +104,11 @@ def _none(operands: tuple[Array, ...], results: tuple[Array, ...]) -> int:
     return 0
 
 
+def _nf4(call: Instruction, operands: tuple[Array, ...]) -> Work:
+    weights = math.prod(call.results[0].shape)
+    return _once(_none)(call, operands)._replace(vector=weights * nf4_tpu.VECTOR_OPERATIONS)
+
+
 def _long_attention(call: Instruction, operands: tuple[Array, ...]) -> Work:
     """Count the blocks of long rows that are not masked."""
     (B, width, T), last = operands[0].shape, operands[-1].shape
@@ -124,6 +130,7 @@ WORK: Final[Mapping[str, Counter]] = {
     long_attention_tpu.FORWARD: _long_attention,
     lora_tpu.FORWARD: _once(_update(backward=False)),
     lora_tpu.BACKWARD: _once(_update(backward=True)),
+    nf4_tpu.NAME: _nf4,
     norm_tpu.FORWARD: _once(_none),
     norm_tpu.BACKWARD: _once(_none),
 }

@@ -1,5 +1,6 @@
 """An embedder is an encoder of MTEB: a local task gives the scores that our own harness gives."""
 
+import importlib.util
 import json
 import warnings
 from types import SimpleNamespace
@@ -13,7 +14,10 @@ from prompteol_jax import Embedder
 from prompteol_jax.methods.library import find_method
 from prompteol_jax.text.template import TEMPLATES, Template, clean_sentence
 
-mteb = pytest.importorskip("mteb", reason="the extra mteb is not installed")
+# mteb itself, which takes seconds, is imported where it is used.
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("mteb") is None, reason="the extra mteb is not installed"
+)
 
 PAIRS = [
     (5.0, "A cat sleeps", "A cat is asleep?"),
@@ -77,7 +81,9 @@ def sts_task():
 
 
 def test_the_adapter_satisfies_the_protocol(encoder):
-    assert isinstance(encoder, mteb.EncoderProtocol)
+    from mteb import EncoderProtocol
+
+    assert isinstance(encoder, EncoderProtocol)
     meta = encoder.mteb_model_meta
     assert meta.name == "local/tiny-eol"
     assert meta.embed_dim == encoder.embedder.width
@@ -232,6 +238,7 @@ def retrieval_task():
 
 @pytest.mark.slow
 def test_a_retrieval_task_scores_what_the_exported_folder_does_in_mteb(embedder, tmp_path):
+    import mteb
     import sentence_transformers
 
     from eval.mteb.encoder import MtebEncoder, run_tasks

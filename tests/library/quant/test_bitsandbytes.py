@@ -1,12 +1,12 @@
 """Laws of quantizing: to the bit what bitsandbytes makes on a CPU, on one thread of torch."""
 
-import bitsandbytes.functional as bnb
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import qwix
 import torch
 
+from prompteol_jax.ops import nf4
 from prompteol_jax.quant import bitsandbytes
 from prompteol_jax.quant import formats as quant
 from prompteol_jax.quant.torch_sum import torch_mean
@@ -33,6 +33,8 @@ def one_thread():
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_codes_scales_and_offset_are_those_of_bitsandbytes(shape, dtype):
+    import bitsandbytes.functional as bnb  # takes seconds
+
     w = drawn(shape, dtype)
     ours = bitsandbytes.quantize("nf4", w, "w")
     codes, state = bnb.quantize_4bit(
@@ -45,12 +47,14 @@ def test_codes_scales_and_offset_are_those_of_bitsandbytes(shape, dtype):
     np.testing.assert_array_equal(ours["steps"], state.state2.absmax.numpy())
     np.testing.assert_array_equal(ours["offset"], state.offset.numpy())
     np.testing.assert_array_equal(quant.SCALE_LEVELS, state.state2.code.numpy())
-    np.testing.assert_array_equal(quant.LEVELS, state.code.numpy())
+    np.testing.assert_array_equal(nf4.LEVELS, state.code.numpy())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_int8_codes_and_peaks_are_those_of_bitsandbytes(shape, dtype):
+    import bitsandbytes.functional as bnb  # takes seconds
+
     w = drawn(shape, dtype)
     ours = bitsandbytes.quantize("int8", w, "w")
     codes, peaks, _ = bnb.int8_vectorwise_quant(torch.tensor(w))
@@ -68,11 +72,13 @@ def test_levels_are_those_of_qwix_where_scales_are_whole():
     codes = np.stack([ours >> 4, ours & 15], -1).reshape(256, 2, 64)
     peaks = np.abs(w).reshape(256, 2, 64).max(-1, keepdims=True)
     np.testing.assert_allclose(
-        (quant.LEVELS[codes] * peaks).reshape(256, 128), theirs, rtol=1e-6, atol=0
+        (nf4.LEVELS[codes] * peaks).reshape(256, 128), theirs, rtol=1e-6, atol=0
     )
 
 
 def test_a_scale_is_looked_up_in_the_table_of_bitsandbytes():
+    import bitsandbytes.functional as bnb  # takes seconds
+
     x = np.random.default_rng(0).normal(size=100_001).astype(np.float32) ** 3
     ours = bitsandbytes.double_quantize(x, torch_mean(x))
     offset = torch.tensor(x).mean()

@@ -1,6 +1,5 @@
 """Laws of quantized weights: where they lie, what they weigh, and what a model makes of them."""
 
-import bitsandbytes.functional as bnb
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +13,7 @@ from prompteol_jax.mesh import make_mesh
 from prompteol_jax.models import build
 from prompteol_jax.models.decoder import Rows
 from prompteol_jax.models.llama import LlamaConfig
-from prompteol_jax.ops import bits, einsum
+from prompteol_jax.ops import einsum, nf4
 from prompteol_jax.quant import formats as quant
 from prompteol_jax.weights import load
 
@@ -37,19 +36,12 @@ def drawn(*shape):
 
 def by_bitsandbytes(matrix):
     """Quantize to nf4 and back, as one row: where rows are not whole blocks, its CPU code errs."""
+    import bitsandbytes.functional as bnb  # takes seconds
+
     codes, state = bnb.quantize_4bit(
         matrix.reshape(1, -1), blocksize=64, compress_statistics=True, quant_type="nf4"
     )
     return bnb.dequantize_4bit(codes, state).reshape(matrix.shape)
-
-
-def test_bytes_come_apart_by_a_product_as_by_their_bits():
-    bytes_ = jnp.arange(256, dtype=jnp.uint8).reshape(2, 4, 32)
-    expected = [code for byte in range(256) for code in divmod(byte, 16)]
-    for apart in (bits.unpack_by_shifts, bits.unpack_by_product):
-        found = apart(bytes_)
-        assert found.shape == (2, 4, 64)
-        np.testing.assert_array_equal(found.ravel(), expected)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +54,8 @@ def test_bytes_come_apart_by_a_product_as_by_their_bits():
     ],
 )
 def test_dequantized_weights_are_those_of_bitsandbytes(dims, inputs, shape):
+    import bitsandbytes.functional as bnb  # takes seconds
+
     w = drawn(*shape)
     matrix = torch.tensor(w.reshape(shape[0], -1))
     theirs = by_bitsandbytes(matrix).numpy().reshape(shape)
@@ -91,7 +85,7 @@ def test_no_block_is_cut_and_what_is_cut_dequantizes_the_same(dims, inputs, mesh
     made = place("nf4", dims, inputs, w, mesh, layers=2)
     for name in ("codes", "scale_codes"):
         assert made.parts()[name].sharding.spec == jax.sharding.PartitionSpec(None, *cut)
-    assert made.codes.sharding.shard_shape(made.codes.shape)[-1] % (quant.BLOCK // 2) == 0
+    assert made.codes.sharding.shard_shape(made.codes.shape)[-1] % (nf4.BLOCK // 2) == 0
     assert made.steps.is_fully_replicated
     assert made.offset.is_fully_replicated
     one = place("nf4", dims, inputs, w, layers=2)
@@ -112,11 +106,11 @@ def test_no_block_is_cut_and_what_is_cut_dequantizes_the_same(dims, inputs, mesh
         ("FD", "D", (6, 64), (4, 1)),  # rows that do not divide
     ],
 )
-def test_a_gathered_weight_is_the_dequantized_one(kind, dims, inputs, shape, mesh):
+def test_a_weight_on_use_is_the_dequantized_one(kind, dims, inputs, shape, mesh):
     w = drawn(*shape)
     sharded = place(kind, dims, inputs, w, mesh, fsdp=True)
     with jax.set_mesh(make_mesh(mesh)):
-        found = jax.jit(lambda w: w.gathered(dims, jnp.float32))(sharded)
+        found = jax.jit(lambda w: w.on_use(dims, jnp.float32, fsdp=True))(sharded)
     whole = jax.jit(lambda w: w.dequantize(jnp.float32))(place(kind, dims, inputs, w))
     np.testing.assert_array_equal(found, whole)
 

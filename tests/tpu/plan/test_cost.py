@@ -185,6 +185,20 @@ def test_long_rows_are_charged_by_their_blocks(topology):
     assert found.kernel_s == pytest.approx(max(matrix, vector) / 0.7 + begin)
 
 
+def test_nf4_is_charged_by_the_operations_of_the_vector_units():
+    w, codes, scales = "bf16[4096,4096]{1,0}", "u8[32,4096,2048]{2,1,0}", "f32[4096,128]{1,0}"
+    found = estimate(
+        f"%c = {codes} parameter(1)",
+        f'%y = {w} custom-call(%c, %c, %c, %c), custom_call_target="tpu_custom_call", '
+        f"operand_layout_constraints={{s32[1]{{0}}, {codes}, {scales}, f32[1,128]{{1,0}}}}, "
+        'metadata={op_name="mlp/nf4_dequantize/pallas_call"}',
+    )
+    vector = 24 * 4096**2 / (4096 * V5E.chip.clock)
+    moved = 4096 * (2048 + 4 * 128 + 2 * 4096)  # codes of one layer
+    assert vector > moved / V5E.chip.bandwidth
+    assert found.kernel_s == pytest.approx(vector / 0.7)
+
+
 def test_what_a_sparse_core_changes_is_read_and_written():
     start = f"%s = (({ARRAY}), {ARRAY}, u32[]{{:S(8)}}) call-start(%a), to_apply=%x"
     found = estimate(start, f"%d = {ARRAY} call-done(%s)")
