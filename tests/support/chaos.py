@@ -1,6 +1,7 @@
 """Kills short runs at random instants, damages their checkpoints, and resumes them to the end.
 
     python tests/support/chaos.py --kills 200 --damages 50
+    python tests/support/chaos.py --kinds fsdp two-sources align --kills 20 --damages 7
 
 Every run must end with the bits of one that nobody disturbed, or refuse with the error that names
 the damaged file. Lives are forked from a process that has imported everything and started nothing.
@@ -27,23 +28,34 @@ import transformers  # noqa: F401
 from orbax.checkpoint import v1  # noqa: F401
 
 from train import contrastive, loop, trainable  # noqa: F401
+from train.align import command as align
+from train.align import run as align_run  # noqa: F401
 from train.config import STOPPED
 from train.run import step_folders
 
-FLAGS = (
-    "--steps 40 --batch 8 --rank 2 --save-every 2 --eval-every 1000 --remat none --warmup-steps 5"
-)
+FLAGS = "--steps 40 --batch 8 --rank 2 --save-every 2 --eval-every 1000 --warmup-steps 5"
+# What trains, and its flags; {0} and {1} are files of rows.
+KINDS = {
+    "contrastive": (contrastive.main, "--data {0} --remat none"),
+    "fsdp": (contrastive.main, "--data {0} --mesh 2x1 --fsdp --remat dots"),
+    "two-sources": (contrastive.main, "--data {0} {1} --weights 3 1 --remat none"),
+    "align": (align.main, "--data {0} --remat none"),
+}
 TIMEOUT_S = 900.0
+TIMES = ("step_s", "sentences_per_s")  # of metrics.jsonl
 
 
 class Chaos:
-    """Runs in a folder of their own, and what has happened to them so far."""
+    """Runs of one kind in a folder of their own, and what has happened to them so far."""
 
-    def __init__(self, folder: Path, seed: int):
-        self.folder, self.random = folder, random.Random(seed)
-        self.data = folder / "rows.csv"
-        rows = [f"Man {n} has a car.,Somebody owns a car {n}.,No car {n}." for n in range(10, 90)]
-        self.data.write_text("\n".join(["sent0,sent1,hard_neg", *rows]) + "\n")
+    def __init__(self, folder: Path, seed: int, kind: str):
+        self.folder, self.random, self.kind = folder, random.Random(seed), kind
+        self.data = [folder / "rows.csv", folder / "others.csv"]
+        for file, has in zip(self.data, ("has", "had"), strict=True):
+            rows = [
+                f"Man {n} {has} a car.,Somebody owns a car {n}.,No car {n}." for n in range(10, 90)
+            ]
+            file.write_text("\n".join(["sent0,sent1,hard_neg", *rows]) + "\n")
         self.count = collections.Counter()
         self.left: set = set()  # what earlier kills left of their saves
 
@@ -52,7 +64,8 @@ class Chaos:
 
     def start(self, run: Path, *, resume: bool) -> int:
         """Fork a process that trains; what it says goes to RUN.log."""
-        flags = [*FLAGS.split(), f"--data={self.data}", f"--output={run}"]
+        main, own = KINDS[self.kind]
+        flags = [*FLAGS.split(), *own.format(*self.data).split(), f"--output={run}"]
         self.left = unfinished_saves(run)
         process = os.fork()
         if process:
@@ -62,7 +75,7 @@ class Chaos:
         os.dup2(log, 2)
         code = 1
         try:
-            contrastive.main([*flags, "--resume"] if resume else flags)
+            main([*flags, "--resume"] if resume else flags)
             code = 0
         except SystemExit as end:
             code = end.code
@@ -156,7 +169,7 @@ def wait(ready) -> None:
     deadline = time.monotonic() + TIMEOUT_S
     while not ready():
         assert time.monotonic() < deadline, "a run takes too long"
-        time.sleep(0.001)
+        time.sleep(0.005)
 
 
 def count_lines(run: Path, name: str = "metrics.jsonl") -> int:
@@ -172,41 +185,48 @@ def remains(run: Path) -> tuple:
     """
     adapter = (run / "adapter" / "adapter_model.safetensors").read_bytes()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    steps = [(r["step"], r["loss"], r["accuracy"], r["grad_norm"]) for r in lines]
+    steps = [{name: x for name, x in r.items() if name not in TIMES} for r in lines]
     return adapter, steps, step_folders.committed(run / "checkpoints")[-1]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--damages", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    chaos = Chaos(folder, options.seed)
-    whole = chaos.undisturbed()
-    start = time.monotonic()
-    share = options.damages / options.kills
+def disturb(chaos: Chaos, kills: int, damages: int) -> None:
+    """Run until so many kills and damages have happened; every run ends as an undisturbed one."""
+    whole, share = chaos.undisturbed(), damages / kills
 
     def unfinished() -> bool:
-        kills, damages = chaos.count["kills"], chaos.count["damages"]
-        return kills < options.kills or damages < options.damages
+        return chaos.count["kills"] < kills or chaos.count["damages"] < damages
 
     while unfinished():
-        run = folder / f"run-{chaos.count['runs']}"
+        run = chaos.folder / f"run-{chaos.count['runs']}"
         process = chaos.start(run, resume=False)
         while not (run / "adapter").exists() and unfinished():
             chaos.kill(process, run)
             if chaos.count["damages"] < share * chaos.count["kills"]:
                 chaos.damage(run)
+            sys.stderr.write(f"{chaos.kind}: {chaos}\n")
             process = chaos.start(run, resume=(run / "config.json").exists())
         chaos.end(process, run, 0)
         assert remains(run) == whole, f"{run} is not the undisturbed run"
         chaos.count["runs"] += 1
-        sys.stderr.write(f"{chaos}\n")
         shutil.rmtree(run)
-    seconds = time.monotonic() - start
-    sys.stdout.write(f"{chaos}: all as undisturbed, {seconds:.0f} s\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=["contrastive"])
+    parser.add_argument("--kills", type=int, default=200, help="of each kind")
+    parser.add_argument("--damages", type=int, default=50, help="of each kind")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    for kind in options.kinds:
+        start = time.monotonic()
+        (folder / kind).mkdir()
+        chaos = Chaos(folder / kind, options.seed, kind)
+        disturb(chaos, options.kills, options.damages)
+        seconds = time.monotonic() - start
+        sys.stdout.write(f"{kind}: {chaos}: all as undisturbed, {seconds:.0f} s\n")
+        sys.stdout.flush()
     shutil.rmtree(folder)
 
 

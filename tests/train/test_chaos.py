@@ -9,12 +9,17 @@ import pytest
 
 
 @pytest.mark.slow
-def test_killed_and_damaged_runs_end_as_undisturbed_ones_or_refuse():
+@pytest.mark.parametrize(
+    ("kind", "kills", "damages"),
+    [("contrastive", 8, 3), ("fsdp", 3, 1), ("two-sources", 3, 1), ("align", 3, 1)],
+)
+def test_killed_and_damaged_runs_end_as_undisturbed_ones_or_refuse(kind, kills, damages):
     script = Path(__file__).parents[1] / "support" / "chaos.py"
-    command = [sys.executable, str(script), "--kills", "8", "--damages", "3"]
+    flags = ["--kinds", kind, "--kills", str(kills), "--damages", str(damages)]
+    command = [sys.executable, str(script), *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert "all as undisturbed" in done.stdout
     told = {what: int(n) for n, what in re.findall(r"(\d+) ([a-z ]+)", done.stdout)}
-    assert told["kills"] >= 8
-    assert told["damages"] >= 3
+    assert told["kills"] >= kills
+    assert told["damages"] >= damages
