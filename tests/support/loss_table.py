@@ -17,12 +17,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+TWO_PARTS = 'This_sentence_:_"*sent_0*"_means_something,_it_can_also_be_summarized_as'
 FIRST = {
     "infonce": (),
     "infonce-symmetric": (),
     "infonce-joint": (),
     "infonce-masked": (),
-    "sfp": (),
+    "sfp": ("--loss", "sfp", "--template", TWO_PARTS),
     "infonce, matryoshka 128 64 32": ("--loss", "infonce", "--matryoshka", "128", "64", "32"),
 }
 SECOND = ("cosent", "angle", "pearson", "dpo")
@@ -44,7 +45,7 @@ def train(module: str, folder: Path, flags: list[str]) -> dict[str, float]:
     result = folder / "result.json"
     if not result.exists():
         command = [sys.executable, "-m", module, *flags, "--resume", "--output", str(folder)]
-        subprocess.run([*command, "--json", str(result)], check=True, stderr=subprocess.DEVNULL)
+        subprocess.run([*command, "--json", str(result)], check=True)
     return json.loads(result.read_text())
 
 
