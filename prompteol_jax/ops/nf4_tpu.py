@@ -23,10 +23,11 @@ from prompteol_jax.ops.nf4 import BLOCK, LEVELS
 from prompteol_jax.ops.scan import Saved
 
 NAME: Final = "nf4_dequantize"
-# What a weight costs the vector units: 4.5 to 6 cycles of four operations for 1,024 weights in
-# libtpu's schedules.
+# What a weight costs the vector units: libtpu's schedules have 4.9 (v6e) to 5.5 (v5p) cycles, of
+# four operations each, for 1,024 weights; rounded up to 6.
 VECTOR_OPERATIONS: Final = 24
-_COLUMNS: Final = LANES // len(LEVELS) * BLOCK  # of the blocks whose levels a register holds
+_BLOCKS: Final = LANES // len(LEVELS)  # whose levels a register holds
+_COLUMNS: Final = _BLOCKS * BLOCK  # of a program
 _ROWS: Final = 2048  # of a program, at most
 _AT_ONCE: Final = 1024  # rows, so that the permutations of some hide the latency of others
 
@@ -54,9 +55,8 @@ def dequantize(
     rows, columns = len(codes.value), 2 * codes.value.shape[1]
     rows_each = min(_ROWS, 1 << (rows.bit_length() - 1))
     scales = jnp.pad(scales, ((0, 0), (0, -scales.shape[1] % LANES)))
-    levels = jnp.tile(jnp.asarray(LEVELS), LANES // len(LEVELS))[None]
-    bytes_each = _COLUMNS // 2
-    groups = LANES * BLOCK // _COLUMNS  # of blocks, in a register of scales
+    levels = jnp.tile(jnp.asarray(LEVELS), _BLOCKS)[None]
+    programs = LANES // _BLOCKS  # that share a register of scales
     return kernel_call(
         functools.partial(_program, min(_AT_ONCE, rows_each)),
         [codes.slice or unstacked(codes.value)],
@@ -64,8 +64,8 @@ def dequantize(
         out_shape=jax.ShapeDtypeStruct((rows, columns), dtype),
         grid=(pl.cdiv(rows, rows_each), pl.cdiv(columns, _COLUMNS)),
         in_specs=[
-            pl.BlockSpec((rows_each, bytes_each), lambda i, j: (i, j)),
-            pl.BlockSpec((rows_each, LANES), lambda i, j: (i, jax.lax.div(j, groups))),
+            pl.BlockSpec((rows_each, _COLUMNS // 2), lambda i, j: (i, j)),
+            pl.BlockSpec((rows_each, LANES), lambda i, j: (i, jax.lax.div(j, programs))),
             pl.BlockSpec((1, LANES), lambda i, j: (0, 0)),
         ],
         out_specs=pl.BlockSpec((rows_each, _COLUMNS), lambda i, j: (i, j)),
@@ -84,24 +84,24 @@ def _program(at_once: int, codes_ref: Any, scales_ref: Any, levels_ref: Any, out
     quarter = at_once // 4
     lane = jax.lax.broadcasted_iota(jnp.int32, (quarter, LANES), 1)
     levels = jnp.broadcast_to(levels_ref[...], lane.shape)
-    blocks = LANES // len(LEVELS)
-    first = jax.lax.rem(pl.program_id(1), LANES // blocks) * blocks
+    first = jax.lax.rem(pl.program_id(1), LANES // _BLOCKS) * _BLOCKS
     shift = 4 - 4 * (lane & 1)
 
     @pl.loop(0, codes_ref.shape[0] // at_once)
     def _(step: Any) -> None:
         quarters = [pl.ds(step * at_once + n * quarter, quarter) for n in range(4)]
         scaled = [_take(scales_ref[rows], first + (lane >> 4)) * levels for rows in quarters]
-        for part in range(_COLUMNS // LANES):  # registers of weights
-            if part % 2 == 0:
-                columns = slice(part // 2 * LANES, (part // 2 + 1) * LANES)
+        for start in range(0, _COLUMNS, LANES):
+            half = start // 2 % LANES  # the bytes of these weights are half a register
+            if half == 0:
+                columns = slice(start // 2, start // 2 + LANES)
                 words = _words([codes_ref[rows, columns] for rows in quarters])
-            pairs = _take(words, part % 2 * LANES // 2 + (lane >> 1))
-            block = 2 * part + (lane >> 6)
+            pairs = _take(words, half + (lane >> 1))
+            block = start // BLOCK + (lane >> 6)
             for n, rows in enumerate(quarters):
                 code = (pairs >> (shift + 8 * n)) & 15
                 weights = _take(scaled[n], block * len(LEVELS) + code)
-                out_ref[rows, part * LANES : (part + 1) * LANES] = weights.astype(out_ref.dtype)
+                out_ref[rows, start : start + LANES] = weights.astype(out_ref.dtype)
 
 
 def _words(parts: list[Any]) -> Any:

@@ -182,6 +182,7 @@ def _plain(
 
 
 def _parts(own: list[jax.Array], stacks: list[jax.Array], at: jax.Array) -> list[Saved]:
+    """Return the arrays of a layer, each with its slice of the stack."""
     pairs = zip(own, stacks, strict=True)
     return [Saved(part, LayerSlice(stack, at)) for part, stack in pairs]
 
